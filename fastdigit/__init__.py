@@ -1,0 +1,3 @@
+"""fastdigit."""
+
+__version__ = "0.1.0"

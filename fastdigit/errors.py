@@ -1,0 +1,54 @@
+"""Every error that fastdigit raises on purpose.
+
+Each derives from :class:`FastdigitError`, so one ``except`` catches them all, and from the
+built-in exception that callers would expect. A message is one line: what is wrong, where, and
+what to do about it. ``exit_status`` is what the ``fastdigit`` command returns for it.
+"""
+
+
+class FastdigitError(Exception):
+    """Base of all fastdigit errors."""
+
+    exit_status = 1
+
+
+class DataError(FastdigitError, ValueError):
+    """Images, labels or a data file that cannot be used as they are."""
+
+
+class DownloadError(FastdigitError, OSError):
+    """Data could not be fetched from any mirror."""
+
+
+class ConfigError(FastdigitError, ValueError):
+    """An argument or option that makes no sense (a negative rate, an unknown optimizer …)."""
+
+    exit_status = 2
+
+
+class BackendError(FastdigitError, RuntimeError):
+    """A backend that was asked for by name cannot run here."""
+
+    exit_status = 2
+
+
+class CheckpointError(FastdigitError, ValueError):
+    """A model or checkpoint file that is damaged, foreign, or made for another network."""
+
+
+class TrainingDivergedError(FastdigitError, ArithmeticError):
+    """The loss or the weights became NaN or infinite. ``step`` counts from 1."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+class BusyError(FastdigitError, RuntimeError):
+    """The network is being trained by another thread."""
+
+
+class MissingExtraError(FastdigitError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    exit_status = 2

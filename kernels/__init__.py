@@ -1,0 +1,1 @@
+"""Hand-written kernels, one folder per operation; see kernels/README.md."""

@@ -1,1 +1,2 @@
-"""Hand-written kernels, one folder per operation; see kernels/README.md."""
+"""Hand-written kernels, one folder for each operation: its definition, every implementation and
+its gradient side by side. kernels/README.md is the map."""

@@ -1,0 +1,1 @@
+"""Inverted dropout with counter-based random numbers."""

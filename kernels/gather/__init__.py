@@ -1,0 +1,1 @@
+"""Bringing a mini-batch together from the whole training set."""

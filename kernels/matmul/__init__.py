@@ -1,0 +1,1 @@
+"""Matrix products and the dense layer built on them."""

@@ -1,0 +1,1 @@
+"""One pass over the flat parameter buffer for each optimizer."""

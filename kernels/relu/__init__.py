@@ -1,0 +1,1 @@
+"""The rectifier and its gradient, unfused."""

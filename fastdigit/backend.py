@@ -1,0 +1,216 @@
+"""Backends: who does the arithmetic.
+
+A :class:`Backend` is a frozen record of functions, built by one loader each, complete or not at
+all. Networks and the training loop use nothing but these functions, so a backend is exchanged
+without touching them. The functions are defined, with shapes, formulas and costs, in the
+``reference.py`` of each operation under :mod:`fastdigit.kernels`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from .errors import BackendError
+from .layout import Layout
+
+ENVIRONMENT_VARIABLE = "FASTDIGIT_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The operations of one backend. Arrays are the backend's own; outputs are the caller's.
+
+    ``row_align`` is the number of elements that rows of matrices are padded to; ``precisions`` are
+    the values of ``Network(precision=…)`` that it can run; ``device`` says in words what computes.
+    """
+
+    name: str
+    device: str
+    row_align: int
+    precisions: tuple[str, ...]
+
+    zeros: Callable[[tuple[int, ...], str], Any]  # (shape, dtype) -> array
+    to_device: Callable[..., Any]  # (a, out=None) -> array; into out where it is given
+    to_host: Callable[[Any], Any]  # (d) -> numpy array; may share memory on a CPU backend
+    synchronize: Callable[[], None]
+
+    gather: Callable[..., None]  # (images, order, start, out)
+    gather_values: Callable[..., None]  # (values, order, start, out)
+    dense: Callable[..., None]  # (x, w, b, y, relu)
+    dense_grad_input: Callable[..., None]  # (dy, w, y_below, dx, scale)
+    dense_grad_weight: Callable[..., None]  # (x, dy, dw, db)
+    softmax: Callable[..., None]  # (z, p)
+    softmax_xent: Callable[..., None]  # (z, t, weight, loss, correct, dz)
+    dropout: Callable[..., None]  # (y, p, key, step)
+    sgd: Callable[..., None]  # (p, g, v, lr, momentum, decay, nesterov, decoupled)
+    adam: Callable[..., None]  # (p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled)
+    clip_norm: Callable[..., None]  # (g, limit)
+
+    # (plan, images, labels, order, loss, correct): the steps of a TrainPlan in one call, or None
+    # where the backend has only single operations.
+    train_epoch: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a backend needs to run a stretch of one epoch in one call.
+
+    Step i of the stretch (i = 0 … len(learning_rates) - 1) takes the images
+    ``order[(first_step + i)·batch_size : …]``, the last one what is left, and is update number
+    ``update + i`` of the whole training (from 0): the number that Adam's bias correction (plus 1)
+    and the dropout counter use. ``loss`` and ``correct`` are written at the positions of the
+    images in ``order``. All arrays are the backend's; they are updated in place.
+    """
+
+    layout: Layout
+    precision: str
+    parameters: Any  # [P]
+    gradients: Any  # [P]
+    state: tuple[Any, ...]  # of the optimizer, [P] each
+    optimizer: Any  # fastdigit.SGD or fastdigit.Adam: its numbers
+    learning_rates: Any  # one for each step, numpy float64, on the host
+    update: int
+    first_step: int
+    batch_size: int
+    dropout: tuple[float, ...]  # one for each hidden layer
+    seed: int
+    clip_norm: float | None
+    weight: Any  # [N] or None
+
+
+def _reference_operations(xp):
+    """The operations of the reference kernels over the array module ``xp``."""
+    from .kernels.dropout import reference as dropout
+    from .kernels.gather import reference as gather
+    from .kernels.matmul import reference as matmul
+    from .kernels.optimizer import reference as optimizer
+    from .kernels.softmax_xent import reference as softmax_xent
+
+    functions = (
+        gather.gather,
+        gather.gather_values,
+        matmul.dense,
+        matmul.dense_grad_input,
+        matmul.dense_grad_weight,
+        softmax_xent.softmax,
+        softmax_xent.softmax_xent,
+        dropout.dropout,
+        optimizer.sgd,
+        optimizer.adam,
+        optimizer.clip_norm,
+    )
+    return {function.__name__: partial(function, xp) for function in functions}
+
+
+def _load_numpy():
+    import numpy as np
+
+    def zeros(shape, dtype):
+        # Always at the start of a cache line: BLAS and the vector loops of NumPy may round
+        # differently for another alignment, and equal seeds must give equal bits.
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.zeros(size + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + size].view(dtype).reshape(shape)
+
+    def to_device(a, out=None):
+        if out is None:
+            out = zeros(a.shape, a.dtype)
+        np.copyto(out, a)
+        return out
+
+    return Backend(
+        name="numpy",
+        device=f"CPU, NumPy {np.__version__}",
+        row_align=16,
+        precisions=("float32", "float64"),
+        zeros=zeros,
+        to_device=to_device,
+        to_host=lambda d: d,
+        synchronize=lambda: None,
+        **_reference_operations(np),
+    )
+
+
+def _load_cupy():
+    install = "pip install 'fastdigit[cuda13]' (or [cuda12])"
+    try:
+        import cupy as cp
+    except ImportError as error:
+        raise BackendError(f"CuPy is not installed: {install} ({error})") from error
+    try:
+        count = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(f"CuPy {cp.__version__} finds no usable CUDA device: {error}") from error
+    if count == 0:
+        raise BackendError(f"CuPy {cp.__version__} finds no CUDA device")
+
+    def to_device(a, out=None):
+        if out is None:
+            return cp.asarray(a)
+        out[...] = cp.asarray(a)
+        return out
+
+    properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.runtime.getDevice())
+    return Backend(
+        name="cupy",
+        device=f"{properties['name'].decode()}, CuPy {cp.__version__}",
+        row_align=64,
+        precisions=("float32", "float64"),
+        zeros=cp.zeros,
+        to_device=to_device,
+        to_host=cp.asnumpy,
+        synchronize=lambda: cp.cuda.get_current_stream().synchronize(),
+        **_reference_operations(cp),
+    )
+
+
+_LOADERS = {"numpy": _load_numpy, "cupy": _load_cupy}
+
+# What "auto" tries, best first. "cupy" is the baseline to measure against, chosen only by name.
+_AUTO = ("numpy",)
+
+
+@cache
+def _load(name):
+    return _LOADERS[name]()
+
+
+def backends():
+    """Which backends can run here: ``{name: "ok"}``, or the reason why not instead of "ok"."""
+    report = {}
+    for name in _LOADERS:
+        try:
+            _load(name)
+            report[name] = "ok"
+        except BackendError as error:
+            report[name] = str(error)
+    return report
+
+
+def get_backend(name="auto"):
+    """The backend of that name.
+
+    "auto" takes the one that the environment variable FASTDIGIT_BACKEND names, else the fastest
+    that runs here; ``.name`` of the result says which. A :class:`Backend` is returned as it is.
+
+    Errors: BackendError for an unknown name, and for a named backend that cannot run here, with
+    what was found and what is needed.
+    """
+    if isinstance(name, Backend):
+        return name
+    source = ""
+    if name == "auto":
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        source = f" (from {ENVIRONMENT_VARIABLE})"
+    if name == "auto":
+        return _load(next(candidate for candidate in _AUTO if backends()[candidate] == "ok"))
+    if name not in _LOADERS:
+        known = ", ".join(["auto", *_LOADERS])
+        raise BackendError(f"there is no backend {name!r}{source}: choose one of {known}")
+    try:
+        return _load(name)
+    except BackendError as error:
+        raise BackendError(f"backend {name!r}{source} cannot run here: {error}") from error

@@ -1,0 +1,289 @@
+"""Networks and trainings on disk: safetensors files, written atomically, checked before use.
+
+A file holds the parameters as ``w1``, ``b1``, ``w2`` … and one metadata entry, ``fastdigit``: JSON
+of a closed schema (exactly the fields below, of exactly these types). A checkpoint of a training
+is the same file with more in it, so it can be used as a network too:
+
+- ``state.<name>.w1`` …: the optimizer's state
+- ``best.w1`` …: the best parameters so far, where early stopping keeps them
+- ``log.step_losses`` [steps so far], and in an unfinished epoch ``epoch.loss`` and
+  ``epoch.correct`` [images so far]
+- in the metadata the position (epochs done, steps done in the next one), the settings, a digest of
+  the training data, and the log of the epochs.
+
+Random numbers need no state: each is a function of the seed and of this position. Nothing in a
+file is ever executed. Format of the container: https://github.com/huggingface/safetensors.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CheckpointError, ConfigError
+from .files import atomic_write
+from .layout import Layout
+from .log import Epoch, TrainingLog
+
+FORMAT = 1
+METADATA_KEY = "fastdigit"
+
+NETWORK_SCHEMA = {
+    "format": int,
+    "layer_sizes": [int],
+    "classes": [int],
+    "dropout": [float],
+    "precision": str,
+    "seed": int,
+    "pixels": bool,
+}
+TRAINING_SCHEMA = {
+    "epochs_done": int,
+    "steps_done": int,
+    "settings": {str: (str, int, float, bool, type(None))},
+    "data_digest": str,
+    "epochs": [
+        {
+            "epoch": int,
+            "loss": float,
+            "accuracy": float,
+            "learning_rate": float,
+            "seconds": float,
+            "images_per_second": float,
+            "validation_loss": (float, type(None)),
+            "validation_accuracy": (float, type(None)),
+        }
+    ],
+}
+
+
+@dataclass
+class TrainingState:
+    """A training between two steps: all that is needed to go on as if nothing had happened.
+
+    ``parameters``, ``state`` (by name of the state) and ``best`` hold named host tensors; ``best``
+    is None without early stopping.
+    ``epoch_loss`` and ``epoch_correct`` cover the images of the unfinished epoch so far.
+    """
+
+    epochs_done: int
+    steps_done: int
+    settings: dict
+    data_digest: str
+    log: TrainingLog
+    parameters: dict[str, np.ndarray]
+    state: dict[str, dict[str, np.ndarray]]
+    best: dict[str, np.ndarray] | None = None
+    epoch_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    epoch_correct: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+
+def save_network(path, net):
+    """Write the network alone. Errors: OSError; the file that stood there is then intact."""
+    _write(path, dict(net.get_parameters()), {"network": _describe(net)})
+
+
+def save_checkpoint(path, net, training):
+    """Write the network and a :class:`TrainingState`. Errors: as :func:`save_network`."""
+    tensors = dict(training.parameters)
+    for state, named in training.state.items():
+        tensors.update({f"state.{state}.{name}": value for name, value in named.items()})
+    if training.best is not None:
+        tensors.update({f"best.{name}": value for name, value in training.best.items()})
+    tensors["log.step_losses"] = np.asarray(training.log.step_losses, np.float64)
+    tensors["epoch.loss"] = training.epoch_loss
+    tensors["epoch.correct"] = training.epoch_correct
+    metadata = {
+        "epochs_done": training.epochs_done,
+        "steps_done": training.steps_done,
+        "settings": training.settings,
+        "data_digest": training.data_digest,
+        "epochs": [vars(epoch) for epoch in training.log.epochs],
+    }
+    _write(path, tensors, {"network": _describe(net), "training": metadata})
+
+
+def load_network(path, *, backend="auto"):
+    """The network in a file of :func:`save_network` or :func:`save_checkpoint`.
+
+    Errors: CheckpointError for a file that is missing, damaged, foreign, of a newer format, or
+    whose tensors do not fit its own description. Memory stays within the size of the file.
+    """
+    from .network import Network
+
+    with _open(path) as file:
+        described = _metadata(path, file)["network"]
+        try:
+            # Held against the tensors first: a description alone must not make us allocate.
+            layout = Layout(tuple(described["layer_sizes"]))
+            _compare(path, file, "", layout)
+            options = {name: described[name] for name in described.keys() - {"format", "layer_sizes"}}
+            net = Network(described["layer_sizes"], backend=backend, **options)
+        except ConfigError as error:
+            raise CheckpointError(f"{path} describes no usable network: {error}") from error
+        net.set_parameters(_named(path, file, "", net))
+    return net
+
+
+def load_checkpoint(path, net):
+    """The :class:`TrainingState` in a file of :func:`save_checkpoint`, for a network like ``net``.
+
+    Errors: CheckpointError as :func:`load_network`, also for a file without a training, and for
+    another architecture, listing the tensors that differ. ``net`` is not changed.
+    """
+    with _open(path) as file:
+        metadata = _metadata(path, file)
+        training = metadata.get("training")
+        if training is None:
+            raise CheckpointError(f"{path} holds a network but no training to resume")
+        states = sorted({name.split(".")[1] for name in file.keys() if name.startswith("state.")})  # noqa: SIM118
+        state = {name: _named(path, file, f"state.{name}.", net) for name in states}
+        has_best = any(name.startswith("best.") for name in file.keys())  # noqa: SIM118
+        best = _named(path, file, "best.", net) if has_best else None
+        log = TrainingLog(
+            epochs=[Epoch(**epoch) for epoch in training["epochs"]],
+            step_losses=_tensor(path, file, "log.step_losses", "float64", vector=True).tolist(),
+        )
+        return TrainingState(
+            epochs_done=training["epochs_done"],
+            steps_done=training["steps_done"],
+            settings=training["settings"],
+            data_digest=training["data_digest"],
+            log=log,
+            parameters=_named(path, file, "", net),
+            state=state,
+            best=best,
+            epoch_loss=_tensor(path, file, "epoch.loss", net.precision, vector=True),
+            epoch_correct=_tensor(path, file, "epoch.correct", "uint8", vector=True),
+        )
+
+
+def _describe(net):
+    return {
+        "format": FORMAT,
+        "layer_sizes": list(net.layer_sizes),
+        "classes": net.classes.tolist(),
+        "dropout": list(net.dropout),
+        "precision": net.precision,
+        "seed": net.seed,
+        "pixels": net.pixels,
+    }
+
+
+def _write(path, tensors, metadata):
+    from safetensors.numpy import save
+
+    text = json.dumps(metadata, allow_nan=False)
+    atomic_write(path, save(tensors, {METADATA_KEY: text}))
+
+
+def _open(path):
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _metadata(path, file):
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise CheckpointError(f"{path} is a safetensors file, but not one of fastdigit's")
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata is not JSON: {error}") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: its metadata is not a JSON object")
+    found = metadata.get("network", {}).get("format") if isinstance(metadata.get("network"), dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {found}, this version reads up to {FORMAT}: upgrade fastdigit"
+        )
+    schema = {"network": NETWORK_SCHEMA}
+    if "training" in metadata:
+        schema["training"] = TRAINING_SCHEMA
+    problem = _mismatch(metadata, schema, "metadata")
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    return metadata
+
+
+def _mismatch(value, schema, where):
+    """The first place where a JSON value departs from a schema, or None.
+
+    A schema is a type, a tuple of types, [schema of all items], {name: schema} for exactly these
+    names, or {str: schema} for any names.
+    """
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return f"{where} is not an object"
+        if str in schema:
+            schema = dict.fromkeys(value, schema[str])
+        if value.keys() != schema.keys():
+            return f"{where} has the fields {sorted(value)}, expected {sorted(schema)}"
+        parts = ((value[name], schema[name], f"{where}.{name}") for name in schema)
+    elif isinstance(schema, list):
+        if not isinstance(value, list):
+            return f"{where} is not a list"
+        parts = ((item, schema[0], f"{where}[{i}]") for i, item in enumerate(value))
+    else:
+        types = schema if isinstance(schema, tuple) else (schema,)
+        # type(), not isinstance(): True must not pass for the integer 1.
+        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
+            return f"{where} is {value!r:.40}, expected {' or '.join(t.__name__ for t in types)}"
+        return None
+    return next(filter(None, (_mismatch(*part) for part in parts)), None)
+
+
+def _named(path, file, prefix, net):
+    """The tensors ``prefix + name`` for all parameters; all shapes are compared before any is read."""
+    _compare(path, file, prefix, net.layout)
+    return {
+        tensor.name: _tensor(path, file, prefix + tensor.name, net.precision) for tensor in net.layout.tensors
+    }
+
+
+def _compare(path, file, prefix, layout):
+    """CheckpointError unless the tensors under ``prefix`` are exactly those of ``layout``."""
+    shapes = {tensor.name: tensor.shape for tensor in layout.tensors}
+    found = {
+        name.removeprefix(prefix): tuple(file.get_slice(name).get_shape())
+        for name in file.keys()  # noqa: SIM118 (not a dict)
+        if name.startswith(prefix) and name.count(".") == prefix.count(".")
+    }
+    if found != shapes:
+        names = sorted(name for name in {**shapes, **found} if found.get(name) != shapes.get(name))
+        details = "; ".join(
+            f"{prefix}{name} is {_shape(found.get(name))}, expected {_shape(shapes.get(name))}"
+            for name in names
+        )
+        raise CheckpointError(f"{path} does not fit this network: {details}")
+
+
+def _shape(shape):
+    return "absent" if shape is None else "×".join(map(str, shape))
+
+
+def _tensor(path, file, name, dtype, vector=False):
+    from safetensors import SafetensorError
+
+    try:
+        value = file.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: tensor {name} cannot be read: {error}") from error
+    if value.dtype != dtype or (vector and value.ndim != 1):
+        raise CheckpointError(
+            f"{path}: tensor {name} is {value.dtype} {_shape(value.shape)}, expected {dtype}"
+        )
+    if not np.isfinite(value).all():
+        raise CheckpointError(f"{path}: tensor {name} holds NaN or infinity")
+    return value

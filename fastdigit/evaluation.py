@@ -1,0 +1,118 @@
+"""How good a network is: accuracy with its uncertainty, per class, and what is confused with what."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .errors import DataError
+from .inputs import as_targets
+
+
+def wilson_interval(correct, count, z=1.959963984540054):
+    """The 95 % confidence interval (low, high) of a proportion: Wilson, JASA 22 (1927).
+
+    Unlike the normal approximation it stays inside 0 … 1 and is right near both ends.
+    """
+    p = correct / count
+    centre = p + z * z / (2 * count)
+    spread = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Predictions of a network for labelled images, and what follows from them.
+
+    ``classes`` [C], ``targets`` [N] (indices into classes) and ``probabilities`` [N, C].
+    """
+
+    classes: np.ndarray
+    targets: np.ndarray
+    probabilities: np.ndarray
+
+    @cached_property
+    def predicted(self):
+        """Index of the most probable class of each image [N]."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def count(self):
+        return len(self.targets)
+
+    @property
+    def correct(self):
+        """How many images are classified correctly."""
+        return int((self.predicted == self.targets).sum())
+
+    @property
+    def accuracy(self):
+        return self.correct / self.count
+
+    @property
+    def interval(self):
+        """The 95 % confidence interval (low, high) of the accuracy."""
+        return wilson_interval(self.correct, self.count)
+
+    @property
+    def loss(self):
+        """Mean cross-entropy."""
+        chosen = self.probabilities[np.arange(self.count), self.targets]
+        return float(-np.log(np.maximum(chosen, np.finfo(chosen.dtype).tiny)).mean(dtype=np.float64))
+
+    @cached_property
+    def confusion(self):
+        """Images of class r taken for class c [C, C]."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.targets, self.predicted, labels=np.arange(len(self.classes)))
+
+    @cached_property
+    def per_class(self):
+        """``[{"label", "precision", "recall", "f1", "count"}, …]``, 0 where nothing was predicted."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        columns = precision_recall_fscore_support(
+            self.targets, self.predicted, labels=np.arange(len(self.classes)), zero_division=0
+        )
+        return [
+            {"label": int(label), "precision": float(p), "recall": float(r), "f1": float(f), "count": int(n)}
+            for label, p, r, f, n in zip(self.classes, *columns, strict=True)
+        ]
+
+    def as_dict(self):
+        """Everything but the single predictions, ready for JSON."""
+        return {
+            "images": self.count,
+            "correct": self.correct,
+            "accuracy": self.accuracy,
+            "interval_95": list(self.interval),
+            "loss": self.loss,
+            "per_class": self.per_class,
+            "classes": self.classes.tolist(),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate(net, data):
+    """Classify labelled images and compare: an :class:`Evaluation`.
+
+    ``data`` has ``images`` and ``labels`` (as ``dataset.test``), or is a pair of them.
+    Errors: DataError for images or labels that do not fit the network, or none at all.
+    """
+    images, labels = unpack(data)
+    if not len(images):
+        raise DataError("there are no images to evaluate")
+    targets = as_targets(labels, net.classes, len(images))
+    return Evaluation(net.classes, targets, net.predict_proba(images))
+
+
+def unpack(data):
+    """(images, labels) of an object that has both, or of a pair."""
+    if hasattr(data, "images") and hasattr(data, "labels"):
+        return data.images, data.labels
+    if isinstance(data, tuple) and len(data) == 2:
+        return data
+    raise DataError("data must have images and labels (as dataset.train), or be a pair (images, labels)")

@@ -1,0 +1,1 @@
+"""Pieces that several operations share. Imports nothing else of this project."""

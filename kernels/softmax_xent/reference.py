@@ -1,0 +1,50 @@
+"""Softmax and cross-entropy, written once for any array module ``xp`` (NumPy, CuPy).
+
+For logits z and the target class t of one image:
+
+    p_c = exp(z_c) / Σ_k exp(z_k)     L = -log p_t     ∂L/∂z_c = p_c - [c = t]
+
+The row maximum m is subtracted first, which changes nothing in p and keeps exp from overflowing:
+L = log Σ_k exp(z_k - m) - (z_t - m) is finite for any finite logits.
+Source: Bishop, *Pattern Recognition and Machine Learning* (2006), section 4.3.4.
+"""
+
+
+def softmax(xp, z, p):
+    """p = the softmax of each row of z.
+
+    Shapes: z and p [B, C]. Dtypes: float32 (the reference also runs in float64).
+    Writes: p, which may be z itself.
+    Cost: one exponential and about four flops an element.
+    """
+    xp.subtract(z, z.max(axis=1, keepdims=True), out=p)
+    xp.exp(p, out=p)
+    xp.divide(p, p.sum(axis=1, keepdims=True), out=p)
+
+
+def softmax_xent(xp, z, t, weight, loss, correct, dz):
+    """Cross-entropy of each row, whether its largest logit is the target's, and the gradient.
+
+    loss_i = weight_i · L_i and dz_i = weight_i · ∂L_i/∂z_i / B, so that dz is the gradient of the
+    mean of ``loss`` over the batch. A tie for the largest logit counts as correct.
+
+    Shapes: z and dz [B, C]; t, weight, loss and correct [B]; weight may be None (all ones).
+    Dtypes: t int32, correct uint8, the rest float32 (the reference also runs in float64).
+    Writes: loss, correct, dz (which may be z itself).
+    Errors: IndexError from ``xp`` for a target outside 0 … C - 1 (NumPy; a GPU may not check).
+    Cost: one exponential and about five flops an element.
+    """
+    rows = xp.arange(len(t))
+    xp.subtract(z, z.max(axis=1, keepdims=True), out=dz)
+    target = dz[rows, t]
+    xp.copyto(correct, target >= 0, casting="unsafe")
+    xp.exp(dz, out=dz)
+    total = dz.sum(axis=1)
+    xp.subtract(xp.log(total), target, out=loss)
+    factor = 1 / len(t)
+    xp.divide(dz, total[:, None], out=dz)
+    dz[rows, t] -= 1
+    xp.multiply(dz, factor, out=dz)
+    if weight is not None:
+        xp.multiply(loss, weight, out=loss)
+        xp.multiply(dz, weight[:, None], out=dz)

@@ -138,6 +138,7 @@ def load_checkpoint(path, net):
         training = metadata.get("training")
         if training is None:
             raise CheckpointError(f"{path} holds a network but no training to resume")
+        parameters = _named(path, file, "", net)
         states = sorted({name.split(".")[1] for name in file.keys() if name.startswith("state.")})  # noqa: SIM118
         state = {name: _named(path, file, f"state.{name}.", net) for name in states}
         has_best = any(name.startswith("best.") for name in file.keys())  # noqa: SIM118
@@ -152,7 +153,7 @@ def load_checkpoint(path, net):
             settings=training["settings"],
             data_digest=training["data_digest"],
             log=log,
-            parameters=_named(path, file, "", net),
+            parameters=parameters,
             state=state,
             best=best,
             epoch_loss=_tensor(path, file, "epoch.loss", net.precision, vector=True),

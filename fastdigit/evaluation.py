@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from .errors import DataError
-from .inputs import as_targets
+from .inputs import as_targets, unpack
 
 
 def wilson_interval(correct, count, z=1.959963984540054):
@@ -107,12 +107,3 @@ def evaluate(net, data):
         raise DataError("there are no images to evaluate")
     targets = as_targets(labels, net.classes, len(images))
     return Evaluation(net.classes, targets, net.predict_proba(images))
-
-
-def unpack(data):
-    """(images, labels) of an object that has both, or of a pair."""
-    if hasattr(data, "images") and hasattr(data, "labels"):
-        return data.images, data.labels
-    if isinstance(data, tuple) and len(data) == 2:
-        return data
-    raise DataError("data must have images and labels (as dataset.train), or be a pair (images, labels)")

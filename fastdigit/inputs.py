@@ -4,12 +4,15 @@ Conversions that cannot change the meaning are made; everything else is an error
 row at fault. (FAULTS: no wrong answer given in silence.)
 """
 
+import hashlib
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import DataError
+from .errors import ConfigError, DataError
+from .streams import SPLIT, random_stream
 
 
 def as_inputs(images, size, *, what="images", dtype="float32", pixels=True):
@@ -102,3 +105,73 @@ def as_weights(weights, count):
     if total == 0:
         raise DataError("the sample weights are all zero")
     return (weights * (count / total)).astype(np.float32)
+
+
+def unpack(data):
+    """(images, labels) of an object that has both, or of a pair."""
+    if hasattr(data, "images") and hasattr(data, "labels"):
+        return data.images, data.labels
+    if isinstance(data, tuple) and len(data) == 2:
+        return data
+    raise DataError("data must have images and labels (as dataset.train), or be a pair (images, labels)")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training and validation data, checked and converted, on the host."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weight: np.ndarray | None
+    validation: tuple[np.ndarray, np.ndarray] | None  # inputs and labels
+
+    @classmethod
+    def of(cls, net, train, validation, sample_weight, seed):
+        images, labels = unpack(train)
+        inputs = net.as_inputs(images)
+        targets = as_targets(labels, net.classes, len(inputs))
+        weight = as_weights(sample_weight, len(inputs))
+        if not len(inputs):
+            raise DataError("there are no images to train on")
+        if validation is None:
+            return cls(inputs, targets, weight, None)
+        if not isinstance(validation, int | float):
+            images, labels = unpack(validation)
+            held_back = net.as_inputs(images), np.asarray(labels)
+            as_targets(held_back[1], net.classes, len(held_back[0]))
+            return cls(inputs, targets, weight, held_back)
+        if not 0 < validation < 1:
+            raise ConfigError(f"validation must be a fraction between 0 and 1, or data, got {validation!r}")
+        kept, held = _split(targets, validation, seed)
+        return cls(
+            inputs[kept],
+            targets[kept],
+            None if weight is None else as_weights(weight[kept], len(kept)),
+            (inputs[held], net.classes[targets[held]]),
+        )
+
+    def digest(self):
+        """Tells whether a checkpoint was made with the same data."""
+        digest = hashlib.blake2b(digest_size=16)
+        parts = [self.inputs, self.targets, self.weight, *(self.validation or ())]
+        for part in parts:
+            if part is not None:
+                digest.update(f"{part.dtype.str}{part.shape}".encode())
+                digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()
+
+
+def _split(targets, fraction, seed):
+    """Indices (kept, held back), both sorted, stratified by class."""
+    from sklearn.model_selection import train_test_split
+
+    state = int(random_stream(seed, SPLIT).integers(2**31))
+    try:
+        kept, held = train_test_split(
+            np.arange(len(targets)), test_size=fraction, stratify=targets, random_state=state
+        )
+    except ValueError as error:
+        raise DataError(
+            f"validation={fraction:g} cannot be split off {len(targets)} images: {error}"
+        ) from error
+    return np.sort(kept), np.sort(held)

@@ -10,17 +10,9 @@ from .backend import get_backend
 from .errors import ConfigError, DataError
 from .inputs import as_inputs, as_targets, as_weights
 from .layout import Layout, round_up
-
-# Independent streams of random numbers under one seed. A stream and its counters (an epoch, say)
-# determine the numbers, so there is no generator state to save.
-INITIALISATION, ORDER, SPLIT = 0, 1, 2
+from .streams import INITIALISATION, random_stream
 
 PREDICT_BATCH = 1024  # images at a time in prediction: bounds the memory of the activations
-
-
-def random_stream(seed, stream, *counters):
-    """A NumPy generator that depends on nothing but these integers."""
-    return np.random.default_rng([seed, stream, *counters])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ goes to the backend in one call where it has ``train_epoch``, else step by step 
 operations; both get the same :class:`~fastdigit.backend.TrainPlan` and write the same buffers.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,22 @@ import numpy as np
 
 from .backend import TrainPlan
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .errors import BusyError, CheckpointError, ConfigError, DataError, TrainingDivergedError
-from .evaluation import evaluate, unpack
+from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError
+from .evaluation import evaluate
 from .files import remove_leftovers
-from .inputs import as_targets, as_weights
+from .inputs import TrainingData
 from .log import Epoch, JsonLines, TrainingLog
-from .network import ORDER, SPLIT, random_stream
 from .optimizers import SGD, Adam
 from .schedules import OneCycle
+from .streams import ORDER, random_stream
 
 STRETCH_SECONDS = 0.2  # about how long a stretch of steps takes: how often progress is seen
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop after ``patience`` epochs without a better validation accuracy (or, at the same
-    accuracy, a lower validation loss), and go back to the best weights."""
+    """Stop after ``patience`` epochs without a higher validation accuracy, and go back to the
+    weights of the best epoch."""
 
     patience: int = 5
 
@@ -41,8 +40,7 @@ class EarlyStopping:
     @staticmethod
     def best_epoch(log):
         """The number of the best epoch so far (from 1); the first of equals; 0 if there is none."""
-        scores = [(-e.validation_accuracy, e.validation_loss, e.epoch) for e in log.epochs]
-        return min(scores)[2] if scores else 0
+        return max(log.epochs, key=lambda e: (e.validation_accuracy, -e.epoch)).epoch if log.epochs else 0
 
 
 def fit(
@@ -111,7 +109,7 @@ def fit(
             progress=progress,
             whole_epoch=_use_train_epoch(net.backend, path),
         )
-        data = _Data.of(net, train, validation, sample_weight, seed)
+        data = TrainingData.of(net, train, validation, sample_weight, seed)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")
         training = _Training(net, data, options)
@@ -175,73 +173,12 @@ class _Options:
         }
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Training and validation data, checked and converted, on the host."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    weight: np.ndarray | None
-    validation: tuple[np.ndarray, np.ndarray] | None  # inputs and labels
-
-    @classmethod
-    def of(cls, net, train, validation, sample_weight, seed):
-        images, labels = unpack(train)
-        inputs = net.as_inputs(images)
-        targets = as_targets(labels, net.classes, len(inputs))
-        weight = as_weights(sample_weight, len(inputs))
-        if not len(inputs):
-            raise DataError("there are no images to train on")
-        if validation is None:
-            return cls(inputs, targets, weight, None)
-        if not isinstance(validation, int | float):
-            images, labels = unpack(validation)
-            held_back = net.as_inputs(images), np.asarray(labels)
-            as_targets(held_back[1], net.classes, len(held_back[0]))
-            return cls(inputs, targets, weight, held_back)
-        if not 0 < validation < 1:
-            raise ConfigError(f"validation must be a fraction between 0 and 1, or data, got {validation!r}")
-        kept, held = _split(targets, validation, seed)
-        return cls(
-            inputs[kept],
-            targets[kept],
-            None if weight is None else as_weights(weight[kept], len(kept)),
-            (inputs[held], net.classes[targets[held]]),
-        )
-
-    def digest(self):
-        """Tells whether a checkpoint was made with the same data."""
-        digest = hashlib.blake2b(digest_size=16)
-        parts = [self.inputs, self.targets, self.weight, *(self.validation or ())]
-        for part in parts:
-            if part is not None:
-                digest.update(f"{part.dtype.str}{part.shape}".encode())
-                digest.update(np.ascontiguousarray(part))
-        return digest.hexdigest()
-
-
-def _split(targets, fraction, seed):
-    """Indices (kept, held back), both sorted, stratified by class."""
-    from sklearn.model_selection import train_test_split
-
-    state = int(random_stream(seed, SPLIT).integers(2**31))
-    try:
-        kept, held = train_test_split(
-            np.arange(len(targets)), test_size=fraction, stratify=targets, random_state=state
-        )
-    except ValueError as error:
-        raise DataError(
-            f"validation={fraction:g} cannot be split off {len(targets)} images: {error}"
-        ) from error
-    return np.sort(kept), np.sort(held)
-
-
 @dataclass
 class _Training:
     """One call of :func:`fit`: buffers on the device, position and log on the host."""
 
     net: Any
-    data: _Data
+    data: TrainingData
     options: _Options
     epochs_done: int = 0
     steps_done: int = 0  # in the epoch that is under way
@@ -341,7 +278,13 @@ class _Training:
         try:
             if self.options.progress is not None:
                 observers.append(self.options.progress)
-                self.options.progress.begin(self.options.epochs, self.steps_per_epoch, self)
+                self.options.progress.begin(
+                    self.options.epochs,
+                    self.steps_per_epoch,
+                    self.count,
+                    self.epochs_done,
+                    self.steps_done,
+                )
             if log_file is not None:
                 observers.append(JsonLines(log_file, self.log, self.steps_per_epoch))
             stop = self._stop_reason()

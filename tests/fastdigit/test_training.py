@@ -1,0 +1,446 @@
+"""The training loop against a plain loop, its promises about bits, and its errors."""
+
+import dataclasses
+import json
+import math
+import threading
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit.streams import ORDER, random_stream
+
+from .conftest import same_bits
+
+
+def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=0.0, weight=None):
+    """Float64 minibatch SGD with nothing of fastdigit but the starting point and the order."""
+    x = images.reshape(len(images), -1) / 255
+    tensors = {name: value.astype(np.float64) for name, value in net.get_parameters().items()}
+    layers = len(tensors) // 2
+    velocity = {name: np.zeros_like(value) for name, value in tensors.items()}
+    weight = np.ones(len(x)) if weight is None else weight * len(x) / weight.sum()
+    losses, rates = [], iter(rates)
+    for epoch in range(epochs):
+        order = random_stream(seed, ORDER, epoch).permutation(len(x))
+        for start in range(0, len(x), batch):
+            rows = order[start : start + batch]
+            ys = [x[rows]]
+            for layer in range(1, layers + 1):
+                z = ys[-1] @ tensors[f"w{layer}"] + tensors[f"b{layer}"]
+                ys.append(np.maximum(z, 0) if layer < layers else z)
+            p = np.exp(ys[-1] - ys[-1].max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            t = labels[rows]
+            losses.append(np.mean(-np.log(p[np.arange(len(rows)), t]) * weight[rows]))
+            p[np.arange(len(rows)), t] -= 1
+            dz = p * weight[rows, None] / len(rows)
+            gradients = {}
+            for layer in range(layers, 0, -1):
+                gradients[f"w{layer}"] = ys[layer - 1].T @ dz
+                gradients[f"b{layer}"] = dz.sum(axis=0)
+                dz = (dz @ tensors[f"w{layer}"].T) * (ys[layer - 1] > 0)
+            rate = next(rates)
+            for name, gradient in gradients.items():
+                velocity[name] = momentum * velocity[name] + gradient
+                tensors[name] -= rate * velocity[name]
+    return tensors, losses
+
+
+@pytest.mark.parametrize("batch", [1, 32, 299, 300, 301])
+def test_trains_as_a_plain_loop_does(make_network, blobs, batch):
+    net = make_network()
+    steps = 2 * math.ceil(300 / batch)
+    rates = [0.05 * fd.OneCycle()(step, steps, steps // 2) for step in range(steps)]
+    expected, losses = plain_training(
+        net, blobs.images, blobs.labels, rates=rates, batch=batch, epochs=2, seed=5, momentum=0.9
+    )
+    log = fd.fit(net, blobs, optimizer=fd.SGD(0.05, momentum=0.9), epochs=2, batch_size=batch, seed=5)
+    assert len(log.step_losses) == steps
+    np.testing.assert_allclose(log.step_losses, losses, rtol=2e-4, atol=1e-5)
+    for name, value in net.get_parameters().items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_sample_weights_weigh(make_network, blobs):
+    weight = np.random.default_rng(0).uniform(0, 3, 300)
+    net = make_network()
+    expected, losses = plain_training(
+        net, blobs.images, blobs.labels, rates=[0.1] * 8, batch=80, epochs=2, seed=0, weight=weight
+    )
+    log = fd.fit(
+        net,
+        (blobs.images, blobs.labels),
+        optimizer=fd.SGD(0.1),
+        schedule=fd.Constant(),
+        epochs=2,
+        batch_size=80,
+        sample_weight=weight,
+    )
+    np.testing.assert_allclose(log.step_losses, losses, rtol=1e-4)
+    for name, value in net.get_parameters().items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_and_the_log_tells(make_network, blobs):
+    net = make_network()
+    log = fd.fit(net, blobs, epochs=8, batch_size=32, validation=0.2)
+    assert [record.epoch for record in log.epochs] == list(range(1, 9))
+    assert log.epochs[0].loss > 3 * log.loss
+    assert log.accuracy > 0.95
+    assert log.epochs[-1].validation_accuracy > 0.9
+    assert fd.evaluate(net, blobs).accuracy > 0.95
+    steps = math.ceil(240 / 32)
+    assert len(log.step_losses) == 8 * steps
+    # The mean of an epoch weighs its short last batch (16 images) by what it holds.
+    sizes = [32] * (steps - 1) + [240 - 32 * (steps - 1)]
+    assert log.loss == pytest.approx(np.average(log.step_losses[-steps:], weights=sizes))
+    assert log.epochs[0].images_per_second > 0
+
+
+def test_same_seed_same_bits_and_another_seed_other_bits(make_network, blobs):
+    first, again, other = make_network(dropout=0.3), make_network(dropout=0.3), make_network(dropout=0.3)
+    fd.fit(first, blobs, epochs=2, seed=1)
+    fd.fit(again, blobs, epochs=2, seed=1)
+    fd.fit(other, blobs, epochs=2, seed=2)
+    assert same_bits(first, again)
+    assert not same_bits(first, other)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        fd.SGD(0.1),
+        fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        fd.Adam(0.01),
+        fd.AdamW(0.01, weight_decay=0.1),
+    ],
+    ids=["sgd", "nesterov", "adam", "adamw"],
+)
+@pytest.mark.parametrize("stop_after", [1, 4, 10, 13])
+def test_a_resumed_training_has_the_same_bits(make_network, blobs, tmp_path, optimizer, stop_after):
+    """Broken off after any number of steps (10 make an epoch), at any checkpoint before."""
+    options = {
+        "optimizer": optimizer,
+        "epochs": 3,
+        "batch_size": 30,
+        "seed": 4,
+        "clip_norm": 2.0,
+        "validation": 0.1,
+        "early_stopping": fd.EarlyStopping(2),
+    }
+    whole = make_network(dropout=0.2)
+    log = fd.fit(whole, blobs, **options)
+
+    class Interrupt:
+        seen = 0
+
+        def begin(self, *counts):
+            self.counts = counts
+
+        def steps(self, first, losses):
+            self.seen += len(losses)
+            if self.seen >= stop_after:
+                raise KeyboardInterrupt
+
+        def epoch(self, record):
+            pass
+
+        def close(self):
+            pass
+
+    file = tmp_path / "checkpoint.safetensors"
+    interrupted = make_network(dropout=0.2)
+    with pytest.raises(KeyboardInterrupt):
+        fd.fit(interrupted, blobs, checkpoint=file, checkpoint_every=1, progress=Interrupt(), **options)
+
+    resumed = make_network(dropout=0.2)
+    resumed_log = fd.fit(resumed, blobs, checkpoint=file, checkpoint_every=4, resume=True, **options)
+    assert same_bits(whole, resumed)
+    assert resumed_log.step_losses == log.step_losses
+    without_times = {"seconds": 0, "images_per_second": 0}
+    assert [dataclasses.replace(e, **without_times) for e in resumed_log.epochs] == [
+        dataclasses.replace(e, **without_times) for e in log.epochs
+    ]
+    assert resumed_log.best_epoch == log.best_epoch
+    # And once more: a finished training has nothing left to do.
+    finished = make_network(dropout=0.2)
+    fd.fit(finished, blobs, checkpoint=file, resume=True, **options)
+    assert same_bits(whole, finished)
+
+
+def test_more_epochs_can_be_added(make_network, blobs, tmp_path):
+    file = tmp_path / "c.safetensors"
+    options = {"schedule": fd.Constant(), "batch_size": 50}
+    straight, extended = make_network(), make_network()
+    fd.fit(straight, blobs, epochs=4, **options)
+    fd.fit(extended, blobs, epochs=2, checkpoint=file, **options)
+    fd.fit(extended, blobs, epochs=4, checkpoint=file, resume=True, **options)
+    assert same_bits(straight, extended)
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_changes_nothing(make_network, blobs, tmp_path):
+    file = tmp_path / "c.safetensors"
+    fd.fit(make_network(), blobs, epochs=1, checkpoint=file)
+    net, before = make_network(), make_network()
+
+    def refused(data=blobs, **options):
+        with pytest.raises(fd.CheckpointError) as error:
+            fd.fit(net, data, checkpoint=file, resume=True, **{"epochs": 1, **options})
+        assert same_bits(net, before)
+        return str(error.value)
+
+    assert "batch_size was 128, now 64" in refused(batch_size=64)
+    assert "optimizer was SGD(learning_rate=0.1" in refused(optimizer=fd.Adam())
+    assert "seed was 0, now 9" in refused(seed=9)
+    assert "data was" in refused(data=blobs.take(np.arange(299)))
+    assert "data was" in refused(sample_weight=np.arange(300.0))
+    with pytest.raises(fd.ConfigError, match="exists already: pass resume=True"):
+        fd.fit(net, blobs, epochs=1, checkpoint=file)
+    other = fd.Network([36, 17, 12, 4], backend=net.backend)
+    with pytest.raises(fd.CheckpointError, match=r"w1 is 36×16, expected 36×17.*w2 is 16×12, expected 17×12"):
+        fd.fit(other, blobs, epochs=1, checkpoint=file, resume=True)
+
+
+def test_early_stopping_keeps_the_best_weights(make_network, blobs):
+    seen = []
+    net = make_network()
+    log = fd.fit(
+        net,
+        blobs,
+        epochs=60,
+        batch_size=20,
+        validation=0.3,
+        early_stopping=fd.EarlyStopping(3),
+        schedule=fd.Constant(),
+        callbacks=[lambda net, log: seen.append(net.get_parameters())],
+    )
+    assert len(log.epochs) < 60
+    assert log.stopped == "no better validation accuracy in 3 epochs"
+    assert len(log.epochs) == log.best_epoch + 3
+    scores = [record.validation_accuracy for record in log.epochs]
+    assert log.best_epoch == 1 + scores.index(max(scores))
+    for name, value in net.get_parameters().items():
+        np.testing.assert_array_equal(value, seen[log.best_epoch - 1][name])
+
+
+def test_validation_images_are_not_trained_on(make_network, blobs):
+    """Their labels can be anything without changing the weights."""
+    rest, held = blobs.take(np.arange(200)), blobs.take(np.arange(200, 300))
+    a, b = make_network(), make_network()
+    fd.fit(a, rest, epochs=2, validation=held)
+    fd.fit(b, rest, epochs=2, validation=(held.images, (held.labels + 1) % 4))
+    assert same_bits(a, b)
+
+
+def test_a_callback_can_stop(make_network, blobs):
+    log = fd.fit(make_network(), blobs, epochs=9, callbacks=[lambda net, log: len(log.epochs) == 3])
+    assert len(log.epochs) == 3
+    assert log.stopped == "a callback asked to stop"
+
+
+def test_clipping_bounds_the_first_step(make_network, blobs):
+    net = make_network()
+    before = np.concatenate([v.ravel() for v in net.get_parameters().values()])
+    fd.fit(
+        net,
+        blobs,
+        epochs=1,
+        batch_size=300,
+        clip_norm=0.01,
+        optimizer=fd.SGD(1.0),
+        schedule=fd.Constant(),
+    )
+    after = np.concatenate([v.ravel() for v in net.get_parameters().values()])
+    assert np.linalg.norm(after - before) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_json_lines_are_complete_and_survive_a_resume(make_network, blobs, tmp_path):
+    log_file, file = tmp_path / "log.jsonl", tmp_path / "c.safetensors"
+    options = {"batch_size": 30, "log_file": log_file, "checkpoint": file, "schedule": fd.Constant()}
+    fd.fit(make_network(), blobs, epochs=2, **options)
+    with log_file.open("a") as lines:  # what a kill leaves behind: lines past the checkpoint, one cut
+        lines.write('{"kind": "step", "step": 21, "loss": 9.0}\n{"kind": "st')
+    log = fd.fit(make_network(), blobs, epochs=3, resume=True, **options)
+    records = [json.loads(line) for line in log_file.read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [record["step"] for record in steps] == list(range(1, 31))
+    assert [record["loss"] for record in steps] == log.step_losses
+    assert [record["epoch"] for record in records if record["kind"] == "epoch"] == [1, 2, 3]
+    assert [record["kind"] for record in records].index("epoch") == 10
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_state(make_network, blobs, tmp_path):
+    file = tmp_path / "c.safetensors"
+    net = make_network()
+    boom = [1.0] * 12 + [1e30] * 100
+
+    def schedule(step, steps, steps_per_epoch):
+        return boom[step]
+
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(
+            fd.TrainingDivergedError, match=r"loss became (nan|inf) in step 1[45] .*smaller"
+        ) as error,
+    ):
+        fd.fit(
+            net,
+            blobs,
+            epochs=3,
+            batch_size=30,
+            optimizer=fd.SGD(0.05),
+            schedule=schedule,
+            checkpoint=file,
+        )
+    assert error.value.step in (14, 15)
+    assert str(file) in str(error.value)
+    kept = fd.Network.load(file, backend=net.backend)
+    assert same_bits(kept, net)  # both are back at the end of epoch 1
+    reference = make_network()
+    fd.fit(reference, blobs, epochs=1, batch_size=30, optimizer=fd.SGD(0.05), schedule=fd.Constant())
+    assert same_bits(kept, reference)
+
+
+def test_weights_that_overflow_in_the_very_last_step_are_noticed(make_network, blobs):
+    """The loss of every step is finite; only the update after the last one is not."""
+    net, before = make_network(), make_network()
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(fd.TrainingDivergedError, match=r"no longer finite in step 1\b"),
+    ):
+        fd.fit(net, blobs, epochs=1, batch_size=300, optimizer=fd.SGD(1e39), schedule=fd.Constant())
+    assert same_bits(net, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"batch_size": 2.5}, "batch_size must be an integer"),
+        ({"clip_norm": 0}, "clip_norm must be above 0"),
+        ({"validation": 1.5}, "validation must be a fraction"),
+        ({"early_stopping": fd.EarlyStopping()}, "needs validation data"),
+        ({"resume": True}, "needs the checkpoint"),
+        ({"checkpoint_every": 5}, "needs a checkpoint file"),
+        ({"path": "fast"}, "path must be"),
+        ({"optimizer": 0.1}, "optimizer must be"),
+        ({"optimizer": "sgd"}, "optimizer must be"),
+    ],
+)
+def test_options_that_make_no_sense(make_network, blobs, options, message):
+    with pytest.raises(fd.ConfigError, match=message):
+        fd.fit(make_network(), blobs, **options)
+
+
+def test_data_that_makes_no_sense(make_network, blobs):
+    net = make_network()
+    with pytest.raises(fd.DataError, match="no images to train on"):
+        fd.fit(net, blobs.take(np.arange(0)))
+    with pytest.raises(fd.DataError, match="300 images need 300 labels"):
+        fd.fit(net, (blobs.images, blobs.labels[:-1]))
+    with pytest.raises(fd.DataError, match="label 7 of row 5 is not one of"):
+        fd.fit(net, (blobs.images, np.where(np.arange(300) == 5, 7, blobs.labels)))
+    with pytest.raises(fd.DataError, match="must have images and labels"):
+        fd.fit(net, blobs.images)
+    with pytest.raises(fd.DataError, match="cannot be split"):
+        fd.fit(net, blobs.take(np.arange(5)), validation=0.1)
+
+
+def test_one_class_only_and_one_image_only(make_network, blobs):
+    net = make_network()
+    zeros = blobs.take(np.flatnonzero(blobs.labels == 0))
+    assert fd.fit(net, zeros, epochs=20, batch_size=16).accuracy == 1
+    assert fd.fit(make_network(), blobs.take([0]), epochs=1).epochs[0].loss > 0
+
+
+def test_one_network_cannot_be_trained_twice_at_once(make_network, blobs):
+    net, inside, leave = make_network(), threading.Event(), threading.Event()
+
+    def wait(net, log):
+        inside.set()
+        leave.wait(20)
+
+    thread = threading.Thread(target=lambda: fd.fit(net, blobs, epochs=1, callbacks=[wait]))
+    thread.start()
+    try:
+        assert inside.wait(20)
+        with pytest.raises(fd.BusyError, match="trained by another thread"):
+            fd.fit(net, blobs, epochs=1)
+        assert len(net.predict(blobs.images)) == 300  # prediction in between is fine
+    finally:
+        leave.set()
+        thread.join()
+    fd.fit(net, blobs, epochs=1)  # and it is free again
+
+
+def test_two_networks_in_two_threads_do_not_disturb_each_other(make_network, blobs):
+    alone = [make_network(seed=s, dropout=0.1) for s in range(2)]
+    together = [make_network(seed=s, dropout=0.1) for s in range(2)]
+    for net in alone:
+        fd.fit(net, blobs, epochs=3, batch_size=16)
+    threads = [
+        threading.Thread(target=fd.fit, args=(net, blobs), kwargs={"epochs": 3, "batch_size": 16})
+        for net in together
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same_bits(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# --- the seam for whole-epoch kernels --------------------------------------------------------
+
+
+def epoch_from_the_plan(plan, images, labels, order, loss, correct):
+    """A whole-epoch "kernel" in plain NumPy that knows nothing but the plan: SGD with momentum."""
+    layers = plan.layout.layers(plan.parameters)
+    moved = plan.layout.layers(plan.state[0])
+    for i, rate in enumerate(plan.learning_rates):
+        start = (plan.first_step + i) * plan.batch_size
+        rows = order[start : start + plan.batch_size]
+        ys = [images[rows].astype(np.float32) / 255]
+        for layer, (w, b) in enumerate(layers):
+            z = ys[-1] @ w + b
+            ys.append(np.maximum(z, 0) if layer < len(layers) - 1 else z)
+        t, n = labels[rows], np.arange(len(rows))
+        p = np.exp(ys[-1] - ys[-1].max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        loss[start : start + len(rows)] = -np.log(p[n, t])
+        correct[start : start + len(rows)] = p.argmax(axis=1) == t
+        p[n, t] -= 1
+        dz = p / len(rows)
+        gradients = []
+        for layer in reversed(range(len(layers))):
+            gradients.append((ys[layer].T @ dz, dz.sum(axis=0)))
+            dz = (dz @ layers[layer][0].T) * (ys[layer] > 0)
+        for parameters, velocities, gradient in zip(layers, moved, reversed(gradients), strict=True):
+            for p_, v, g in zip(parameters, velocities, gradient, strict=True):
+                v *= plan.optimizer.momentum
+                v += g
+                p_ -= np.float32(rate) * v
+
+
+def test_a_whole_epoch_kernel_gets_all_it_needs(blobs):
+    backend = dataclasses.replace(fd.get_backend("numpy"), train_epoch=epoch_from_the_plan)
+    by_step = fd.Network([36, 16, 12, 4], backend=backend, seed=3)
+    by_epoch = fd.Network([36, 16, 12, 4], backend=backend, seed=3)
+    options = {"optimizer": fd.SGD(0.1, momentum=0.9), "epochs": 2, "batch_size": 32}
+    steps = fd.fit(by_step, blobs, path="step", **options)
+    whole = fd.fit(by_epoch, blobs, path="epoch", **options)
+    np.testing.assert_allclose(whole.step_losses, steps.step_losses, rtol=1e-4, atol=1e-6)
+    assert [e.accuracy for e in whole.epochs] == [e.accuracy for e in steps.epochs]
+    for name, value in by_epoch.get_parameters().items():
+        np.testing.assert_allclose(value, by_step.get_parameters()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_whole_epoch_that_is_not_there_is_refused(make_network, blobs):
+    net = make_network()
+    if net.backend.train_epoch is None:
+        with pytest.raises(fd.ConfigError, match="no whole-epoch kernel"):
+            fd.fit(net, blobs, path="epoch")
+    else:
+        assert fd.fit(net, blobs, path="epoch").epochs

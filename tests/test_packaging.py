@@ -1,0 +1,112 @@
+"""What is installed: one top-level package, everything in it, and a README that keeps its word."""
+
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fastdigit
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(PROJECT / "setup.cfg", encoding="utf-8")
+    return config
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in the wheel, built from a copy so that the working tree stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(
+        ["git", "-C", str(PROJECT), "ls-files", "-co", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    for name in filter(None, tracked):
+        target = folder / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (PROJECT / name).is_file():
+            target.write_bytes((PROJECT / name).read_bytes())
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(folder),
+            str(folder / "source"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (file,) = folder.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        return file.name, archive.namelist()
+
+
+def test_the_wheel_holds_only_fastdigit(wheel):
+    name, members = wheel
+    assert name == f"fastdigit-{fastdigit.__version__}-py3-none-any.whl"
+    tops = {member.split("/")[0] for member in members}
+    assert tops == {"fastdigit", f"fastdigit-{fastdigit.__version__}.dist-info"}
+
+
+def test_the_wheel_holds_every_module(wheel):
+    _, members = wheel
+    expected = {"fastdigit/py.typed"}
+    for folder, prefix in (
+        ("fastdigit", "fastdigit"),
+        ("kernels", "fastdigit/kernels"),
+        ("bench", "fastdigit/bench"),
+    ):
+        for path in (PROJECT / folder).rglob("*.py"):
+            expected.add(f"{prefix}/{path.relative_to(PROJECT / folder).as_posix()}")
+    assert {member for member in members if ".dist-info/" not in member} == expected
+
+
+def test_listed_packages_are_the_folders_on_disk(setup):
+    listed = set(setup["options"]["packages"].split())
+    on_disk = set()
+    for folder, package in (
+        ("fastdigit", "fastdigit"),
+        ("kernels", "fastdigit.kernels"),
+        ("bench", "fastdigit.bench"),
+    ):
+        for init in (PROJECT / folder).rglob("*.py"):
+            parts = init.parent.relative_to(PROJECT / folder).parts
+            on_disk.add(".".join((package, *parts)))
+            assert (init.parent / "__init__.py").exists(), f"{init.parent} has no __init__.py"
+    assert listed == on_disk
+
+
+def readme_commands():
+    """The indented or fenced shell commands of the README that are marked for checking."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"<!-- command: (\w+) -->\s*```\w*\n(.+?)\n```", text, flags=re.DOTALL))
+
+
+def test_the_readme_has_the_two_commands():
+    commands = readme_commands()
+    assert set(commands) == {"train", "test"}
+    assert all("\n" not in command for command in commands.values())
+    assert commands["train"].endswith("fastdigit train")
+    assert commands["test"].endswith("-m pytest")
+
+
+def test_links_and_pictures_of_the_pages_exist():
+    for page in [*PROJECT.glob("*.md"), *PROJECT.glob("*/README.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+            link = target[0] or target[1]
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} points to {link}"

@@ -49,7 +49,8 @@ class Network:
 @dataclass(frozen=True)
 class Logits:
     """Rows of logits: normally distributed times ``scale``, or one of the ``kind``s that break
-    careless code: "extreme" (every row holds +1e4 and -1e4), "equal" (all the same: ties)."""
+    careless code: "extreme" (every row holds +1e4 and -1e4), "apart" (each row far below the one
+    before it), "equal" (all the same in a row: ties)."""
 
     batch: int
     classes: int
@@ -64,12 +65,12 @@ class Logits:
 
 TILES = (14, 16, 32, 64)  # sides of the tiles that kernels compute at once, on a CPU or a GPU
 PRIMES = (2, 3, 5, 7, 11, 13, 37, 101)
-EDGES = (1, *PRIMES, *(tile + d for tile in TILES for d in (-1, 0, 1) if tile + d not in PRIMES))
+EDGES = tuple(sorted({1, *PRIMES, *(tile + d for tile in TILES for d in (-1, 0, 1))}))
 
 
 def _edge_cases():
     """Every edge size along each side in turn, the other two odd; and along all three at once."""
-    for n in sorted(set(EDGES)):
+    for n in EDGES:
         yield Matmul(n, 37, 10)
         yield Matmul(5, n, 19)
         yield Matmul(17, 29, n)
@@ -111,6 +112,7 @@ LOGITS = (
     Logits(64, 10),
     Logits(96, 10, scale=40.0),
     Logits(128, 10, kind="extreme"),
+    Logits(16, 10, kind="apart"),
     Logits(5, 1000),
     Logits(6, 31, kind="extreme"),
 )

@@ -1,17 +1,19 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
+import contextlib
 import glob
 import os
 import secrets
 from pathlib import Path
 
 
-def atomic_write(path, data):
-    """Replace the file ``path`` by ``data`` (bytes) in one step, durably.
+@contextlib.contextmanager
+def atomic_file(path):
+    """A binary file to write into, which takes the place of ``path`` when the block ends well.
 
-    A temporary file in the same folder is written, flushed to the disk and renamed over the old
-    one; then the folder is flushed too. After an error, or a kill at any moment, ``path`` holds
-    what it held before.
+    It is a temporary file in the same folder; at the end it is flushed to the disk and renamed over
+    the old file, and the folder is flushed too. After an error, or a kill at any moment, ``path``
+    holds what it held before.
 
     Errors: OSError as the system raises it (disk full, read-only folder …), naming the file.
     """
@@ -19,7 +21,7 @@ def atomic_write(path, data):
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -27,6 +29,12 @@ def atomic_write(path, data):
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def atomic_write(path, data):
+    """Replace the file ``path`` by ``data`` (bytes) in one step, durably: see :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def remove_leftovers(path):

@@ -36,14 +36,16 @@ def package_of(path):
 def imports(path, top_level_only=False):
     """The absolute names of all modules that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside_functions = {
+    deferred = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    not_at_import = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, deferred)
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
-        if top_level_only and id(node) in inside_functions:
+        if top_level_only and id(node) in not_at_import:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

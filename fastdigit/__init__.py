@@ -46,7 +46,7 @@ _HOME = {
     "optimizers": ("SGD", "Adam", "AdamW"),
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
-    "training": ("EarlyStopping", "fit"),
+    "training": ("EarlyStopping", "OptimizerState", "fit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

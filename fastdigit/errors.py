@@ -5,6 +5,9 @@ built-in exception that callers would expect. A message is one line: what is wro
 what to do about it. ``exit_status`` is what the ``fastdigit`` command returns for it.
 """
 
+import math
+from numbers import Integral, Real
+
 
 class FastdigitError(Exception):
     """Base of all fastdigit errors."""
@@ -52,3 +55,17 @@ class MissingExtraError(FastdigitError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 
     exit_status = 2
+
+
+def check_count(name, value, low=1):
+    """ConfigError unless ``value`` is an integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}")
+
+
+def check_number(name, value, low, high=math.inf, low_open=False):
+    """ConfigError unless ``value`` is a number in [low, high), or in (low, high) if ``low_open``."""
+    ok = isinstance(value, Real) and not isinstance(value, bool)
+    if not (ok and (low < value if low_open else low <= value) and value < high):
+        bound = f"{'>' if low_open else '>='} {low:g}" + ("" if high == math.inf else f" and < {high:g}")
+        raise ConfigError(f"{name} must be a number {bound}, got {value!r}")

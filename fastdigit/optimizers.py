@@ -6,18 +6,9 @@ parameters, biases included; ``decoupled`` says whether it is added to the gradi
 taken from the parameters directly (as in AdamW, True).
 """
 
-import math
 from dataclasses import dataclass
 
-from .errors import ConfigError
-
-
-def _check(name, value, low, high=math.inf, low_open=False):
-    """A ConfigError unless ``value`` is a number in [low, high) (or (low, high))."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (ok and (low < value if low_open else low <= value) and value < high):
-        bound = f"{'>' if low_open else '>='} {low:g}" + ("" if high == math.inf else f" and < {high:g}")
-        raise ConfigError(f"{name} must be a number {bound}, got {value!r}")
+from .errors import ConfigError, check_number
 
 
 @dataclass(frozen=True)
@@ -35,9 +26,9 @@ class SGD:
     decoupled: bool = False
 
     def __post_init__(self):
-        _check("learning_rate", self.learning_rate, 0, low_open=True)
-        _check("momentum", self.momentum, 0, 1)
-        _check("weight_decay", self.weight_decay, 0)
+        check_number("learning_rate", self.learning_rate, 0, low_open=True)
+        check_number("momentum", self.momentum, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov needs a momentum above 0")
 
@@ -68,11 +59,11 @@ class Adam:
     state_names = ("mean", "variance")
 
     def __post_init__(self):
-        _check("learning_rate", self.learning_rate, 0, low_open=True)
-        _check("beta1", self.beta1, 0, 1)
-        _check("beta2", self.beta2, 0, 1)
-        _check("epsilon", self.epsilon, 0, low_open=True)
-        _check("weight_decay", self.weight_decay, 0)
+        check_number("learning_rate", self.learning_rate, 0, low_open=True)
+        check_number("beta1", self.beta1, 0, 1)
+        check_number("beta2", self.beta2, 0, 1)
+        check_number("epsilon", self.epsilon, 0, low_open=True)
+        check_number("weight_decay", self.weight_decay, 0)
 
     def update(self, backend, p, g, state, lr, t):
         """Update the flat buffer p from g with learning rate ``lr``; t counts updates from 1."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from .backend import TrainPlan
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError
+from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError, check_count, check_number
 from .evaluation import evaluate
 from .files import remove_leftovers
 from .inputs import TrainingData
@@ -35,12 +35,24 @@ class EarlyStopping:
     patience: int = 5
 
     def __post_init__(self):
-        _check_count("patience", self.patience)
+        check_count("patience", self.patience)
 
     @staticmethod
     def best_epoch(log):
         """The number of the best epoch so far (from 1); the first of equals; 0 if there is none."""
         return max(log.epochs, key=lambda e: (e.validation_accuracy, -e.epoch)).epoch if log.epochs else 0
+
+
+@dataclass
+class OptimizerState:
+    """What an optimizer remembers from one call of :func:`fit` to the next, on the host.
+
+    Pass the same object again, with the same kind of optimizer, and momentum, Adam's moments and
+    its bias correction (and the numbering of dropout masks) go on where they were.
+    """
+
+    updates: int = 0
+    buffers: dict[str, np.ndarray] = field(default_factory=dict)  # name of the state -> [P]
 
 
 def fit(
@@ -56,6 +68,7 @@ def fit(
     sample_weight=None,
     clip_norm=None,
     seed=0,
+    optimizer_state=None,
     checkpoint=None,
     checkpoint_every=None,
     resume=False,
@@ -77,6 +90,7 @@ def fit(
     - ``clip_norm``: shorten gradients to this length.
     - ``seed``: of the shuffling and the validation split. Same seed, same backend, same data: the
       same weights, bit for bit.
+    - ``optimizer_state``: an OptimizerState to go on from; it is brought up to date at the end.
     - ``checkpoint``: a file that is rewritten atomically after every epoch, and every
       ``checkpoint_every`` steps. ``resume=True`` goes on from it if it is there; the result has the
       same bits as a training that was never interrupted.
@@ -103,6 +117,7 @@ def fit(
             early_stopping=early_stopping,
             clip_norm=clip_norm,
             seed=seed,
+            optimizer_state=OptimizerState() if optimizer_state is None else optimizer_state,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             checkpoint_every=checkpoint_every,
             callbacks=tuple(callbacks),
@@ -117,11 +132,6 @@ def fit(
         return training.run(log_file)
     finally:
         net._training.release()
-
-
-def _check_count(name, value, low=1):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-        raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 
 def _use_train_epoch(backend, path):
@@ -141,6 +151,7 @@ class _Options:
     early_stopping: EarlyStopping | None
     clip_norm: float | None
     seed: int
+    optimizer_state: OptimizerState
     checkpoint: Path | None
     checkpoint_every: int | None
     callbacks: tuple
@@ -150,15 +161,17 @@ class _Options:
     def __post_init__(self):
         if not isinstance(self.optimizer, SGD | Adam):
             raise ConfigError(f"optimizer must be an SGD or Adam record, got {self.optimizer!r}")
-        _check_count("epochs", self.epochs)
-        _check_count("batch_size", self.batch_size)
-        _check_count("seed", self.seed, 0)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm must be above 0, got {self.clip_norm!r}")
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        check_count("seed", self.seed, 0)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, 0, low_open=True)
         if self.checkpoint_every is not None:
-            _check_count("checkpoint_every", self.checkpoint_every)
+            check_count("checkpoint_every", self.checkpoint_every)
             if self.checkpoint is None:
                 raise ConfigError("checkpoint_every needs a checkpoint file")
+        if self.checkpoint is not None and self.optimizer_state.updates:
+            raise ConfigError("a checkpoint covers a training from its start: pass a fresh optimizer_state")
 
     def settings(self):
         """What a resumed training must agree on, readable in the file."""
@@ -194,6 +207,9 @@ class _Training:
         self.labels = device(data.targets)
         self.weight = None if data.weight is None else device(data.weight.astype(net.precision))
         self.state = tuple(net._zeros(net.layout.size) for _ in self.options.optimizer.state_names)
+        for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True):
+            if name in self.options.optimizer_state.buffers:
+                device(self.options.optimizer_state.buffers[name], out=flat)
         self.loss = net._zeros(self.count)
         self.correct = net._zeros(self.count, dtype="uint8")
         self.data_digest = data.digest() if self.options.checkpoint else ""
@@ -301,6 +317,12 @@ class _Training:
         if self.best is not None:
             self.log.best_epoch = EarlyStopping.best_epoch(self.log)
             self.net.set_parameters(self.best)
+        remembered = self.options.optimizer_state
+        remembered.updates += self.epochs_done * self.steps_per_epoch
+        remembered.buffers = {
+            name: np.array(self.net.backend.to_host(flat))
+            for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True)
+        }
         return self.log
 
     def _stop_reason(self):
@@ -357,7 +379,7 @@ class _Training:
             state=self.state,
             optimizer=options.optimizer,
             learning_rates=rates,
-            update=update,
+            update=options.optimizer_state.updates + update,
             first_step=start,
             batch_size=options.batch_size,
             dropout=net.dropout,

@@ -1,0 +1,316 @@
+"""Backends: each complete, with the same signatures; how one is chosen; the CuPy loader."""
+
+import dataclasses
+import inspect
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit import backend as backend_module
+
+from .conftest import same_bits
+
+# The protocol, written out once more: parameters are passed by position and by these names.
+OPERATIONS = {
+    "gather": "images order start out",
+    "gather_values": "values order start out",
+    "dense": "x w b y relu",
+    "dense_grad_input": "dy w y_below dx scale",
+    "dense_grad_weight": "x dy dw db",
+    "softmax": "z p",
+    "softmax_xent": "z t weight loss correct dz",
+    "dropout": "y p key step",
+    "sgd": "p g v lr momentum decay nesterov decoupled",
+    "adam": "p g m v t lr beta1 beta2 epsilon decay decoupled",
+    "clip_norm": "g limit",
+}
+MEMORY = {"zeros", "to_device", "to_host", "synchronize"}
+
+
+# --- every backend ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_have_the_protocols_parameters(backend, operation):
+    signature = inspect.signature(getattr(backend, operation))
+    assert list(signature.parameters) == OPERATIONS[operation].split()
+    assert all(p.default is inspect.Parameter.empty for p in signature.parameters.values())
+
+
+def test_nothing_of_the_record_is_missed_here():
+    functions = {field.name for field in dataclasses.fields(fd.Backend) if "Callable" in str(field.type)}
+    assert functions == {*OPERATIONS, *MEMORY, "train_epoch"}
+
+
+def test_a_whole_epoch_has_the_protocols_parameters(backend):
+    if backend.train_epoch is not None:
+        names = list(inspect.signature(backend.train_epoch).parameters)
+        assert names == ["plan", "images", "labels", "order", "loss", "correct"]
+
+
+def test_descriptions(backend):
+    assert backend.name in fd.backends()
+    assert backend.device
+    assert backend.row_align >= 1
+    assert backend.precisions[0] == "float32"
+
+
+def test_a_backend_is_a_constant(backend):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        backend.name = "mine"
+
+
+def test_a_backend_without_an_operation_cannot_be_built(backend):
+    numbers = {field.name: getattr(backend, field.name) for field in dataclasses.fields(backend)}
+    del numbers["dense"]
+    with pytest.raises(TypeError, match="dense"):
+        fd.Backend(**numbers)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int64", "uint8"])
+@pytest.mark.parametrize("shape", [(0,), (5,), (3, 7), (0, 7)])
+def test_memory_there_and_back(backend, shape, dtype):
+    array = backend.zeros(shape, dtype)
+    assert tuple(array.shape) == shape
+    host = np.array(backend.to_host(array))
+    assert host.dtype == dtype
+    assert not host.any()
+    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.testing.assert_array_equal(backend.to_host(backend.to_device(values)), values)
+    backend.to_device(values, out=array)
+    backend.synchronize()
+    np.testing.assert_array_equal(backend.to_host(array), values)
+
+
+def test_a_device_array_is_a_copy(backend):
+    """Or a training would change when somebody writes into the images meanwhile."""
+    values = np.ones(4, np.float32)
+    device = backend.to_device(values)
+    values[:] = 7
+    assert np.array(backend.to_host(device)).tolist() == [1, 1, 1, 1]
+
+
+def test_a_part_of_an_array_can_be_written(backend):
+    array = backend.zeros((6,), "float32")
+    backend.to_device(np.array([1, 2], np.float32), out=array[3:5])
+    backend.synchronize()
+    assert np.array(backend.to_host(array)).tolist() == [0, 0, 0, 1, 2, 0]
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_variable(monkeypatch):
+    monkeypatch.delenv("FASTDIGIT_BACKEND", raising=False)
+
+
+def test_auto_takes_one_that_runs(no_variable):
+    chosen = fd.get_backend()
+    assert fd.backends()[chosen.name] == "ok"
+    assert fd.Network([4, 2]).backend is chosen
+
+
+def test_the_variable_names_what_auto_takes(monkeypatch):
+    monkeypatch.setenv("FASTDIGIT_BACKEND", "numpy")
+    assert fd.get_backend().name == "numpy"
+    assert fd.Network([4, 2], backend="auto").backend.name == "numpy"
+
+
+@pytest.mark.parametrize("value", ["", "auto"])
+def test_a_variable_that_chooses_nothing(monkeypatch, no_variable, value):
+    chosen = fd.get_backend()
+    monkeypatch.setenv("FASTDIGIT_BACKEND", value)
+    assert fd.get_backend() is chosen
+
+
+def test_a_name_wins_over_the_variable(monkeypatch):
+    monkeypatch.setenv("FASTDIGIT_BACKEND", "nonsense")
+    assert fd.get_backend("numpy").name == "numpy"
+
+
+def test_an_unknown_name(no_variable):
+    with pytest.raises(fd.BackendError, match=r"no backend 'tpu'.*auto, numpy"):
+        fd.get_backend("tpu")
+    with pytest.raises(fd.BackendError, match="'tpu'"):
+        fd.Network([4, 2], backend="tpu")
+
+
+def test_an_unknown_name_in_the_variable_says_where_it_comes_from(monkeypatch):
+    monkeypatch.setenv("FASTDIGIT_BACKEND", "tpu")
+    with pytest.raises(fd.BackendError, match=r"'tpu' \(from FASTDIGIT_BACKEND\)"):
+        fd.get_backend()
+
+
+def test_a_backend_is_taken_as_it_is():
+    mine = dataclasses.replace(fd.get_backend("numpy"), name="mine", row_align=4)
+    assert fd.get_backend(mine) is mine
+    net = fd.Network([4, 3, 2], backend=mine)
+    assert net.backend is mine
+    assert net.layout.row_align == 4
+
+
+def test_loading_happens_once():
+    assert fd.get_backend("numpy") is fd.get_backend("numpy")
+
+
+# --- CuPy, with a stand-in --------------------------------------------------------------------
+
+
+class DeviceArray(np.ndarray):
+    """A NumPy array that refuses, as CuPy's arrays do, to be mixed with those of the host."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
+        if out:
+            options["out"] = tuple(map(_plain, out))
+        if "where" in options:
+            options["where"] = _plain(options["where"])
+        result = getattr(ufunc, method)(*map(_plain, inputs), **options)
+        return out[0] if out else _device(result)
+
+    def __array_function__(self, function, kinds, arguments, options):
+        def plain(value):
+            return type(value)(map(plain, value)) if isinstance(value, tuple | list) else _plain(value)
+
+        result = function(*map(plain, arguments), **{name: plain(v) for name, v in options.items()})
+        return _device(result)
+
+
+def _plain(value):
+    if type(value) is np.ndarray:
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return value.view(np.ndarray) if isinstance(value, DeviceArray) else value
+
+
+def _device(value):
+    return np.asarray(value).view(DeviceArray) if isinstance(value, np.ndarray | np.generic) else value
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def fresh_loaders():
+    """Backends are loaded anew in the test, and again after it."""
+    backend_module._load.cache_clear()
+    yield
+    backend_module._load.cache_clear()
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch, fresh_loaders):
+    """A module ``cupy`` over NumPy with one device; a test may change its ``devices``."""
+    cupy = types.ModuleType("cupy")
+    cupy.__version__ = "13.6.0"
+    cupy.devices = 1
+    cupy.synchronized = 0
+
+    def count():
+        if isinstance(cupy.devices, Exception):
+            raise cupy.devices
+        return cupy.devices
+
+    def synchronize():
+        cupy.synchronized += 1
+
+    def asnumpy(array):
+        assert isinstance(array, DeviceArray), "asnumpy of something that is not on the device"
+        return np.array(array.view(np.ndarray))
+
+    cupy.cuda = types.SimpleNamespace(
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=count,
+            getDevice=lambda: 0,
+            getDeviceProperties=lambda device: {"name": b"Imaginary GPU"},
+        ),
+        get_current_stream=lambda: types.SimpleNamespace(synchronize=synchronize),
+    )
+    for name in ("uint8", "uint64", "matmul", "add", "maximum", "multiply", "subtract", "divide"):
+        setattr(cupy, name, getattr(np, name))
+    for name in ("exp", "log", "sqrt", "square", "sum", "stack", "copyto"):
+        setattr(cupy, name, getattr(np, name))
+    cupy.zeros = lambda shape, dtype=float: _device(np.zeros(shape, dtype))
+    cupy.arange = lambda *a, **options: _device(np.arange(*a, **options))
+    cupy.asarray = lambda a: _device(np.array(a))
+    cupy.asnumpy = asnumpy
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+def test_without_cupy_the_reason_says_what_to_install(monkeypatch, fresh_loaders):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy raises ImportError
+    assert "pip install 'fastdigit[cuda13]'" in fd.backends()["cupy"]
+    with pytest.raises(fd.BackendError, match=r"'cupy' cannot run here: CuPy is not installed"):
+        fd.get_backend("cupy")
+
+
+def test_cupy_without_a_device(fake_cupy):
+    fake_cupy.devices = 0
+    with pytest.raises(fd.BackendError, match=r"CuPy 13\.6\.0 finds no CUDA device"):
+        fd.get_backend("cupy")
+    assert "no CUDA device" in fd.backends()["cupy"]
+
+
+def test_cupy_with_a_driver_that_fails(fake_cupy):
+    fake_cupy.devices = CUDARuntimeError("cudaErrorInsufficientDriver: driver is older than the runtime")
+    with pytest.raises(fd.BackendError, match="cudaErrorInsufficientDriver"):
+        fd.get_backend("cupy")
+
+
+def test_auto_goes_on_without_a_device(fake_cupy, no_variable):
+    fake_cupy.devices = 0
+    assert fd.get_backend("auto").name != "cupy"
+
+
+def test_cupy_loads_and_says_on_what(fake_cupy):
+    cupy = fd.get_backend("cupy")
+    assert fd.backends()["cupy"] == "ok"
+    assert cupy.name == "cupy"
+    assert cupy.device == "Imaginary GPU, CuPy 13.6.0"
+    for operation, parameters in OPERATIONS.items():
+        assert list(inspect.signature(getattr(cupy, operation)).parameters) == parameters.split()
+    cupy.synchronize()
+    assert fake_cupy.synchronized == 1
+
+
+def test_the_stand_in_refuses_host_arrays(fake_cupy):
+    """Or the test below would prove little."""
+    device, host = fake_cupy.zeros((2,)), np.zeros(2)
+    for mixed in (lambda: device + host, lambda: np.copyto(device, host), lambda: np.stack([device, host])):
+        with pytest.raises(TypeError, match="Unsupported type"):
+            mixed()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": fd.SGD(0.1, momentum=0.9, nesterov=True)},
+        {"optimizer": fd.SGD(0.1, weight_decay=0.01), "clip_norm": 0.5},
+        {"optimizer": fd.AdamW(0.01), "sample_weight": np.arange(1, 301)},
+    ],
+    ids=["momentum", "decay and clipping", "adamw and weights"],
+)
+def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
+    networks = []
+    for name in ("numpy", "cupy"):
+        net = fd.Network([36, 16, 12, 4], backend=name, seed=3, dropout=0.2)
+        fd.fit(net, blobs, epochs=2, batch_size=64, seed=1, **options)
+        networks.append(net)
+    mine, theirs = networks
+    assert theirs.backend.name == "cupy"
+    for name, value in mine.get_parameters().items():
+        np.testing.assert_allclose(theirs.get_parameters()[name], value, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(theirs.logits(blobs.images), mine.logits(blobs.images), rtol=1e-4, atol=1e-5)
+    assert fd.evaluate(theirs, blobs).correct == fd.evaluate(mine, blobs).correct
+
+
+def test_a_network_moves_between_backends(fake_cupy, blobs, tmp_path):
+    net = fd.Network([36, 16, 4], backend="cupy", seed=3)
+    net.save(tmp_path / "net.safetensors")
+    back = fd.Network.load(tmp_path / "net.safetensors", backend="numpy")
+    assert same_bits(net, back)

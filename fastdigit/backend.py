@@ -207,7 +207,7 @@ def get_backend(name="auto"):
         source = f" (from {ENVIRONMENT_VARIABLE})"
     if name == "auto":
         return _load(next(candidate for candidate in _AUTO if backends()[candidate] == "ok"))
-    if name not in _LOADERS:
+    if not isinstance(name, str) or name not in _LOADERS:
         known = ", ".join(["auto", *_LOADERS])
         raise BackendError(f"there is no backend {name!r}{source}: choose one of {known}")
     try:

@@ -5,7 +5,6 @@ built-in exception that callers would expect. A message is one line: what is wro
 what to do about it. ``exit_status`` is what the ``fastdigit`` command returns for it.
 """
 
-import math
 from numbers import Integral, Real
 
 
@@ -63,9 +62,9 @@ def check_count(name, value, low=1):
         raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 
-def check_number(name, value, low, high=math.inf, low_open=False):
-    """ConfigError unless ``value`` is a number in [low, high), or in (low, high) if ``low_open``."""
-    ok = isinstance(value, Real) and not isinstance(value, bool)
-    if not (ok and (low < value if low_open else low <= value) and value < high):
-        bound = f"{'>' if low_open else '>='} {low:g}" + ("" if high == math.inf else f" and < {high:g}")
-        raise ConfigError(f"{name} must be a number {bound}, got {value!r}")
+def check_number(name, value, interval):
+    """ConfigError unless ``value`` is a number in the interval, given as in mathematics: "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    inside = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+    if not inside or (value == low and interval[0] == "(") or (value == high and interval[-1] == ")"):
+        raise ConfigError(f"{name} must be a number in {interval}, got {value!r}")

@@ -103,7 +103,8 @@ def evaluate(net, data):
     Errors: DataError for images or labels that do not fit the network, or none at all.
     """
     images, labels = unpack(data)
-    if not len(images):
+    inputs = net.as_inputs(images)
+    if not len(inputs):
         raise DataError("there are no images to evaluate")
-    targets = as_targets(labels, net.classes, len(images))
-    return Evaluation(net.classes, targets, net.predict_proba(images))
+    targets = as_targets(labels, net.classes, len(inputs))
+    return Evaluation(net.classes, targets, net.probabilities_of(inputs))

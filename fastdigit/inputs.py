@@ -6,8 +6,10 @@ row at fault. (FAULTS: no wrong answer given in silence.)
 
 import hashlib
 import math
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -28,10 +30,8 @@ def as_inputs(images, size, *, what="images", dtype="float32", pixels=True):
     Errors: DataError for another shape, a dtype that is not numeric, NaN or infinity (with the
     row), integers outside 0 … 255.
     """
-    array = np.asarray(images)
-    if array.dtype.kind not in "buif":
-        raise DataError(f"{what} must be numbers, got dtype {array.dtype}")
-    if array.ndim >= 1 and array.size == size and array.shape[0] != 1 and array.shape[1:] != (size,):
+    array = _as_array(images, what)
+    if array.ndim >= 1 and array.size == size and array.shape[1:] != (size,):
         array = array.reshape(1, size)
     if array.ndim < 2 or math.prod(array.shape[1:]) != size:
         side = math.isqrt(size)
@@ -56,9 +56,31 @@ def as_inputs(images, size, *, what="images", dtype="float32", pixels=True):
             warnings.warn(
                 f"{what} are floats with whole values up to {array.max():g}: pass uint8 pixels, or "
                 "divide by 255 to bring them to 0 … 1",
-                stacklevel=3,
+                stacklevel=_levels_to_the_caller(),
             )
     return np.ascontiguousarray(array)
+
+
+def _as_array(values, what):
+    """``values`` as an array of booleans, integers or floats."""
+    if np.ma.is_masked(values):
+        raise DataError(f"{what} have masked entries: fill them first")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{what} are no array: {error}") from error
+    if array.dtype.kind not in "buif":
+        raise DataError(f"{what} must be numbers, got dtype {array.dtype}")
+    return array
+
+
+def _levels_to_the_caller():
+    """The ``stacklevel`` with which a warning points at the line that called this package."""
+    package = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def as_targets(labels, classes, count):
@@ -67,12 +89,10 @@ def as_targets(labels, classes, count):
     Errors: DataError where the number differs from ``count``, or for a label that is not one of
     the classes, naming its row.
     """
-    labels = np.asarray(labels)
+    labels = _as_array(labels, "labels")
     if labels.ndim != 1 or len(labels) != count:
         raise DataError(f"{count} images need {count} labels, got an array of shape {list(labels.shape)}")
-    if labels.dtype.kind not in "bui" and not (
-        labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels))
-    ):
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
         raise DataError(f"labels must be whole numbers, got dtype {labels.dtype}")
     classes = np.asarray(classes)
     order = np.argsort(classes)
@@ -87,24 +107,27 @@ def as_targets(labels, classes, count):
 
 
 def as_weights(weights, count):
-    """Weights of the images as float32, scaled so that their mean is 1; None stays None.
+    """Weights of the images as float64, scaled so that their mean is 1; None stays None.
 
     Errors: DataError for another count, a weight that is negative or not finite (with its row),
     or a sum of zero.
     """
     if weights is None:
         return None
-    weights = np.asarray(weights, np.float64)
+    weights = _as_array(weights, "sample weights").astype(np.float64)
     if weights.shape != (count,):
         raise DataError(f"{count} images need {count} weights, got an array of shape {list(weights.shape)}")
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(f"sample weight {weights[row]} of row {row} must be finite and not negative")
-    total = weights.sum()
-    if total == 0:
+    if count == 0:
+        return weights
+    largest = weights.max()
+    if largest == 0:
         raise DataError("the sample weights are all zero")
-    return (weights * (count / total)).astype(np.float32)
+    weights = weights / largest  # the sum of the largest numbers would overflow
+    return weights / weights.mean()
 
 
 def unpack(data):

@@ -2,12 +2,13 @@
 
 import threading
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from .backend import get_backend
-from .errors import ConfigError, DataError
+from .backend import backends, get_backend
+from .errors import ConfigError, DataError, check_number
 from .inputs import as_inputs, as_targets, as_weights
 from .layout import Layout, round_up
 from .streams import INITIALISATION, random_stream
@@ -72,7 +73,7 @@ class Network:
         pixels=True,
     ):
         self.backend = get_backend(backend)
-        sizes = tuple(int(n) if isinstance(n, np.integer) else n for n in layer_sizes)
+        sizes = _checked_sizes(layer_sizes)
         self.layout = Layout(sizes, self.backend.row_align)
         self.seed = _checked_seed(seed)
         self.dropout = _checked_dropout(dropout, len(sizes) - 2)
@@ -119,8 +120,8 @@ class Network:
     def set_parameters(self, tensors):
         """Take over all parameters from ``{"w1": …, "b1": …, …}`` (NumPy arrays).
 
-        Errors: ConfigError listing the tensors that are missing, unknown or of another shape;
-        then nothing has changed.
+        Errors: ConfigError listing the tensors that are missing, unknown or of another shape, or
+        naming one that is not finite; then nothing has changed.
         """
         expected = {tensor.name: tensor.shape for tensor in self.layout.tensors}
         given = {name: np.shape(value) for name, value in tensors.items()}
@@ -128,11 +129,15 @@ class Network:
             names = [name for name in {**expected, **given} if given.get(name) != expected.get(name)]
             details = "; ".join(f"{n}: {given.get(n)} instead of {expected.get(n)}" for n in names)
             raise ConfigError(f"parameters do not fit this network: {details}")
+        for name, value in tensors.items():
+            if np.asarray(value).dtype.kind not in "biuf" or not np.isfinite(value).all():
+                raise ConfigError(f"parameter {name} holds NaN, infinity or what is no number")
         self._fill(self._parameters, tensors)
 
     def _named_host(self, flat):
-        host = self.backend.to_host(flat)
-        return {name: np.array(view) for name, view in self.layout.views(host).items()}
+        with self._lock:  # all tensors from between the same two steps
+            host = self.backend.to_host(flat)
+            return {name: np.array(view) for name, view in self.layout.views(host).items()}
 
     def _fill(self, flat, tensors):
         """Write named host tensors into a flat buffer of the backend; the padding becomes zero."""
@@ -207,9 +212,8 @@ class Network:
                     buffers.dy[layer], self._layers[layer][0], below, buffers.dy[layer - 1], scale
                 )
 
-    def _outputs(self, images, last):
-        """Logits of all images, passed through ``last(logits buffer, count)`` batch by batch."""
-        inputs = self.as_inputs(images)
+    def _outputs(self, inputs, last):
+        """Logits of all inputs, passed through ``last(buffers)`` batch by batch."""
         results = []
         with self._lock:
             for start in range(0, len(inputs), PREDICT_BATCH):
@@ -232,16 +236,21 @@ class Network:
 
     def logits(self, images):
         """What goes into the softmax. Shapes: images as in :meth:`predict`; returns [N, C]."""
-        return self._outputs(images, lambda buffers: np.array(self.backend.to_host(buffers.y[-1])))
+        inputs = self.as_inputs(images)
+        return self._outputs(inputs, lambda buffers: np.array(self.backend.to_host(buffers.y[-1])))
 
     def predict_proba(self, images):
         """The probability of each class. Shapes: images as in :meth:`predict`; returns [N, C]."""
+        return self.probabilities_of(self.as_inputs(images))
+
+    def probabilities_of(self, inputs):
+        """:meth:`predict_proba` for what :meth:`as_inputs` has checked and converted already."""
 
         def probabilities(buffers):
             self.backend.softmax(buffers.y[-1], buffers.dy[-1])
             return np.array(self.backend.to_host(buffers.dy[-1]))
 
-        return self._outputs(images, probabilities)
+        return self._outputs(inputs, probabilities)
 
     def predict(self, images):
         """The label of the most probable class of each image.
@@ -333,13 +342,24 @@ class Network:
     def _description(self):
         return {
             "layer_sizes": self.layer_sizes,
-            "backend": self.backend.name,
+            "backend": self.backend.name if _is_registered(self.backend) else self.backend,
             "seed": self.seed,
             "dropout": self.dropout,
             "precision": self.precision,
             "classes": self.classes,
             "pixels": self.pixels,
         }
+
+
+def _is_registered(backend):
+    return backends().get(backend.name) == "ok" and get_backend(backend.name) is backend
+
+
+def _checked_sizes(layer_sizes):
+    try:
+        return tuple(int(n) if isinstance(n, np.integer) else n for n in layer_sizes)
+    except TypeError:
+        raise ConfigError(f"layer_sizes must be a list such as [784, 128, 10], got {layer_sizes!r}") from None
 
 
 def _checked_seed(seed):
@@ -349,10 +369,15 @@ def _checked_seed(seed):
 
 
 def _checked_dropout(dropout, hidden_layers):
-    one_for_all = isinstance(dropout, int | float)
-    rates = (dropout,) * max(1, hidden_layers) if one_for_all else tuple(dropout)
-    if not all(isinstance(p, int | float) and 0 <= p < 1 for p in rates):
-        raise ConfigError(f"dropout must be in 0 <= p < 1, got {dropout!r}")
+    one_for_all = isinstance(dropout, Real)
+    try:
+        rates = (dropout,) * max(1, hidden_layers) if one_for_all else tuple(dropout)
+    except TypeError:
+        raise ConfigError(
+            f"dropout must be a number, or one for each hidden layer, got {dropout!r}"
+        ) from None
+    for rate in rates:
+        check_number("dropout", rate, "[0, 1)")
     if not one_for_all and len(rates) != hidden_layers:
         raise ConfigError(f"dropout has {len(rates)} rates for {hidden_layers} hidden layers")
     return tuple(float(p) for p in rates[:hidden_layers])
@@ -364,6 +389,8 @@ def _checked_classes(classes, outputs):
     classes = np.array(classes)
     if classes.shape != (outputs,) or classes.dtype.kind not in "ui":
         raise ConfigError(f"classes must be {outputs} integers, one for each output, got {classes.tolist()}")
+    if classes.max() > np.iinfo(np.int64).max:
+        raise ConfigError(f"classes must fit 64 signed bits, got {classes.max()}")
     if len(set(classes.tolist())) != outputs:
         raise ConfigError(f"classes must differ from each other, got {classes.tolist()}")
     return classes.astype(np.int64)

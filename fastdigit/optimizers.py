@@ -26,9 +26,11 @@ class SGD:
     decoupled: bool = False
 
     def __post_init__(self):
-        check_number("learning_rate", self.learning_rate, 0, low_open=True)
-        check_number("momentum", self.momentum, 0, 1)
-        check_number("weight_decay", self.weight_decay, 0)
+        check_number("learning_rate", self.learning_rate, "(0, inf)")
+        check_number("momentum", self.momentum, "[0, 1)")
+        check_number("weight_decay", self.weight_decay, "[0, inf)")
+        if not isinstance(self.nesterov, bool) or not isinstance(self.decoupled, bool):
+            raise ConfigError(f"nesterov and decoupled must be True or False, got {self}")
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov needs a momentum above 0")
 
@@ -59,11 +61,11 @@ class Adam:
     state_names = ("mean", "variance")
 
     def __post_init__(self):
-        check_number("learning_rate", self.learning_rate, 0, low_open=True)
-        check_number("beta1", self.beta1, 0, 1)
-        check_number("beta2", self.beta2, 0, 1)
-        check_number("epsilon", self.epsilon, 0, low_open=True)
-        check_number("weight_decay", self.weight_decay, 0)
+        check_number("learning_rate", self.learning_rate, "(0, inf)")
+        check_number("beta1", self.beta1, "[0, 1)")
+        check_number("beta2", self.beta2, "[0, 1)")
+        check_number("epsilon", self.epsilon, "(0, inf)")
+        check_number("weight_decay", self.weight_decay, "[0, inf)")
 
     def update(self, backend, p, g, state, lr, t):
         """Update the flat buffer p from g with learning rate ``lr``; t counts updates from 1."""

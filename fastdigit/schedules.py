@@ -8,7 +8,7 @@ is the same number on every backend. Any function of that signature will do.
 import math
 from dataclasses import dataclass
 
-from .errors import ConfigError
+from .errors import check_count, check_number
 
 
 def _cosine(start, end, progress):
@@ -32,8 +32,8 @@ class Step:
     factor: float = 0.1
 
     def __post_init__(self):
-        if self.epochs < 1 or not 0 < self.factor <= 1:
-            raise ConfigError(f"Step needs epochs >= 1 and 0 < factor <= 1, got {self}")
+        check_count("Step's epochs", self.epochs)
+        check_number("Step's factor", self.factor, "(0, 1]")
 
     def __call__(self, step, steps, steps_per_epoch):
         return self.factor ** (step // (self.epochs * steps_per_epoch))
@@ -50,8 +50,8 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self):
-        if self.warmup < 0 or not 0 <= self.final <= 1:
-            raise ConfigError(f"Cosine needs warmup >= 0 and 0 <= final <= 1, got {self}")
+        check_number("Cosine's warmup", self.warmup, "[0, inf)")
+        check_number("Cosine's final", self.final, "[0, 1]")
 
     def __call__(self, step, steps, steps_per_epoch):
         warmup = min(round(self.warmup * steps_per_epoch), steps)
@@ -74,13 +74,16 @@ class OneCycle:
     final_divisor: float = 1e4
 
     def __post_init__(self):
-        if not 0 < self.rise < 1 or self.start_divisor < 1 or self.final_divisor < 1:
-            raise ConfigError(f"OneCycle needs 0 < rise < 1 and divisors >= 1, got {self}")
+        check_number("OneCycle's rise", self.rise, "(0, 1)")
+        check_number("OneCycle's start_divisor", self.start_divisor, "[1, inf)")
+        check_number("OneCycle's final_divisor", self.final_divisor, "[1, inf)")
 
     def __call__(self, step, steps, steps_per_epoch):
+        if steps == 1:  # neither a rise nor a fall
+            return 1.0
         start = 1 / self.start_divisor
         peak = self.rise * steps - 1
         if step < peak:
             return _cosine(start, 1.0, step / peak)
         last = steps - 1
-        return _cosine(1.0, start / self.final_divisor, (step - peak) / max(1, last - peak))
+        return _cosine(1.0, start / self.final_divisor, (step - peak) / (last - peak))

@@ -165,7 +165,7 @@ class _Options:
         check_count("batch_size", self.batch_size)
         check_count("seed", self.seed, 0)
         if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, 0, low_open=True)
+            check_number("clip_norm", self.clip_norm, "(0, inf)")
         if self.checkpoint_every is not None:
             check_count("checkpoint_every", self.checkpoint_every)
             if self.checkpoint is None:

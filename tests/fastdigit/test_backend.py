@@ -232,7 +232,7 @@ def fake_cupy(monkeypatch, fresh_loaders):
     )
     for name in ("uint8", "uint64", "matmul", "add", "maximum", "multiply", "subtract", "divide"):
         setattr(cupy, name, getattr(np, name))
-    for name in ("exp", "log", "sqrt", "square", "sum", "stack", "copyto"):
+    for name in ("abs", "copyto", "exp", "log", "max", "sqrt", "square", "stack", "sum"):
         setattr(cupy, name, getattr(np, name))
     cupy.zeros = lambda shape, dtype=float: _device(np.zeros(shape, dtype))
     cupy.arange = lambda *a, **options: _device(np.arange(*a, **options))
@@ -274,6 +274,9 @@ def test_cupy_loads_and_says_on_what(fake_cupy):
     assert cupy.device == "Imaginary GPU, CuPy 13.6.0"
     for operation, parameters in OPERATIONS.items():
         assert list(inspect.signature(getattr(cupy, operation)).parameters) == parameters.split()
+    assert type(cupy.zeros((2, 3), "float32")) is DeviceArray
+    assert type(cupy.to_device(np.ones(3))) is DeviceArray
+    assert type(cupy.to_host(cupy.zeros((2, 3), "float32"))) is np.ndarray
     cupy.synchronize()
     assert fake_cupy.synchronized == 1
 

@@ -196,7 +196,7 @@ def test_labels_of_another_shape(labels):
 
 @pytest.mark.parametrize("labels", [[0.5, 1, 2], [np.nan, 1, 2], ["0", "1", "2"], [None, 1, 2]])
 def test_labels_that_are_no_whole_numbers(labels):
-    with pytest.raises(fd.DataError, match="whole numbers"):
+    with pytest.raises(fd.DataError, match=r"must be (whole )?numbers"):
         as_targets(labels, (0, 1, 2), 3)
 
 
@@ -210,8 +210,9 @@ def test_an_infinite_label():
 
 def test_weights_are_brought_to_a_mean_of_one():
     result = as_weights([1, 2, 3, 0], 4)
-    assert result.dtype == np.float32
-    np.testing.assert_allclose(result, [2 / 3, 4 / 3, 2, 0], rtol=1e-6)
+    np.testing.assert_allclose(result, [2 / 3, 4 / 3, 2, 0], rtol=1e-15)
+    for scale in (1e308, 1e-310):  # whose sum overflows, whose reciprocal does
+        np.testing.assert_allclose(as_weights(np.full(3, scale), 3), np.ones(3))
     np.testing.assert_array_equal(as_weights(np.full(7, 0.125), 7), np.ones(7))
 
 
@@ -251,3 +252,23 @@ def test_images_and_labels_come_as_an_object_or_a_pair():
 def test_anything_else_is_refused(data):
     with pytest.raises(fd.DataError, match="images and labels"):
         unpack(data)
+
+
+@pytest.mark.parametrize("ragged", [[[1, 2], [3]], [[0.1, 0.2], 0.3]])
+def test_ragged_rows_are_no_array(ragged):
+    with pytest.raises(fd.DataError, match="images are no array"):
+        as_inputs(ragged, 2)
+    with pytest.raises(fd.DataError, match="labels are no array"):
+        as_targets(ragged, (0, 1), 2)
+    with pytest.raises(fd.DataError, match="sample weights are no array"):
+        as_weights(ragged, 2)
+
+
+def test_masked_entries_are_refused():
+    with pytest.raises(fd.DataError, match="masked"):
+        as_inputs(np.ma.array([[1.0, 0.5]], mask=[[True, False]]), 2)
+
+
+def test_one_input_alone():
+    assert as_inputs([0.5], 1).shape == (1, 1)
+    assert as_inputs([[0.5], [0.25]], 1).shape == (2, 1)

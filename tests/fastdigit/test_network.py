@@ -2,6 +2,7 @@
 be asked of one in what form."""
 
 import copy
+import dataclasses
 import math
 import pickle
 import threading
@@ -123,6 +124,31 @@ def test_loss_and_gradients_against_a_plain_forward_pass(backend, sizes, weighte
     assert net.loss(x, labels, weight) == pytest.approx(loss, rel=1e-6)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_more_images_than_one_prediction_takes(backend, weighted):
+    """The loss goes in pieces, the gradient counts all images as one batch; both must be the whole
+    set's. The slope is taken along one random direction."""
+    sizes = [6, 9, 4]
+    net = make(sizes, backend)
+    x, labels = features(sizes, PREDICT_BATCH + 77)
+    weight = np.arange(len(x)) % 5 if weighted else None
+
+    def loss(tensors):
+        return cross_entropy(forward(tensors, x), labels, weight)
+
+    tensors = net.get_parameters()
+    assert net.loss(x, labels, weight) == pytest.approx(loss(tensors), rel=1e-6)
+    random, step = np.random.default_rng(0), 1e-6
+    direction = {name: random.standard_normal(value.shape) for name, value in tensors.items()}
+    ahead, behind = (
+        loss({name: value + sign * step * direction[name] for name, value in tensors.items()})
+        for sign in (1, -1)
+    )
+    gradients = net.gradients(x, labels, weight)
+    along = sum((gradients[name] * direction[name]).sum() for name in tensors)
+    assert along == pytest.approx((ahead - behind) / (2 * step), rel=1e-4)
+
+
 def test_float32_gradients_of_a_real_network_against_float64(backend):
     need(backend, "float64")
     random = np.random.default_rng(3)
@@ -198,6 +224,14 @@ def test_predictions_against_a_plain_forward_pass(backend, sizes):
     np.testing.assert_allclose(net.predict_proba(x), p, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(net.predict_proba(x).sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(net.predict(x), expected.argmax(axis=1))
+
+
+def test_float64_is_float64_from_end_to_end(backend):
+    need(backend, "float64")
+    net = make([6, 9, 4], backend, precision="float64")
+    x, _ = features([6, 4], 20)
+    assert net.logits(x).dtype == np.float64
+    np.testing.assert_allclose(net.logits(x), forward(net.get_parameters(), x), rtol=1e-12, atol=1e-13)
 
 
 @pytest.fixture
@@ -539,3 +573,39 @@ def test_predicting_while_another_thread_trains(backend):
     undisturbed = make([20, 30, 10], backend)
     fd.fit(undisturbed, (x, labels), epochs=10, batch_size=16)
     assert same_bits(net, undisturbed)
+
+
+def test_a_network_on_a_backend_of_ones_own_is_copied_with_it():
+    mine = dataclasses.replace(fd.get_backend("numpy"), name="mine", row_align=4)
+    net = fd.Network([6, 5, 2], backend=mine)
+    twin = copy.deepcopy(net)
+    assert (twin.backend.name, twin.backend.row_align) == ("mine", 4)
+    x = np.random.default_rng(0).random((3, 6))
+    np.testing.assert_array_equal(twin.logits(x), net.logits(x))
+
+
+def test_parameters_that_are_not_finite_are_refused(backend):
+    net = fd.Network([6, 5, 2], backend=backend)
+    before = net.get_parameters()
+    with pytest.raises(fd.ConfigError, match="parameter b1 holds NaN"):
+        net.set_parameters({**before, "b1": np.full(5, np.nan)})
+    np.testing.assert_array_equal(net.get_parameters()["b1"], before["b1"])
+
+
+@pytest.mark.parametrize("sizes", [784, None, 3.5])
+def test_sizes_that_are_no_list(sizes):
+    with pytest.raises(fd.ConfigError, match="layer_sizes must be a list"):
+        fd.Network(sizes)
+
+
+def test_the_warning_points_at_the_callers_line():
+    net = fd.Network([6, 5, 2], backend="numpy")
+    with pytest.warns(UserWarning, match="divide by 255") as caught:
+        net.predict(np.full((3, 6), 200.0))
+    assert caught[0].filename == __file__
+
+
+def test_evaluate_takes_one_image_alone_as_predict_does():
+    net = fd.Network([784, 10], backend="numpy")
+    image = np.zeros((28, 28), np.uint8)
+    assert fd.evaluate(net, (image, net.predict(image))).accuracy == 1

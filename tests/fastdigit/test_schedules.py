@@ -116,3 +116,15 @@ def test_short_trainings_get_sound_factors(schedule, steps):
 def test_numbers_out_of_range(make, numbers):
     with pytest.raises(fd.ConfigError):
         make(**numbers)
+
+
+@pytest.mark.parametrize("rise", [0.1, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("steps", [2, 3, 5, 50])
+def test_one_cycle_ends_where_it_promises(rise, steps):
+    schedule = fd.OneCycle(rise)
+    last = schedule(steps - 1, steps, steps)
+    assert last == pytest.approx(1 / (schedule.start_divisor * schedule.final_divisor))
+
+
+def test_one_cycle_of_a_single_step_takes_the_whole_rate():
+    assert fd.OneCycle()(0, 1, 1) == 1

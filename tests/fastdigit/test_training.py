@@ -320,7 +320,7 @@ def test_weights_that_overflow_in_the_very_last_step_are_noticed(make_network, b
         ({"epochs": 0}, "epochs must be an integer of at least 1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"batch_size": 2.5}, "batch_size must be an integer"),
-        ({"clip_norm": 0}, "clip_norm must be a number > 0"),
+        ({"clip_norm": 0}, "clip_norm must be a number in"),
         ({"validation": 1.5}, "validation must be a fraction"),
         ({"early_stopping": fd.EarlyStopping()}, "needs validation data"),
         ({"resume": True}, "needs the checkpoint"),

@@ -52,6 +52,9 @@ class Backend:
     # where the backend has only single operations.
     train_epoch: Callable[..., None] | None = None
 
+    def __deepcopy__(self, memo):
+        return self  # nothing in it changes
+
 
 @dataclass(frozen=True)
 class TrainPlan:

@@ -16,7 +16,6 @@ file is ever executed. Format of the container: https://github.com/huggingface/s
 """
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from .errors import CheckpointError, ConfigError
 from .files import atomic_write
 from .layout import Layout
 from .log import Epoch, TrainingLog
+from .schema import mismatch
 
 FORMAT = 1
 METADATA_KEY = "fastdigit"
@@ -212,37 +212,10 @@ def _metadata(path, file):
     schema = {"network": NETWORK_SCHEMA}
     if "training" in metadata:
         schema["training"] = TRAINING_SCHEMA
-    problem = _mismatch(metadata, schema, "metadata")
+    problem = mismatch(metadata, schema, "metadata")
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     return metadata
-
-
-def _mismatch(value, schema, where):
-    """The first place where a JSON value departs from a schema, or None.
-
-    A schema is a type, a tuple of types, [schema of all items], {name: schema} for exactly these
-    names, or {str: schema} for any names.
-    """
-    if isinstance(schema, dict):
-        if not isinstance(value, dict):
-            return f"{where} is not an object"
-        if str in schema:
-            schema = dict.fromkeys(value, schema[str])
-        if value.keys() != schema.keys():
-            return f"{where} has the fields {sorted(value)}, expected {sorted(schema)}"
-        parts = ((value[name], schema[name], f"{where}.{name}") for name in schema)
-    elif isinstance(schema, list):
-        if not isinstance(value, list):
-            return f"{where} is not a list"
-        parts = ((item, schema[0], f"{where}[{i}]") for i, item in enumerate(value))
-    else:
-        types = schema if isinstance(schema, tuple) else (schema,)
-        # type(), not isinstance(): True must not pass for the integer 1.
-        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
-            return f"{where} is {value!r:.40}, expected {' or '.join(t.__name__ for t in types)}"
-        return None
-    return next(filter(None, (_mismatch(*part) for part in parts)), None)
 
 
 def _named(path, file, prefix, net):

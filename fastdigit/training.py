@@ -387,7 +387,8 @@ class _Training:
             clip_norm=options.clip_norm,
             weight=self.weight,
         )
-        with net._lock:
+        # A training that diverges overflows; _check_finite says so better than NumPy's warnings.
+        with net._lock, np.errstate(all="ignore"):
             run = net.backend.train_epoch if options.whole_epoch else self._steps
             run(plan, self.images, self.labels, order, self.loss, self.correct)
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)

@@ -13,7 +13,7 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 # Each module of fastdigit/ may import the modules of lower floors, and its neighbours only as
 # listed. Kernels (0 and 1) are checked apart.
 FLOORS = [
-    {"errors", "streams", "files"},
+    {"errors", "files", "schema", "streams"},
     {"layout", "backend", "inputs"},
     {"network", "optimizers", "schedules", "datasets", "log", "evaluation"},
     {"checkpoint", "training", "progress"},

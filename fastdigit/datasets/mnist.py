@@ -50,18 +50,13 @@ def load_mnist(
     Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
     recognition", Proc. IEEE 86 (1998).
     """
-    shared = os.environ.get("FASTDIGIT_DATA")
-    if root is None and shared:
-        root = Path(shared) / "mnist"
-    if root is not None:
-        files = _find(Path(root))
+    if root is not None or os.environ.get("FASTDIGIT_DATA"):
+        files = _find(_home() if root is None else Path(root))
         return _dataset(
             "mnist", [(files[name], read_idx(files[name], sha256=sha256[name])) for name in FILES]
         )
 
-    import pooch
-
-    cache = Path(pooch.os_cache("fastdigit")) / "mnist"
+    cache = _home()
     return _dataset("mnist", [_cached(cache / f"{name}.gz", sha256[name], mirrors) for name in FILES])
 
 
@@ -75,6 +70,25 @@ def load_folder(root: str | os.PathLike, name: str) -> Dataset:
     """
     files = _find(Path(root))
     return _dataset(name, [(files[part], read_idx(files[part])) for part in FILES])
+
+
+def find_mnist() -> tuple[Path, bool]:
+    """The folder where :func:`load_mnist` looks without ``root``, and whether the files are there."""
+    try:
+        _find(_home())
+        return _home(), True
+    except DataError:
+        return _home(), False
+
+
+def _home() -> Path:
+    """``$FASTDIGIT_DATA/mnist``, or the folder of the user's cache."""
+    shared = os.environ.get("FASTDIGIT_DATA")
+    if shared:
+        return Path(shared) / "mnist"
+    import pooch
+
+    return Path(pooch.os_cache("fastdigit")) / "mnist"
 
 
 def _find(root: Path) -> dict[str, Path]:

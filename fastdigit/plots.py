@@ -1,0 +1,231 @@
+"""Pictures of what a network knows and does: PNG files, drawn by matplotlib.
+
+Matplotlib is optional (``pip install 'fastdigit[plot]'``), and nothing of its global state is used.
+
+Errors of all functions: MissingExtraError without matplotlib; OSError when the file cannot be
+written; a file that stood there before is then intact.
+"""
+
+import io
+import math
+
+import numpy as np
+
+from .errors import DataError, MissingExtraError
+from .files import atomic_write
+
+RIGHT, WRONG = "#1a7f5a", "#c0392b"
+DPI = 150
+
+
+def confusion_and_mistakes(evaluation, images, path, count=24):
+    """Left: how many images of each class were taken for which. Right: the ``count`` images that were
+    misread with the most confidence, each with its label, the guess and the guess's probability.
+
+    ``images`` u8[N,H,W] are those that ``evaluation`` is of.
+    """
+    figure = _figure(13, 6.6)
+    low, high = evaluation.interval
+    figure.suptitle(
+        f"{100 * evaluation.accuracy:.2f} % of {evaluation.count:,} images right "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %)",
+        fontsize=15,
+    )
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
+    _draw_confusion(left, evaluation)
+    shown = _mistakes(evaluation, count)
+    _draw_mistakes(right, evaluation, images, shown, columns=min(6, max(1, math.isqrt(2 * len(shown)))))
+    _save(figure, path)
+
+
+def first_layer_weights(net, path, count=40, evaluation=None, images=None):
+    """What the first layer looks at: the weights of ``count`` hidden units as pictures.
+
+    Red pixels make a unit more active, blue ones less. Chosen are the units with the most say (the
+    largest product of the norms of incoming and outgoing weights); a label above each names the
+    class that it speaks for most in the next layer, where that is the last one. With an
+    ``evaluation`` and its ``images`` the misread images are shown below.
+
+    Errors: DataError if the inputs of the network are no square pictures.
+    """
+    side = math.isqrt(net.layer_sizes[0])
+    if side * side != net.layer_sizes[0]:
+        raise DataError(f"{net.layer_sizes[0]} inputs are no square picture: its weights cannot be drawn")
+    parameters = net.get_parameters()
+    incoming = parameters["w1"]
+    # A network without hidden layers has one unit per class, which speaks for nothing but it.
+    outgoing = parameters.get("w2", np.eye(incoming.shape[1]))
+    say = np.linalg.norm(incoming, axis=0) * np.linalg.norm(outgoing, axis=1)
+    units = np.argsort(-say, kind="stable")[:count]
+    votes = None
+    if len(net.layer_sizes) <= 3:
+        centred = outgoing - outgoing.mean(axis=1, keepdims=True)
+        votes = centred.argmax(axis=1)
+        units = units[np.argsort(votes[units], kind="stable")]
+
+    columns = min(10, len(units))
+    rows = math.ceil(len(units) / columns)
+    heights = [1.35 * rows + 0.5]
+    if evaluation is not None:
+        misread = _mistakes(evaluation, 2 * columns)
+        heights.append(1.6 * max(1, math.ceil(len(misread) / columns)) + 0.5)
+    figure = _figure(1.15 * columns + 0.4, sum(heights))
+    top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False).ravel()
+    sizes = "-".join(map(str, net.layer_sizes))
+    top.suptitle(
+        f"What the first layer of {sizes} looks at (red: ink speaks for it, blue: against)", fontsize=13
+    )
+    for axes, unit in zip(_grid(top, rows, columns, len(units)), units, strict=True):
+        weights = incoming[:, unit].reshape(side, side)
+        limit = np.abs(weights).max()
+        axes.imshow(weights, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        if votes is not None:
+            axes.set_title(f"for {net.classes[votes[unit]]}", fontsize=10, pad=3)
+    for part in below:
+        _draw_mistakes(part, evaluation, images, misread, columns)
+    _save(figure, path)
+
+
+def preparation_steps(steps, path, title=None):
+    """The stages of :func:`fastdigit.prepare_steps`, side by side, under ``title``."""
+    explained = {
+        "input": "the picture",
+        "ink": "distance from\nthe background",
+        "contrast": "noise and specks\nremoved",
+        "cropped": "the box that\nholds the ink",
+        "scaled": "longer side\n20 pixels",
+        "centred": "28×28, centre of mass\nin the middle",
+    }
+    figure = _figure(2.3 * len(steps), 3.4 if title else 3.0)
+    if title:
+        figure.suptitle(title, fontsize=14)
+    for axes, (name, pixels) in zip(_grid(figure, 1, len(steps), len(steps)), steps.items(), strict=True):
+        # Not every stage is square; imshow wants [H,W] for grey.
+        grey = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(name, fontsize=12, fontweight="bold")
+        axes.set_xlabel(explained.get(name, ""), fontsize=10)
+        axes.set_anchor("N")  # the titles in one line
+        axes.spines[:].set(visible=True, color="0.7")
+    _save(figure, path)
+
+
+def training_curve(log, path):
+    """The loss of every step, and the accuracy after every epoch, of a ``TrainingLog``."""
+    if not log.epochs:
+        raise DataError("the log has no epoch yet: train first")
+    figure = _figure(11, 4.4)
+    loss, accuracy = figure.subplots(1, 2)
+    steps = np.arange(1, len(log.step_losses) + 1)
+    steps_per_epoch = len(steps) / len(log.epochs)
+    loss.plot(steps / steps_per_epoch, log.step_losses, color="0.75", linewidth=0.8, label="each step")
+    epochs = [record.epoch for record in log.epochs]
+    loss.plot(
+        epochs, [r.loss for r in log.epochs], color=WRONG, marker="o", markersize=4, label="epoch's mean"
+    )
+    loss.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
+
+    accuracy.plot(
+        epochs,
+        [100 * r.accuracy for r in log.epochs],
+        color=RIGHT,
+        marker="o",
+        markersize=4,
+        label="training",
+    )
+    if log.epochs[0].validation_accuracy is not None:
+        held_back = [100 * r.validation_accuracy for r in log.epochs]
+        accuracy.plot(epochs, held_back, color="#2c5d9b", marker="o", markersize=4, label="validation")
+    accuracy.set(xlabel="epoch", ylabel="accuracy, %")
+    for axes in (loss, accuracy):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    _save(figure, path)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _draw_confusion(figure, evaluation):
+    """The confusion matrix; the colour is the share of the row, so that rare classes count as much."""
+    counts, labels = evaluation.confusion, evaluation.classes
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes = figure.subplots()
+    # Mistakes are a few percent: on a scale up to 1 all of them would be white. The scale ends well
+    # above the largest, so that black figures can be read on it.
+    mistakes = np.where(np.eye(len(labels), dtype=bool), 0, shares)
+    axes.imshow(np.where(mistakes > 0, mistakes, np.nan), cmap="Reds", vmin=0, vmax=1.6 * mistakes.max() or 1)
+    size = 10 if len(labels) > 5 else 16
+    for row, column in np.ndindex(counts.shape):
+        if counts[row, column]:
+            right = row == column
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=size,
+                color=RIGHT if right else "black",
+                fontweight="bold" if right else "normal",
+            )
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("taken for", fontsize=12)
+    axes.set_ylabel("digit shown", fontsize=12)
+    axes.set_xticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.88", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+
+
+def _mistakes(evaluation, count):
+    """Indices of the ``count`` misread images with the most probable wrong guesses, those first."""
+    wrong = np.flatnonzero(evaluation.predicted != evaluation.targets)
+    confidence = evaluation.probabilities[wrong].max(axis=1)
+    return wrong[np.argsort(-confidence, kind="stable")][:count]
+
+
+def _draw_mistakes(figure, evaluation, images, shown, columns):
+    """The images with the indices ``shown``: the digit, what it was taken for, how probable that was."""
+    total = evaluation.count - evaluation.correct
+    if total == 0:
+        figure.suptitle("no image is misread", fontsize=13)
+        return
+    chosen = f", here the {len(shown)} most confident" if len(shown) < total else ""
+    figure.suptitle(f"{total:,} misread{chosen} (digit shown → taken for)", fontsize=13)
+    rows = math.ceil(len(shown) / columns)
+    for axes, index in zip(_grid(figure, rows, columns, len(shown)), shown, strict=True):
+        axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
+        label, guess = (
+            evaluation.classes[part[index]] for part in (evaluation.targets, evaluation.predicted)
+        )
+        axes.set_title(f"{label} → {guess}", fontsize=12, color=WRONG, pad=3)
+        axes.set_xlabel(f"{100 * evaluation.probabilities[index].max():.0f} %", fontsize=9, labelpad=2)
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(
+            f"pictures need matplotlib: pip install 'fastdigit[plot]' ({error})"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _grid(figure, rows, columns, count):
+    """The first ``count`` axes of a grid, without ticks and frames; the others are left empty."""
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in every:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    return every[:count]
+
+
+def _save(figure, path):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    atomic_write(path, buffer.getvalue())

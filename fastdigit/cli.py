@@ -137,7 +137,8 @@ def train(
         _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),
     ] = None,
     batch_size: Annotated[
-        int | None, _option("Training", "--batch-size", "N", "Images in one step.", "128", min=1)
+        int | None,
+        _option("Training", "--batch-size", "N", "Images in one step.", "128; 32 for small data", min=1),
     ] = None,
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw"] | None,
@@ -145,7 +146,13 @@ def train(
     ] = None,
     learning_rate: Annotated[
         float | None,
-        _option("Training", "--learning-rate", "RATE", "At its peak.", "0.2, adam and adamw 0.005"),
+        _option(
+            "Training",
+            "--learning-rate",
+            "RATE",
+            "At its peak.",
+            "0.2; 0.1 for batches below 128; adam, adamw 0.005",
+        ),
     ] = None,
     momentum: Annotated[
         float | None, _option("Training", "--momentum", "SHARE", "Of the last update; sgd only.", "0.9")

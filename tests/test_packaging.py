@@ -1,6 +1,7 @@
 """What is installed: one top-level package, everything in it, and a README that keeps its word."""
 
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastdigit
+from fastdigit.bench import acceptance
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -110,3 +112,22 @@ def test_links_and_pictures_of_the_pages_exist():
             link = target[0] or target[1]
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name} points to {link}"
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        code = "import warnings; warnings.simplefilter('error')\n" + block
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert float(result.stdout.split()[0]) > 0.9  # both print an accuracy first
+
+
+def test_the_readmes_table_is_the_one_of_the_results():
+    rows = json.loads((PROJECT / "bench" / "results" / "acceptance.json").read_text())["rows"]
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    table = text.split(acceptance.START)[1].split(acceptance.END)[0]
+    assert table.strip() == acceptance.markdown(rows)

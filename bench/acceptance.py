@@ -10,7 +10,6 @@ is missed.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -153,13 +152,10 @@ def put_into(readme, results):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args(arguments)
-    if options.data:
-        os.environ["FASTDIGIT_DATA"] = str(Path(options.data).resolve().parent)
     table = Table("asked", "measured", "met", "how")
     results = []
     for asked, measured, met, how in rows(fd.load_mnist(), options.quick):

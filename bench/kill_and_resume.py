@@ -70,7 +70,10 @@ def run(kills, seed):
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.15))
             child.send_signal(signal.SIGKILL)
-            if child.wait() == 0:  # it was faster: this one does not count, and it starts again
+            status = child.wait()
+            if status not in (0, -signal.SIGKILL):
+                raise SystemExit(f"a child failed by itself, with status {status}")
+            if status == 0:  # it was faster: this one does not count, and it starts again
                 finished += 1
                 for path in disturbed.iterdir():
                     path.unlink()

@@ -46,7 +46,8 @@ _HOME = {
     "optimizers": ("SGD", "Adam", "AdamW"),
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
-    "training": ("EarlyStopping", "OptimizerState", "fit"),
+    "options": ("EarlyStopping", "OptimizerState"),
+    "training": ("fit",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -9,7 +9,7 @@ without touching them. The functions are defined, with shapes, formulas and cost
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from .errors import BackendError
@@ -69,6 +69,7 @@ class TrainPlan:
 
     layout: Layout
     precision: str
+    buffers: Any  # a fastdigit.steps.Buffers for batch_size images (for N, if N is less)
     parameters: Any  # [P]
     gradients: Any  # [P]
     state: tuple[Any, ...]  # of the optimizer, [P] each
@@ -176,9 +177,26 @@ _LOADERS = {"numpy": _load_numpy, "cupy": _load_cupy}
 _AUTO = ("numpy",)
 
 
-@cache
+_loaded = {}  # name -> Backend, or the BackendError that says why there is none
+
+
 def _load(name):
-    return _LOADERS[name]()
+    """The backend of that name, loaded at its first use; BackendError where it cannot run."""
+    if name not in _loaded:
+        try:
+            _loaded[name] = _LOADERS[name]()
+        except BackendError as error:
+            _loaded[name] = error
+        except Exception as error:  # an installation that is broken, in whatever way
+            _loaded[name] = BackendError(f"{type(error).__name__} while it was loaded: {error}")
+    if isinstance(_loaded[name], BackendError):
+        raise _loaded[name]
+    return _loaded[name]
+
+
+def is_registered(backend):
+    """Whether :func:`get_backend` gives this very record for its name; loads nothing."""
+    return _loaded.get(backend.name) is backend
 
 
 def backends():
@@ -209,7 +227,7 @@ def get_backend(name="auto"):
         name = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         source = f" (from {ENVIRONMENT_VARIABLE})"
     if name == "auto":
-        return _load(next(candidate for candidate in _AUTO if backends()[candidate] == "ok"))
+        return _automatic()
     if not isinstance(name, str) or name not in _LOADERS:
         known = ", ".join(["auto", *_LOADERS])
         raise BackendError(f"there is no backend {name!r}{source}: choose one of {known}")
@@ -217,3 +235,13 @@ def get_backend(name="auto"):
         return _load(name)
     except BackendError as error:
         raise BackendError(f"backend {name!r}{source} cannot run here: {error}") from error
+
+
+def _automatic():
+    """The first of _AUTO that runs here; the others are not even loaded."""
+    for name in _AUTO[:-1]:
+        try:
+            return _load(name)
+        except BackendError:
+            continue
+    return _load(_AUTO[-1])

@@ -44,6 +44,7 @@ TRAINING_SCHEMA = {
     "steps_done": int,
     "settings": {str: (str, int, float, bool, type(None))},
     "data_digest": str,
+    "stopped": (str, type(None)),
     "epochs": [
         {
             "epoch": int,
@@ -100,6 +101,7 @@ def save_checkpoint(path, net, training):
         "steps_done": training.steps_done,
         "settings": training.settings,
         "data_digest": training.data_digest,
+        "stopped": training.log.stopped,
         "epochs": [vars(epoch) for epoch in training.log.epochs],
     }
     _write(path, tensors, {"network": _describe(net), "training": metadata})
@@ -139,6 +141,14 @@ def load_checkpoint(path, net):
         if training is None:
             raise CheckpointError(f"{path} holds a network but no training to resume")
         parameters = _named(path, file, "", net)
+        described, wanted = metadata["network"], _describe(net)
+        differing = [
+            f"{name} was {described[name]}, now {wanted[name]}"
+            for name in wanted
+            if described[name] != wanted[name]
+        ]
+        if differing:
+            raise CheckpointError(f"{path} belongs to another network: {'; '.join(differing)}")
         states = sorted({name.split(".")[1] for name in file.keys() if name.startswith("state.")})  # noqa: SIM118
         state = {name: _named(path, file, f"state.{name}.", net) for name in states}
         has_best = any(name.startswith("best.") for name in file.keys())  # noqa: SIM118
@@ -146,6 +156,7 @@ def load_checkpoint(path, net):
         log = TrainingLog(
             epochs=[Epoch(**epoch) for epoch in training["epochs"]],
             step_losses=_tensor(path, file, "log.step_losses", "float64", vector=True).tolist(),
+            stopped=training["stopped"],
         )
         return TrainingState(
             epochs_done=training["epochs_done"],
@@ -156,7 +167,7 @@ def load_checkpoint(path, net):
             parameters=parameters,
             state=state,
             best=best,
-            epoch_loss=_tensor(path, file, "epoch.loss", net.precision, vector=True),
+            epoch_loss=_tensor(path, file, "epoch.loss", net.dtype, vector=True),
             epoch_correct=_tensor(path, file, "epoch.correct", "uint8", vector=True),
         )
 
@@ -185,13 +196,15 @@ def _open(path):
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
+        hint = "is a folder: name the .safetensors file in it" if path.is_dir() else "is not there"
+        raise CheckpointError(f"{path} {hint}")
     try:
+        path.open("rb").close()  # for the system's own word on what is wrong
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _metadata(path, file):
@@ -222,7 +235,7 @@ def _named(path, file, prefix, net):
     """The tensors ``prefix + name`` for all parameters; all shapes are compared before any is read."""
     _compare(path, file, prefix, net.layout)
     return {
-        tensor.name: _tensor(path, file, prefix + tensor.name, net.precision) for tensor in net.layout.tensors
+        tensor.name: _tensor(path, file, prefix + tensor.name, net.dtype) for tensor in net.layout.tensors
     }
 
 

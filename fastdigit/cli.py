@@ -4,7 +4,9 @@ What a command needs is imported inside its function, so that ``--help`` is ther
 """
 
 import json
+import os
 import shlex
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import __version__
-from .errors import ConfigError, DataError, FastdigitError
+from .errors import CheckpointError, ConfigError, DataError, FastdigitError
 
 MAX_STDIN = 256 * 2**20  # bytes; no picture is larger, an endless stream is
 
@@ -21,6 +23,7 @@ app = typer.Typer(
     name="fastdigit",
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -33,6 +36,7 @@ def main(arguments=None):
     backend that cannot run here). 130: interrupted. An error is one line on stderr.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _make_output_safe()
     try:
         return app(arguments, prog_name="fastdigit", standalone_mode=False) or 0
     except (FastdigitError, typer.TyperException, OSError, MemoryError) as error:
@@ -43,6 +47,16 @@ def main(arguments=None):
         if message:
             _complain(message)
         return status
+
+
+def _make_output_safe():
+    """Whatever the terminal: characters that it cannot show become "?", and a closed one is no error."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _describe(error):
@@ -130,7 +144,8 @@ def train(
         str | None, _option("Network", "--hidden", "512,256,…", "Sizes of the hidden layers.", "128")
     ] = None,
     dropout: Annotated[
-        float | None, _option("Network", "--dropout", "SHARE", "Of hidden outputs to drop.", "0")
+        float | None,
+        _option("Network", "--dropout", "SHARE", "Of hidden outputs to drop.", "0, small data 0.3"),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -162,7 +177,8 @@ def train(
         _option("Training", "--nesterov/--no-nesterov", None, "Nesterov's momentum; sgd only.", "yes"),
     ] = None,
     weight_decay: Annotated[
-        float | None, _option("Training", "--weight-decay", "RATE", "Pull towards 0.", "0, adamw 0.01")
+        float | None,
+        _option("Training", "--weight-decay", "RATE", "Pull towards 0.", "0, small data 0.001, adamw 0.01"),
     ] = None,
     schedule: Annotated[
         Literal["constant", "step", "cosine", "onecycle"] | None,
@@ -245,8 +261,8 @@ def train(
     options = settings.fit_options()
     if resume is None:
         run = Run.create(settings, out)
-    elif not run.complete:
-        run.write_settings(settings)
+    else:
+        _check_resumable(run, net, settings)
     if not quiet:
         _show_plan(run, settings, dataset, net, automatic=backend is None and resume is None)
     try:
@@ -288,12 +304,23 @@ def _resumed_settings(run, chosen):
         raise ConfigError(f"--resume takes the settings of the run: leave out {', '.join(foreign)}")
     settings = run.read_settings()
     dataset = training_data(settings.data, settings.classes)
-    epochs = chosen.get("epochs", settings.epochs)
-    if epochs < settings.epochs:
+    if chosen.get("epochs", settings.epochs) < settings.epochs:
         raise ConfigError(f"{run.folder} is a run of {settings.epochs} epochs: --epochs can only raise that")
-    if epochs > settings.epochs:
-        run.result.unlink(missing_ok=True)
     return replace(settings, **chosen), dataset
+
+
+def _check_resumable(run, net, settings):
+    """Only when the checkpoint is known to be sound is anything in the folder changed."""
+    from .checkpoint import load_checkpoint
+
+    if run.complete and settings.epochs == run.read_settings().epochs:
+        return
+    if run.checkpoint.exists():
+        load_checkpoint(run.checkpoint, net)
+    elif run.model.exists():
+        raise CheckpointError(f"{run.checkpoint} is gone: this run cannot go on, start a new one")
+    run.write_settings(settings)
+    run.result.unlink(missing_ok=True)
 
 
 def _whole_numbers(option, text):
@@ -359,7 +386,13 @@ def _train(run, dataset, net, options, resumed, quiet):
     _say("test", _accuracy(evaluation))
     _say("model", run.model)
     if not quiet:
-        _say("next", f"fastdigit evaluate {_quoted(run.folder)} --png mistakes.png")
+        _say("next", f"{_this_command()} evaluate {_quoted(run.folder)}")
+
+
+def _this_command():
+    """How to call this program again: with its path where its name alone is not found."""
+    called = Path(sys.argv[0])
+    return _quoted(called) if called.name == "fastdigit" and not shutil.which("fastdigit") else "fastdigit"
 
 
 # --- evaluate -------------------------------------------------------------------------------------
@@ -382,7 +415,8 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a JSON file.")
     ] = None,
     png_file: Annotated[
-        Path | None, typer.Option("--png", metavar="FILE", help="Draw what is misread (needs matplotlib).")
+        Path | None,
+        typer.Option("--png", metavar="FILE", help="Draw what is misread (needs matplotlib)."),
     ] = None,
     debug: Debug = False,
 ):
@@ -399,6 +433,10 @@ def evaluate(
     from .evaluation import evaluate
     from .runs import load_data, only_classes
 
+    if png_file:
+        from . import plots
+
+        plots.check(png_file)
     net, path, run = _load_network(model, backend)
     if data is None and run is None:
         raise ConfigError(f"{path} does not say what it was trained on: add --data digits, mnist or a folder")
@@ -417,9 +455,7 @@ def evaluate(
         _write_json(json_file, _result(evaluation, path, name, split))
         _say("figures", json_file)
     if png_file:
-        from .plots import confusion_and_mistakes
-
-        confusion_and_mistakes(evaluation, images.images, png_file)
+        plots.confusion_and_mistakes(evaluation, images.images, png_file)
         _say("picture", png_file)
 
 
@@ -519,7 +555,15 @@ def predict(
     """
     from .datasets import prepare_steps
 
-    net, _, _ = _load_network(model, backend)
+    if steps:
+        from . import plots
+
+        plots.check(steps)
+    net, path, run = _load_network(model, backend)
+    if model is None:  # say which one was taken
+        trained_on = f", trained on {run.read_settings().data}" if run else ""
+        digits = " ".join(map(str, net.classes))
+        print(f"model {path}: digits {digits}{trained_on}", file=sys.stderr)
     prepared, answers, failed = {}, {}, False
     for name in dict.fromkeys(images):
         try:
@@ -541,10 +585,8 @@ def predict(
     else:
         _show_answers(answers)
     if steps and prepared:
-        from .plots import preparation_steps
-
         first = next(iter(prepared))
-        preparation_steps(prepared[first], steps)
+        plots.preparation_steps(prepared[first], steps)
     return 1 if failed else 0
 
 
@@ -610,7 +652,8 @@ def info(
     named = facts["FASTDIGIT_BACKEND"]
     source = "" if named is None else f", named by FASTDIGIT_BACKEND={named}"
     _say("auto", facts["auto"].get("backend", facts["auto"].get("error")) + source)
-    _say("mnist", mnist["folder"] if mnist["found"] else f"not in {mnist['folder']}; downloaded when needed")
+    absent = "downloaded when needed" if mnist["downloadable"] else "which FASTDIGIT_DATA names"
+    _say("mnist", mnist["folder"] if mnist["found"] else f"not in {mnist['folder']}, {absent}")
 
 
 # --- output ---------------------------------------------------------------------------------------

@@ -42,8 +42,11 @@ class TrainingDivergedError(FastdigitError, ArithmeticError):
     """The loss or the weights became NaN or infinite. ``step`` counts from 1."""
 
     def __init__(self, message: str, step: int):
-        super().__init__(message)
+        super().__init__(message, step)  # both, so that pickle can make it anew
         self.step = step
+
+    def __str__(self):
+        return self.args[0]
 
 
 class BusyError(FastdigitError, RuntimeError):

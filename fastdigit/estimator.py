@@ -10,13 +10,14 @@ from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .errors import ConfigError, DataError, check_count
+from .errors import ConfigError, DataError, check_count, check_number
 from .inputs import as_weights
 from .network import Network
 from .optimizers import SGD, Adam
+from .options import EarlyStopping, OptimizerState
 from .progress import Progress
 from .schedules import Constant
-from .training import EarlyStopping, OptimizerState, fit
+from .training import fit
 
 # What X may arrive as: uint8 stays uint8, everything else becomes float32.
 _DTYPES = (np.float32, np.uint8)
@@ -25,7 +26,7 @@ _DTYPES = (np.float32, np.uint8)
 class DigitClassifier(ClassifierMixin, BaseEstimator):
     """A multilayer perceptron for scikit-learn's pipelines, searches and cross-validation.
 
-    ``DigitClassifier(hidden_layer_sizes=(128,), backend="cpu").fit(X, y).predict(X)``
+    ``DigitClassifier(hidden_layer_sizes=(128,)).fit(X, y).predict(X)``
 
     What scikit-learn's ``MLPClassifier`` has too goes by the same name, with the same default
     (apart from the size of the hidden layer), so that one can take the place of the other:
@@ -114,8 +115,18 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         """Train from new random weights; returns self.
 
         Warns: ConvergenceWarning when ``max_iter`` epochs did not suffice. Shapes, dtypes and
-        errors: see the class.
+        errors: see the class; after an error the estimator is what it was before.
         """
+        before = dict(vars(self))
+        try:
+            self._fit(X, y, sample_weight)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _fit(self, X, y, sample_weight):
         self._check_parameters()
         X, y = self._labelled(X, y, reset=True)
         classes = np.unique(y)
@@ -148,9 +159,8 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
                 f"training reached max_iter={self.max_iter} epochs without converging: "
                 "raise max_iter, or scale X",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Go over the samples once, starting from the present weights; returns self.
@@ -198,7 +208,10 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
     def _begin(self, classes):
         """A new network, and nothing remembered of an earlier training."""
         sizes = self.hidden_layer_sizes
-        hidden = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+        try:
+            hidden = (sizes,) if isinstance(sizes, Integral) else tuple(sizes)
+        except TypeError:
+            raise ConfigError(f"hidden_layer_sizes must be such as (128,), got {sizes!r}") from None
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.network_ = Network(
             (self.n_features_in_, *hidden, len(classes)),
@@ -230,9 +243,11 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         """Errors by the names that users of this class know, before anything is computed."""
         if self.solver not in ("adam", "sgd"):
             raise ConfigError(f'solver must be "adam" or "sgd", got {self.solver!r}')
-        for name in ("alpha", "tol"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        check_number("alpha", self.alpha, "[0, inf)")
+        check_number("tol", self.tol, "[0, inf)")
+        check_number("learning_rate_init", self.learning_rate_init, "(0, inf)")
+        check_number("momentum", self.momentum, "[0, 1)")
+        check_number("validation_fraction", self.validation_fraction, "(0, 1)")
         check_count("max_iter", self.max_iter)
         check_count("n_iter_no_change", self.n_iter_no_change)
         if self.batch_size != "auto":

@@ -1,13 +1,14 @@
 """How good a network is: accuracy with its uncertainty, per class, and what is confused with what."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from .errors import DataError
 from .inputs import as_targets, unpack
+from .kernels.softmax_xent.reference import softmax, softmax_xent
 
 
 def wilson_interval(correct, count, z=1.959963984540054):
@@ -26,17 +27,27 @@ def wilson_interval(correct, count, z=1.959963984540054):
 class Evaluation:
     """Predictions of a network for labelled images, and what follows from them.
 
-    ``classes`` [C], ``targets`` [N] (indices into classes) and ``probabilities`` [N, C].
+    ``classes`` [C], ``targets`` [N] (indices into classes) and ``logits`` [N, C].
     """
 
     classes: np.ndarray
     targets: np.ndarray
-    probabilities: np.ndarray
+    logits: np.ndarray = field(repr=False)
+
+    def __repr__(self):
+        return f"<Evaluation {self.correct:,} of {self.count:,} right, {self.accuracy:.2%}>"
+
+    @cached_property
+    def probabilities(self):
+        """The probability of each class [N, C]."""
+        p = np.empty_like(self.logits)
+        softmax(np, self.logits, p)
+        return p
 
     @cached_property
     def predicted(self):
         """Index of the most probable class of each image [N]."""
-        return self.probabilities.argmax(axis=1)
+        return self.logits.argmax(axis=1)
 
     @property
     def count(self):
@@ -59,8 +70,10 @@ class Evaluation:
     @property
     def loss(self):
         """Mean cross-entropy."""
-        chosen = self.probabilities[np.arange(self.count), self.targets]
-        return float(-np.log(np.maximum(chosen, np.finfo(chosen.dtype).tiny)).mean(dtype=np.float64))
+        loss = np.empty(self.count, self.logits.dtype)
+        correct, gradient = np.empty(self.count, np.uint8), np.empty_like(self.logits)
+        softmax_xent(np, self.logits, self.targets, None, loss, correct, gradient)
+        return float(loss.mean(dtype=np.float64))
 
     @cached_property
     def confusion(self):
@@ -106,4 +119,4 @@ def evaluate(net, data):
     if not len(inputs):
         raise DataError("there are no images to evaluate")
     targets = as_targets(labels, net.classes, len(inputs))
-    return Evaluation(net.classes, targets, net.probabilities_of(inputs))
+    return Evaluation(net.classes, targets, net.logits(inputs))

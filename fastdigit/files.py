@@ -17,7 +17,7 @@ def atomic_file(path):
 
     Errors: OSError as the system raises it (disk full, read-only folder …), naming the file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link goes on being one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -27,8 +27,8 @@ def atomic_file(path):
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # not the temporary name
+        if isinstance(error, OSError):  # with the name that the caller knows
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _flush_folder(path.parent)
 

@@ -107,4 +107,4 @@ def _auto():
 def _mnist():
     """Where load_mnist() would find MNIST."""
     folder, found = find_mnist()
-    return {"found": found, "folder": str(folder)}
+    return {"found": found, "folder": str(folder), "downloadable": not os.environ.get("FASTDIGIT_DATA")}

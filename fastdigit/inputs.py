@@ -9,6 +9,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -158,8 +159,10 @@ class TrainingData:
             raise DataError("there are no images to train on")
         if validation is None:
             return cls(inputs, targets, weight, None)
-        if not isinstance(validation, int | float):
+        if not isinstance(validation, Real):
             images, labels = unpack(validation)
+            if not len(images):
+                raise DataError("there are no images to validate with")
             held_back = net.as_inputs(images), np.asarray(labels)
             as_targets(held_back[1], net.classes, len(held_back[0]))
             return cls(inputs, targets, weight, held_back)

@@ -7,6 +7,8 @@ network in one call. Gradients and optimizer state have the same shape and use t
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from .errors import ConfigError
 
 
@@ -85,6 +87,17 @@ class Layout:
     def views(self, flat):
         """``{"w1": …, "b1": …, …}``: the named tensors as views of a flat buffer."""
         return {tensor.name: tensor.view(flat) for tensor in self.tensors}
+
+    def named(self, host):
+        """:meth:`views` of a flat NumPy buffer as copies that stand alone."""
+        return {name: np.array(view) for name, view in self.views(host).items()}
+
+    def flatten(self, tensors, dtype):
+        """``{"w1": …, "b1": …, …}`` in one flat NumPy buffer; the padding is zero."""
+        host = np.zeros(self.size, dtype)
+        for name, view in self.views(host).items():
+            view[...] = tensors[name]
+        return host
 
     def layers(self, flat):
         """``[(w, b), …]`` from the first layer to the last, as views of a flat buffer."""

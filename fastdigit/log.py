@@ -32,7 +32,7 @@ class TrainingLog:
     """
 
     epochs: list[Epoch] = field(default_factory=list)
-    step_losses: list[float] = field(default_factory=list)
+    step_losses: list[float] = field(default_factory=list, repr=False)
     best_epoch: int | None = None
     stopped: str | None = None
 

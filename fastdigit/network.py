@@ -1,40 +1,20 @@
 """A multilayer perceptron: its buffers, and forward and backward as calls of a backend."""
 
+import os
 import threading
-from dataclasses import dataclass
+import weakref
 from numbers import Real
-from typing import Any
 
 import numpy as np
 
-from .backend import backends, get_backend
+from .backend import get_backend, is_registered
 from .errors import ConfigError, DataError, check_number
 from .inputs import as_inputs, as_targets, as_weights
-from .layout import Layout, round_up
+from .layout import Layout
+from .steps import Buffers, backward, forward
 from .streams import INITIALISATION, random_stream
 
 PREDICT_BATCH = 1024  # images at a time in prediction: bounds the memory of the activations
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """Everything one step writes besides parameters, for a batch of one size."""
-
-    x: Any  # [B, I], the gathered batch
-    y: list  # outputs of the layers; the last one holds the logits
-    dy: list  # gradients with respect to them, before the activation
-    t: Any  # [B] int32
-    weight: Any  # [B]
-    loss: Any  # [B]
-    correct: Any  # [B] uint8
-
-    def first(self, count):
-        """The same buffers cut to ``count`` rows."""
-
-        def cut(a):
-            return [part[:count] for part in a] if isinstance(a, list) else a[:count]
-
-        return _Buffers(**{name: cut(a) for name, a in vars(self).items()})
 
 
 class Network:
@@ -84,16 +64,20 @@ class Network:
                 f"backend {self.backend.name!r} does not offer precision {precision!r}, only {offered}"
             )
         self.precision = precision
+        self.dtype = "float64" if precision == "float64" else "float32"  # of parameters and results
         self.pixels = bool(pixels)
-        self._parameters = self._zeros(self.layout.size)
-        self._gradients = self._zeros(self.layout.size)
+        self._parameters = self.backend.zeros((self.layout.size,), self.dtype)
+        self._gradients = self.backend.zeros((self.layout.size,), self.dtype)
         self._layers = self.layout.layers(self._parameters)
-        self._gradient_layers = self.layout.layers(self._gradients)
         self._capacity = 0
         self._buffers = {}
+        self._renew_locks()
+        _networks.add(self)
+        self._initialise()
+
+    def _renew_locks(self):
         self._lock = threading.RLock()  # one thread at a time uses the buffers
         self._training = threading.Lock()  # held for the whole of a training
-        self._initialise()
 
     @property
     def layer_sizes(self):
@@ -115,7 +99,8 @@ class Network:
 
     def get_parameters(self):
         """The same names with copies as NumPy arrays on the host."""
-        return self._named_host(self._parameters)
+        with self._lock:  # all of them from between the same two steps
+            return self.layout.named(self.backend.to_host(self._parameters))
 
     def set_parameters(self, tensors):
         """Take over all parameters from ``{"w1": …, "b1": …, …}`` (NumPy arrays).
@@ -129,23 +114,16 @@ class Network:
             names = [name for name in {**expected, **given} if given.get(name) != expected.get(name)]
             details = "; ".join(f"{n}: {given.get(n)} instead of {expected.get(n)}" for n in names)
             raise ConfigError(f"parameters do not fit this network: {details}")
-        for name, value in tensors.items():
-            if np.asarray(value).dtype.kind not in "biuf" or not np.isfinite(value).all():
-                raise ConfigError(f"parameter {name} holds NaN, infinity or what is no number")
-        self._fill(self._parameters, tensors)
-
-    def _named_host(self, flat):
-        with self._lock:  # all tensors from between the same two steps
-            host = self.backend.to_host(flat)
-            return {name: np.array(view) for name, view in self.layout.views(host).items()}
-
-    def _fill(self, flat, tensors):
-        """Write named host tensors into a flat buffer of the backend; the padding becomes zero."""
-        host = np.zeros(self.layout.size, self.precision)
+        try:
+            with np.errstate(over="ignore"):  # what overflows is found just below
+                host = self.layout.flatten(tensors, self.dtype)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"parameters must be arrays of numbers: {error}") from error
         for name, view in self.layout.views(host).items():
-            view[...] = tensors[name]
+            if not np.isfinite(view).all():
+                raise ConfigError(f"parameter {name} holds NaN, infinity or what {self.dtype} cannot hold")
         with self._lock:
-            self.backend.to_device(host, out=flat)
+            self.backend.to_device(host, out=self._parameters)
 
     def _initialise(self):
         random = random_stream(self.seed, INITIALISATION)
@@ -156,31 +134,18 @@ class Network:
                 tensors[tensor.name] = random.standard_normal(tensor.shape) * deviation
             else:
                 tensors[tensor.name] = np.zeros(tensor.shape)
-        self._fill(self._parameters, tensors)
+        self.set_parameters(tensors)
 
     # --- buffers ----------------------------------------------------------------------------
-
-    def _zeros(self, *shape, dtype=None):
-        return self.backend.zeros(shape, dtype or self.precision)
-
-    def _matrix(self, rows, columns):
-        padded = round_up(columns, self.backend.row_align)
-        return self._zeros(rows, padded)[:, :columns]
 
     def _batch_buffers(self, count):
         """Buffers for ``count`` images; allocated once for the largest count, then reused."""
         if count > self._capacity:
+            # Forgotten before, so that the old and the new are never there together, and noted after,
+            # so that running out of memory in between leaves a network that works.
+            self._capacity, self._buffers = 0, {}
+            self._buffers = {count: Buffers.allocate(self.backend, self.layer_sizes, count, self.dtype)}
             self._capacity = count
-            whole = _Buffers(
-                x=self._matrix(count, self.layer_sizes[0]),
-                y=[self._matrix(count, size) for size in self.layer_sizes[1:]],
-                dy=[self._matrix(count, size) for size in self.layer_sizes[1:]],
-                t=self._zeros(count, dtype="int32"),
-                weight=self._zeros(count),
-                loss=self._zeros(count),
-                correct=self._zeros(count, dtype="uint8"),
-            )
-            self._buffers = {count: whole}
         if count not in self._buffers:
             # At most a few sizes are alive: a full batch, the short last one, a prediction's.
             if len(self._buffers) > 4:
@@ -190,67 +155,44 @@ class Network:
 
     # --- forward and backward ---------------------------------------------------------------
 
-    def _forward(self, buffers, update=None):
-        """From the gathered batch to the logits; with dropout where ``update`` numbers a step."""
-        below = buffers.x
-        for layer, ((w, b), y) in enumerate(zip(self._layers, buffers.y, strict=True)):
-            hidden = layer < len(self.dropout)
-            self.backend.dense(below, w, b, y, hidden)
-            if update is not None and hidden and self.dropout[layer]:
-                self.backend.dropout(y, self.dropout[layer], (self.seed, layer), update)
-            below = y
-
-    def _backward(self, buffers, dropout=True):
-        """From the gradient of the logits to the gradients of all parameters."""
-        for layer in reversed(range(len(self._layers))):
-            below = buffers.y[layer - 1] if layer else buffers.x
-            dw, db = self._gradient_layers[layer]
-            self.backend.dense_grad_weight(below, buffers.dy[layer], dw, db)
-            if layer:
-                scale = 1 / (1 - self.dropout[layer - 1]) if dropout else 1
-                self.backend.dense_grad_input(
-                    buffers.dy[layer], self._layers[layer][0], below, buffers.dy[layer - 1], scale
-                )
-
     def _outputs(self, inputs, last):
-        """Logits of all inputs, passed through ``last(buffers)`` batch by batch."""
+        """What ``last(buffers)`` makes of the logits of all inputs, batch by batch."""
         results = []
         with self._lock:
             for start in range(0, len(inputs), PREDICT_BATCH):
-                part = self.backend.to_device(inputs[start : start + PREDICT_BATCH])
-                buffers = self._batch_buffers(len(part))
-                order = self.backend.to_device(np.arange(len(part)))
-                self.backend.gather(part, order, 0, buffers.x)
-                self._forward(buffers)
-                results.append(last(buffers))
+                buffers = self._gathered(inputs[start : start + PREDICT_BATCH])
+                forward(self.backend, self._layers, buffers)
+                results.append(np.array(self.backend.to_host(last(buffers))))
         if not results:
-            return np.zeros((0, self.layer_sizes[-1]), self.precision)
+            return np.zeros((0, self.layer_sizes[-1]), self.dtype)
         return np.concatenate(results)
+
+    def _gathered(self, inputs):
+        """The buffers for a batch of host inputs, with the batch in them."""
+        buffers = self._batch_buffers(len(inputs))
+        order = self.backend.to_device(np.arange(len(inputs)))
+        self.backend.gather(self.backend.to_device(inputs), order, 0, buffers.x)
+        return buffers
 
     def as_inputs(self, images):
         """``images`` checked and converted to the [N, I] array that the network computes with.
 
         See :func:`fastdigit.inputs.as_inputs`. Errors: DataError.
         """
-        return as_inputs(images, self.layer_sizes[0], dtype=self.precision, pixels=self.pixels)
+        return as_inputs(images, self.layer_sizes[0], dtype=self.dtype, pixels=self.pixels)
 
     def logits(self, images):
         """What goes into the softmax. Shapes: images as in :meth:`predict`; returns [N, C]."""
-        inputs = self.as_inputs(images)
-        return self._outputs(inputs, lambda buffers: np.array(self.backend.to_host(buffers.y[-1])))
+        return self._outputs(self.as_inputs(images), lambda buffers: buffers.y[-1])
 
     def predict_proba(self, images):
         """The probability of each class. Shapes: images as in :meth:`predict`; returns [N, C]."""
-        return self.probabilities_of(self.as_inputs(images))
-
-    def probabilities_of(self, inputs):
-        """:meth:`predict_proba` for what :meth:`as_inputs` has checked and converted already."""
 
         def probabilities(buffers):
             self.backend.softmax(buffers.y[-1], buffers.dy[-1])
-            return np.array(self.backend.to_host(buffers.dy[-1]))
+            return buffers.dy[-1]
 
-        return self._outputs(inputs, probabilities)
+        return self._outputs(self.as_inputs(images), probabilities)
 
     def predict(self, images):
         """The label of the most probable class of each image.
@@ -268,7 +210,7 @@ class Network:
         Shapes: images as in :meth:`predict`, labels [N], sample_weight [N] or None (its mean is
         brought to 1). Errors: DataError, also for no images at all.
         """
-        return self._loss(images, labels, sample_weight, backward=False)
+        return self._loss(images, labels, sample_weight, with_gradients=False)
 
     def gradients(self, images, labels, sample_weight=None):
         """The gradient of :meth:`loss`: ``{"w1": …, "b1": …, …}``, NumPy arrays on the host.
@@ -276,27 +218,25 @@ class Network:
         All images count as one batch, so memory grows with their number.
         """
         with self._lock:
-            self._loss(images, labels, sample_weight, backward=True)
-            return self._named_host(self._gradients)
+            self._loss(images, labels, sample_weight, with_gradients=True)
+            return self.layout.named(self.backend.to_host(self._gradients))
 
-    def _loss(self, images, labels, sample_weight, backward):
+    def _loss(self, images, labels, sample_weight, with_gradients):
         inputs = self.as_inputs(images)
         targets = as_targets(labels, self.classes, len(inputs))
         weight = as_weights(sample_weight, len(inputs))
         if not len(inputs):
             raise DataError("there are no images to compute a loss of")
-        batch = len(inputs) if backward else PREDICT_BATCH
+        batch = len(inputs) if with_gradients else PREDICT_BATCH
         backend, losses = self.backend, []
         with self._lock:
             for start in range(0, len(inputs), batch):
                 rows = slice(start, start + batch)
-                part = backend.to_device(inputs[rows])
-                buffers = self._batch_buffers(len(part))
-                backend.gather(part, backend.to_device(np.arange(len(part))), 0, buffers.x)
+                buffers = self._gathered(inputs[rows])
                 backend.to_device(targets[rows], out=buffers.t)
                 if weight is not None:
-                    backend.to_device(weight[rows].astype(self.precision), out=buffers.weight)
-                self._forward(buffers)
+                    backend.to_device(weight[rows].astype(self.dtype), out=buffers.weight)
+                forward(backend, self._layers, buffers)
                 backend.softmax_xent(
                     buffers.y[-1],
                     buffers.t,
@@ -305,8 +245,8 @@ class Network:
                     buffers.correct,
                     buffers.dy[-1],
                 )
-                if backward:
-                    self._backward(buffers, dropout=False)
+                if with_gradients:
+                    backward(backend, self._layers, self.layout.layers(self._gradients), buffers)
                 losses.append(np.array(backend.to_host(buffers.loss)))
         return float(np.concatenate(losses).mean(dtype=np.float64))
 
@@ -342,7 +282,7 @@ class Network:
     def _description(self):
         return {
             "layer_sizes": self.layer_sizes,
-            "backend": self.backend.name if _is_registered(self.backend) else self.backend,
+            "backend": self.backend.name if is_registered(self.backend) else self.backend,
             "seed": self.seed,
             "dropout": self.dropout,
             "precision": self.precision,
@@ -351,8 +291,18 @@ class Network:
         }
 
 
-def _is_registered(backend):
-    return backends().get(backend.name) == "ok" and get_backend(backend.name) is backend
+# A thread that held a lock while the process was forked does not exist in the child, which would wait
+# for it for ever: there, every network gets new ones.
+_networks = weakref.WeakSet()
+
+
+def _after_fork():
+    for net in _networks:
+        net._renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _checked_sizes(layer_sizes):

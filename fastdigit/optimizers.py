@@ -11,6 +11,18 @@ from dataclasses import dataclass
 from .errors import ConfigError, check_number
 
 
+def _as_floats(record, *names):
+    """SGD(1) and SGD(1.0) shall be the same record, also when they are written down."""
+    for name in names:
+        object.__setattr__(record, name, float(getattr(record, name)))
+
+
+def _check_flags(record, *names):
+    for name in names:
+        if not isinstance(getattr(record, name), bool):
+            raise ConfigError(f"{name} must be True or False, got {getattr(record, name)!r}")
+
+
 @dataclass(frozen=True)
 class SGD:
     """Gradient descent with optional momentum, Nesterov's correction and weight decay.
@@ -29,8 +41,8 @@ class SGD:
         check_number("learning_rate", self.learning_rate, "(0, inf)")
         check_number("momentum", self.momentum, "[0, 1)")
         check_number("weight_decay", self.weight_decay, "[0, inf)")
-        if not isinstance(self.nesterov, bool) or not isinstance(self.decoupled, bool):
-            raise ConfigError(f"nesterov and decoupled must be True or False, got {self}")
+        _check_flags(self, "nesterov", "decoupled")
+        _as_floats(self, "learning_rate", "momentum", "weight_decay")
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov needs a momentum above 0")
 
@@ -66,6 +78,8 @@ class Adam:
         check_number("beta2", self.beta2, "[0, 1)")
         check_number("epsilon", self.epsilon, "(0, inf)")
         check_number("weight_decay", self.weight_decay, "[0, inf)")
+        _check_flags(self, "decoupled")
+        _as_floats(self, "learning_rate", "beta1", "beta2", "epsilon", "weight_decay")
 
     def update(self, backend, p, g, state, lr, t):
         """Update the flat buffer p from g with learning rate ``lr``; t counts updates from 1."""

@@ -8,14 +8,16 @@ written; a file that stood there before is then intact.
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError, MissingExtraError
+from .errors import ConfigError, DataError, MissingExtraError
 from .files import atomic_write
 
 RIGHT, WRONG = "#1a7f5a", "#c0392b"
 DPI = 150
+FORMATS = ("png", "jpg", "pdf", "svg")
 
 
 def confusion_and_mistakes(evaluation, images, path, count=24):
@@ -225,7 +227,21 @@ def _grid(figure, rows, columns, count):
     return every[:count]
 
 
+def check(path):
+    """Errors that a picture for ``path`` would meet, before the work is done: ConfigError for a name
+    that does not end in .png, .jpg, .pdf or .svg, MissingExtraError without matplotlib."""
+    _format(path)
+    _figure(1, 1)
+
+
+def _format(path):
+    kind = Path(path).suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise ConfigError(f"{path}: the name of a picture must end in .{', .'.join(FORMATS)}")
+    return kind
+
+
 def _save(figure, path):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    figure.savefig(buffer, format=_format(path), dpi=DPI)
     atomic_write(path, buffer.getvalue())

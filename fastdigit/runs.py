@@ -22,13 +22,13 @@ import numpy as np
 
 from .datasets import Dataset, load_digits, load_folder, load_mnist
 from .datasets.mnist import find_mnist
-from .errors import CheckpointError, ConfigError, DataError
+from .errors import CheckpointError, ConfigError, DataError, check_number
 from .files import atomic_write
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
+from .options import EarlyStopping
 from .schedules import Constant, Cosine, OneCycle, Step
 from .schema import mismatch
-from .training import EarlyStopping
 
 RUNS = Path("runs")  # where runs go, and are looked for, unless a folder is named
 
@@ -40,10 +40,12 @@ OPTIMIZERS = {
 DATA = {"digits": load_digits, "mnist": load_mnist}
 SCHEDULES = {"constant": Constant, "step": Step, "cosine": Cosine, "onecycle": OneCycle}
 
-# Fewer images than SMALL get smaller batches, and so many epochs that the training has enough steps.
-# Chosen on the embedded digits: three splits, five seeds each.
+# Fewer images than SMALL are trained on in smaller batches and more steps, with dropout and weight decay
+# against overfitting: on the embedded digits (three splits, five seeds each) 98.5 % instead of 97.9 %.
 SMALL = 10_000
-MIN_EPOCHS, MIN_STEPS = 6, 1350
+SMALL_DEFAULTS = {"batch_size": 32, "dropout": 0.3}
+SMALL_WEIGHT_DECAY = 1e-3  # of sgd
+MIN_EPOCHS, MIN_STEPS, SMALL_MIN_STEPS = 6, 700, 2700
 
 
 def load_data(name):
@@ -58,7 +60,7 @@ def load_data(name):
     if not Path(name).exists():
         close = difflib.get_close_matches(name, DATA, n=1)
         hint = f"did you mean {close[0]}?" if close else "choose digits, mnist, or a folder of four idx files"
-        raise ConfigError(f"there is no data {name!r}: {hint}")
+        raise ConfigError(f"there is no data and no folder {name!r}: {hint}")
     return load_folder(name, Path(name).name)
 
 
@@ -129,14 +131,21 @@ class Settings:
             defaults["nesterov"] = False
         if "early_stopping" in chosen:
             defaults["validation"] = 0.1
-        defaults["batch_size"] = 128 if images >= SMALL else 32
-        if optimizer == "sgd" and chosen.get("batch_size", defaults["batch_size"]) < 128:
-            defaults["learning_rate"] /= 2
+        small = images < SMALL
+        defaults.update(SMALL_DEFAULTS if small else {"batch_size": 128})
+        if optimizer == "sgd":
+            if small:
+                defaults["weight_decay"] = SMALL_WEIGHT_DECAY
+            if chosen.get("batch_size", defaults["batch_size"]) < 128:
+                defaults["learning_rate"] /= 2
         settings = {**defaults, **chosen}
+        if settings.get("validation") is not None:
+            check_number("--validation", settings["validation"], "(0, 1)")
         if "epochs" not in settings:
             trained = images * (1 - settings.get("validation", 0))
             steps = max(1, math.ceil(trained / settings["batch_size"]))
-            settings["epochs"] = max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps))
+            wanted = SMALL_MIN_STEPS if small else MIN_STEPS
+            settings["epochs"] = max(MIN_EPOCHS, math.ceil(wanted / steps))
         return cls(**settings)
 
     def network(self, pixels):
@@ -234,9 +243,11 @@ class Run:
             raise CheckpointError(f"{file}: {error}") from error
 
     def discard(self):
-        """Delete a run of which nothing but the settings was written."""
-        self.settings_file.unlink()
-        self.folder.rmdir()
+        """Delete what a training that never began has written, and the folder if nothing else is in it."""
+        for file in (self.settings_file, self.checkpoint, self.log):
+            file.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def _next_free():
@@ -255,12 +266,12 @@ def _next_free():
 def find_model(path=None):
     """The file of a network and the :class:`Run` it belongs to, or None for a file that stands alone.
 
-    ``path`` is a safetensors file or the folder of a run; by default the newest run in ./runs.
-    A run that is not complete yet has its checkpoint for a network.
+    ``path`` is a safetensors file or the folder of a run; by default the newest complete run in
+    ./runs. A run that is named and not complete yet has its checkpoint for a network.
     Errors: CheckpointError if there is none.
     """
     if path is None:
-        found = [model for folder in RUNS.glob("*") if (model := _model_in(Run(folder)))]
+        found = [run.model for run in map(Run, RUNS.glob("*")) if run.model.exists()]
         if not found:
             raise CheckpointError(
                 f"there is no trained network in {RUNS}/: train one with 'fastdigit train', or name its file"

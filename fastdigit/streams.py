@@ -6,9 +6,12 @@ carry, save or restore.
 
 import numpy as np
 
-INITIALISATION, ORDER, SPLIT = 0, 1, 2
+INITIALISATION, ORDER, SPLIT = 1, 2, 3
+
+# Sets these streams apart from default_rng(seed), which users draw their own data from.
+_TAG = 0xFA57D161
 
 
 def random_stream(seed, stream, *counters):
     """A NumPy generator that depends on nothing but these integers."""
-    return np.random.default_rng([seed, stream, *counters])
+    return np.random.default_rng([_TAG, stream, seed, *counters])

@@ -8,51 +8,24 @@ operations; both get the same :class:`~fastdigit.backend.TrainPlan` and write th
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .backend import TrainPlan
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError, check_count, check_number
+from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError
 from .evaluation import evaluate
 from .files import remove_leftovers
 from .inputs import TrainingData
 from .log import Epoch, JsonLines, TrainingLog
-from .optimizers import SGD, Adam
+from .network import Network
+from .optimizers import SGD
+from .options import EarlyStopping, FitOptions, OptimizerState, as_path
 from .schedules import OneCycle
+from .steps import train_steps
 from .streams import ORDER, random_stream
 
 STRETCH_SECONDS = 0.2  # about how long a stretch of steps takes: how often progress is seen
-
-
-@dataclass(frozen=True)
-class EarlyStopping:
-    """Stop after ``patience`` epochs without a higher validation accuracy, and go back to the
-    weights of the best epoch."""
-
-    patience: int = 5
-
-    def __post_init__(self):
-        check_count("patience", self.patience)
-
-    @staticmethod
-    def best_epoch(log):
-        """The number of the best epoch so far (from 1); the first of equals; 0 if there is none."""
-        return max(log.epochs, key=lambda e: (e.validation_accuracy, -e.epoch)).epoch if log.epochs else 0
-
-
-@dataclass
-class OptimizerState:
-    """What an optimizer remembers from one call of :func:`fit` to the next, on the host.
-
-    Pass the same object again, with the same kind of optimizer, and momentum, Adam's moments and
-    its bias correction (and the numbering of dropout masks) go on where they were.
-    """
-
-    updates: int = 0
-    buffers: dict[str, np.ndarray] = field(default_factory=dict)  # name of the state -> [P]
 
 
 def fit(
@@ -82,7 +55,8 @@ def fit(
     - ``train``: what has ``images`` and ``labels`` (``dataset.train``), or a pair of arrays, as
       :meth:`Network.predict` takes them, with one label of ``net.classes`` for each image.
     - ``optimizer``: an SGD or Adam record; by default ``SGD(0.1, momentum=0.9, nesterov=True)``.
-      ``schedule``: a function that scales its learning rate, by default ``OneCycle()``.
+      ``schedule``: what scales its learning rate, by default ``OneCycle()``; any function of (step
+      from 0, steps in all, steps in an epoch) that gives a factor will do.
     - ``epochs``, ``batch_size``: the last batch of an epoch may be shorter; none is left out.
     - ``validation``: a fraction of the training images to hold back (stratified, seeded), or data
       of its own. ``early_stopping``: an EarlyStopping record, needs ``validation``.
@@ -91,11 +65,12 @@ def fit(
     - ``seed``: of the shuffling and the validation split. Same seed, same backend, same data: the
       same weights, bit for bit.
     - ``optimizer_state``: an OptimizerState to go on from; it is brought up to date at the end.
-    - ``checkpoint``: a file that is rewritten atomically after every epoch, and every
+    - ``checkpoint``: a file that is written atomically at the start, after every epoch, and every
       ``checkpoint_every`` steps. ``resume=True`` goes on from it if it is there; the result has the
       same bits as a training that was never interrupted.
     - ``log_file``: JSON lines, one for every step and epoch.
-    - ``callbacks``: functions of (net, log) called after every epoch; a true result stops.
+    - ``callbacks``: functions of (net, log) called after every epoch, before the checkpoint is
+      written; a true result stops.
     - ``progress``: an object like :class:`fastdigit.progress.Progress`, or None for silence.
     - ``path``: "step" for single operations, "epoch" for the backend's whole-epoch kernel, "auto"
       for the latter where there is one.
@@ -106,10 +81,12 @@ def fit(
     checkpoint stays the last good one, the network gets back its weights of the epoch's start);
     BusyError when another thread is training the network; OSError when a file cannot be written.
     """
+    if not isinstance(net, Network):
+        raise ConfigError(f"fit takes a Network first, then the data; got {type(net).__name__}")
     if not net._training.acquire(blocking=False):
-        raise BusyError("this network is being trained by another thread: wait for it, or train a copy")
+        raise BusyError("this network is being trained already: wait for that to end, or train a copy")
     try:
-        options = _Options(
+        options = FitOptions(
             optimizer=SGD(0.1, momentum=0.9, nesterov=True) if optimizer is None else optimizer,
             schedule=OneCycle() if schedule is None else schedule,
             epochs=epochs,
@@ -118,156 +95,128 @@ def fit(
             clip_norm=clip_norm,
             seed=seed,
             optimizer_state=OptimizerState() if optimizer_state is None else optimizer_state,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint=as_path("checkpoint", checkpoint),
             checkpoint_every=checkpoint_every,
-            callbacks=tuple(callbacks),
+            log_file=as_path("log_file", log_file),
+            resume=resume,
+            callbacks=(callbacks,) if callable(callbacks) else tuple(callbacks),
             progress=progress,
-            whole_epoch=_use_train_epoch(net.backend, path),
+            path=path,
         )
+        options.optimizer_state.check(options.optimizer, net.layout)
+        if path == "epoch" and net.backend.train_epoch is None:
+            raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel: use path='auto'")
         data = TrainingData.of(net, train, validation, sample_weight, seed)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")
         training = _Training(net, data, options)
-        training.begin(resume)
-        return training.run(log_file)
+        training.begin()
+        return training.run()
     finally:
         net._training.release()
-
-
-def _use_train_epoch(backend, path):
-    if path not in ("auto", "step", "epoch"):
-        raise ConfigError(f"path must be 'auto', 'step' or 'epoch', got {path!r}")
-    if path == "epoch" and backend.train_epoch is None:
-        raise ConfigError(f"backend {backend.name!r} has no whole-epoch kernel: use path='auto'")
-    return path != "step" and backend.train_epoch is not None
-
-
-@dataclass(frozen=True)
-class _Options:
-    optimizer: Any
-    schedule: Any
-    epochs: int
-    batch_size: int
-    early_stopping: EarlyStopping | None
-    clip_norm: float | None
-    seed: int
-    optimizer_state: OptimizerState
-    checkpoint: Path | None
-    checkpoint_every: int | None
-    callbacks: tuple
-    progress: Any
-    whole_epoch: bool
-
-    def __post_init__(self):
-        if not isinstance(self.optimizer, SGD | Adam):
-            raise ConfigError(f"optimizer must be an SGD or Adam record, got {self.optimizer!r}")
-        check_count("epochs", self.epochs)
-        check_count("batch_size", self.batch_size)
-        check_count("seed", self.seed, 0)
-        if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, "(0, inf)")
-        if self.checkpoint_every is not None:
-            check_count("checkpoint_every", self.checkpoint_every)
-            if self.checkpoint is None:
-                raise ConfigError("checkpoint_every needs a checkpoint file")
-        if self.checkpoint is not None and self.optimizer_state.updates:
-            raise ConfigError("a checkpoint covers a training from its start: pass a fresh optimizer_state")
-
-    def settings(self):
-        """What a resumed training must agree on, readable in the file."""
-        return {
-            "optimizer": repr(self.optimizer),
-            "schedule": repr(self.schedule),
-            "epochs": int(self.epochs),
-            "batch_size": int(self.batch_size),
-            "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
-            "early_stopping": None if self.early_stopping is None else repr(self.early_stopping),
-            "seed": int(self.seed),
-        }
 
 
 @dataclass
 class _Training:
     """One call of :func:`fit`: buffers on the device, position and log on the host."""
 
-    net: Any
+    net: Network
     data: TrainingData
-    options: _Options
+    options: FitOptions
     epochs_done: int = 0
     steps_done: int = 0  # in the epoch that is under way
     log: TrainingLog = field(default_factory=TrainingLog)
     best: dict | None = None
+    stretch: int = 1  # steps to run before looking up
 
     def __post_init__(self):
-        net, data = self.net, self.data
+        net, data, options = self.net, self.data, self.options
+        backend = net.backend
         self.count = len(data.inputs)
-        self.steps_per_epoch = -(-self.count // self.options.batch_size)
-        device = net.backend.to_device
-        self.images = device(data.inputs)
-        self.labels = device(data.targets)
-        self.weight = None if data.weight is None else device(data.weight.astype(net.precision))
-        self.state = tuple(net._zeros(net.layout.size) for _ in self.options.optimizer.state_names)
-        for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True):
-            if name in self.options.optimizer_state.buffers:
-                device(self.options.optimizer_state.buffers[name], out=flat)
-        self.loss = net._zeros(self.count)
-        self.correct = net._zeros(self.count, dtype="uint8")
-        self.data_digest = data.digest() if self.options.checkpoint else ""
+        self.steps_per_epoch = -(-self.count // options.batch_size)
+        self.images = backend.to_device(data.inputs)
+        self.labels = backend.to_device(data.targets)
+        self.weight = None if data.weight is None else backend.to_device(data.weight.astype(net.dtype))
+        size = (net.layout.size,)
+        self.state = tuple(backend.zeros(size, net.dtype) for _ in options.optimizer.state_names)
+        self._fill_state(options.optimizer_state.tensors)
+        self.loss = backend.zeros((self.count,), net.dtype)
+        self.correct = backend.zeros((self.count,), "uint8")
+        self.data_digest = data.digest() if options.checkpoint else ""
         self.last_good = net.get_parameters()
+
+    def _named_state(self):
+        """The optimizer's state on the host: {name of the state: {name of the parameter: array}}."""
+        layout, to_host = self.net.layout, self.net.backend.to_host
+        names = self.options.optimizer.state_names
+        return {name: layout.named(to_host(flat)) for name, flat in zip(names, self.state, strict=True)}
+
+    def _fill_state(self, named):
+        for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True):
+            if name in named:
+                self.net.backend.to_device(self.net.layout.flatten(named[name], self.net.dtype), out=flat)
 
     # --- checkpoints ------------------------------------------------------------------------
 
-    def begin(self, resume):
-        """Start anew, or from the checkpoint if there is one."""
+    def begin(self):
+        """Start from the checkpoint if there is one; else write the first, before anything is done,
+        so that a place that cannot be written to is known at once."""
         file = self.options.checkpoint
         if file is None:
-            if resume:
-                raise ConfigError("resume=True needs the checkpoint to resume from")
             return
-        remove_leftovers(file)
         if file.exists():
-            if not resume:
-                raise ConfigError(f"{file} exists already: pass resume=True to go on from it, or delete it")
             self._restore(file)
+        else:
+            self._save(self.last_good)
+        remove_leftovers(file)
 
     def _restore(self, file):
-        net, options = self.net, self.options
+        net, backend = self.net, self.net.backend
         saved = load_checkpoint(file, net)
-        self._check_settings(file, saved)
+        self._check_saved(file, saved)
         net.set_parameters(saved.parameters)
-        for name, flat in zip(options.optimizer.state_names, self.state, strict=True):
-            net._fill(flat, saved.state[name])
+        self._fill_state(saved.state)
         seen = len(saved.epoch_loss)
-        net.backend.to_device(saved.epoch_loss, out=self.loss[:seen])
-        net.backend.to_device(saved.epoch_correct, out=self.correct[:seen])
+        backend.to_device(saved.epoch_loss, out=self.loss[:seen])
+        backend.to_device(saved.epoch_correct, out=self.correct[:seen])
         self.epochs_done, self.steps_done = saved.epochs_done, saved.steps_done
         self.log, self.best = saved.log, saved.best
-        self.last_good = net.get_parameters()
+        self.last_good = saved.parameters
+        if self.options.epochs > saved.settings["epochs"]:
+            self.log.stopped = None  # more epochs than planned at first: what ended it no longer counts
 
-    def _check_settings(self, file, saved):
-        # More epochs than planned at first are welcome; the schedule then follows the new plan.
+    def _check_saved(self, file, saved):
+        """CheckpointError unless a saved training is this one, and whole."""
         wanted = {**self.options.settings(), "data": self.data_digest}
         found = {**saved.settings, "data": saved.data_digest}
         differing = [
             f"{name} was {found.get(name)}, now {wanted.get(name)}"
             for name in {**found, **wanted}
+            # More epochs are welcome; the schedule then follows the new plan.
             if found.get(name) != wanted.get(name) and name != "epochs"
         ]
         if differing:
             raise CheckpointError(f"{file} belongs to another training: {'; '.join(differing)}")
+        if self.options.epochs < saved.epochs_done:
+            raise CheckpointError(
+                f"{file} has {saved.epochs_done} epochs behind it, epochs={self.options.epochs} is less"
+            )
+        epochs, stopping = saved.log.epochs, self.options.early_stopping
         seen = min(saved.steps_done * self.options.batch_size, self.count)
         sound = (
             set(saved.state) == set(self.options.optimizer.state_names)
             and 0 <= saved.steps_done < self.steps_per_epoch
-            and saved.epochs_done == len(saved.log.epochs)
+            and [epoch.epoch for epoch in epochs] == list(range(1, saved.epochs_done + 1))
             and len(saved.log.step_losses) == saved.epochs_done * self.steps_per_epoch + saved.steps_done
             and len(saved.epoch_loss) == len(saved.epoch_correct) == seen
+            and all((e.validation_accuracy is None) == (self.data.validation is None) for e in epochs)
+            and (saved.best is not None) == (stopping is not None and bool(epochs))
         )
         if not sound:
             raise CheckpointError(f"{file} contradicts itself: position, log and state do not fit together")
 
-    def _save(self):
-        net = self.net
+    def _save(self, parameters):
+        to_host = self.net.backend.to_host
         seen = min(self.steps_done * self.options.batch_size, self.count)
         training = TrainingState(
             epochs_done=self.epochs_done,
@@ -275,164 +224,118 @@ class _Training:
             settings=self.options.settings(),
             data_digest=self.data_digest,
             log=self.log,
-            parameters=net.get_parameters(),
-            state={
-                name: net._named_host(flat)
-                for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True)
-            },
+            parameters=parameters,
+            state=self._named_state(),
             best=self.best,
-            epoch_loss=np.array(net.backend.to_host(self.loss[:seen])),
-            epoch_correct=np.array(net.backend.to_host(self.correct[:seen])),
+            epoch_loss=np.array(to_host(self.loss[:seen])),
+            epoch_correct=np.array(to_host(self.correct[:seen])),
         )
-        save_checkpoint(self.options.checkpoint, net, training)
+        save_checkpoint(self.options.checkpoint, self.net, training)
 
     # --- the loop ---------------------------------------------------------------------------
 
-    def run(self, log_file):
+    def run(self):
         """Train to the end and return the log."""
-        observers = []
+        options, observers = self.options, []
         try:
-            if self.options.progress is not None:
-                observers.append(self.options.progress)
-                self.options.progress.begin(
-                    self.options.epochs,
-                    self.steps_per_epoch,
-                    self.count,
-                    self.epochs_done,
-                    self.steps_done,
+            if options.progress is not None:
+                observers.append(options.progress)
+                options.progress.begin(
+                    options.epochs, self.steps_per_epoch, self.count, self.epochs_done, self.steps_done
                 )
-            if log_file is not None:
-                observers.append(JsonLines(log_file, self.log, self.steps_per_epoch))
-            stop = self._stop_reason()
-            while self.epochs_done < self.options.epochs and not stop:
-                record = self._epoch(observers)
-                for observer in observers:
-                    observer.epoch(record)
-                called = [callback(self.net, self.log) for callback in self.options.callbacks]
-                stop = self._stop_reason() or ("a callback asked to stop" if any(called) else None)
-            self.log.stopped = stop
+            if options.log_file is not None:
+                observers.append(JsonLines(options.log_file, self.log, self.steps_per_epoch))
+            while self.epochs_done < options.epochs and not self.log.stopped:
+                self._epoch(observers)
         finally:
             for observer in observers:
                 observer.close()
         if self.best is not None:
             self.log.best_epoch = EarlyStopping.best_epoch(self.log)
             self.net.set_parameters(self.best)
-        remembered = self.options.optimizer_state
-        remembered.updates += self.epochs_done * self.steps_per_epoch
-        remembered.buffers = {
-            name: np.array(self.net.backend.to_host(flat))
-            for name, flat in zip(self.options.optimizer.state_names, self.state, strict=True)
-        }
+        options.optimizer_state.updates += self.epochs_done * self.steps_per_epoch
+        options.optimizer_state.tensors = self._named_state()
         return self.log
 
-    def _stop_reason(self):
-        stopping = self.options.early_stopping
-        if stopping is None or not self.log.epochs:
-            return None
-        waited = self.epochs_done - stopping.best_epoch(self.log)
-        return f"no better validation accuracy in {waited} epochs" if waited >= stopping.patience else None
-
     def _epoch(self, observers):
-        net, options = self.net, self.options
+        options, first = self.options, self.steps_done
         order = random_stream(options.seed, ORDER, self.epochs_done).permutation(self.count)
-        order = net.backend.to_device(order.astype(np.int64))
-        seconds, first, stretch = 0.0, self.steps_done, 1
+        order = self.net.backend.to_device(order.astype(np.int64))
+        seconds = 0.0
         while self.steps_done < self.steps_per_epoch:
             start = self.steps_done
-            stop = min(start + stretch, self.steps_per_epoch)
+            stop = min(start + self.stretch, self.steps_per_epoch)
             if options.checkpoint_every:
-                due = start - start % options.checkpoint_every + options.checkpoint_every
-                stop = min(stop, due)
+                stop = min(stop, start - start % options.checkpoint_every + options.checkpoint_every)
             began = time.perf_counter()
             losses, rates = self._stretch(order, start, stop)
             took = time.perf_counter() - began
             seconds += took
-            stretch = max(1, int((stop - start) * min(4.0, STRETCH_SECONDS / max(took, 1e-9))))
-            self._check_finite(losses, start, rates)
+            self.stretch = max(1, int((stop - start) * min(4.0, STRETCH_SECONDS / max(took, 1e-9))))
+            self._check_losses(losses, start, rates)
             self.log.step_losses += losses
             self.steps_done = stop
             for observer in observers:
                 observer.steps(self.epochs_done * self.steps_per_epoch + start, losses)
             unfinished = stop < self.steps_per_epoch
             if options.checkpoint_every and unfinished and stop % options.checkpoint_every == 0:
-                self._check_parameters()
-                self._save()
+                self._save(self._finite_parameters())
         images = self.count - first * options.batch_size
-        return self._end_of_epoch(rates[-1], seconds, images / max(seconds, 1e-9))
+        self._end_of_epoch(rates[-1], seconds, images / max(seconds, 1e-9), observers)
 
     def _stretch(self, order, start, stop):
         """Steps ``start`` … ``stop - 1`` of the epoch: their losses and learning rates."""
         net, options = self.net, self.options
+        backend = net.backend
         update = self.epochs_done * self.steps_per_epoch + start
         total = options.epochs * self.steps_per_epoch
-        rates = options.optimizer.learning_rate * np.array(
-            [
-                options.schedule(step, total, self.steps_per_epoch)
-                for step in range(update, update + stop - start)
-            ]
-        )
-        plan = TrainPlan(
-            layout=net.layout,
-            precision=net.precision,
-            parameters=net._parameters,
-            gradients=net._gradients,
-            state=self.state,
-            optimizer=options.optimizer,
-            learning_rates=rates,
-            update=options.optimizer_state.updates + update,
-            first_step=start,
-            batch_size=options.batch_size,
-            dropout=net.dropout,
-            seed=net.seed,
-            clip_norm=options.clip_norm,
-            weight=self.weight,
-        )
-        # A training that diverges overflows; _check_finite says so better than NumPy's warnings.
+        steps = range(update, update + stop - start)
+        factors = [options.schedule(step, total, self.steps_per_epoch) for step in steps]
+        if not np.isfinite(factors).all():
+            raise ConfigError(f"the schedule {options.schedule!r} gave {factors}")
+        rates = options.optimizer.learning_rate * np.array(factors, np.float64)
+        # A training that diverges overflows; _check_losses says so better than NumPy's warnings.
         with net._lock, np.errstate(all="ignore"):
-            run = net.backend.train_epoch if options.whole_epoch else self._steps
-            run(plan, self.images, self.labels, order, self.loss, self.correct)
+            plan = TrainPlan(
+                layout=net.layout,
+                precision=net.precision,
+                buffers=net._batch_buffers(min(options.batch_size, self.count)),
+                parameters=net._parameters,
+                gradients=net._gradients,
+                state=self.state,
+                optimizer=options.optimizer,
+                learning_rates=rates,
+                update=options.optimizer_state.updates + update,
+                first_step=start,
+                batch_size=options.batch_size,
+                dropout=net.dropout,
+                seed=net.seed,
+                clip_norm=options.clip_norm,
+                weight=self.weight,
+            )
+            arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
+            if backend.train_epoch is not None and options.path != "step":
+                backend.train_epoch(*arrays)
+            else:
+                train_steps(backend, *arrays)
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
-            loss = np.array(net.backend.to_host(self.loss[first:last]), np.float64)
+            loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
         batches = np.split(loss, range(options.batch_size, len(loss), options.batch_size))
         return [float(batch.mean()) for batch in batches], rates
 
-    def _steps(self, plan, images, labels, order, loss, correct):
-        """The step path: what ``Backend.train_epoch`` does, in single operations."""
-        net, backend = self.net, self.net.backend
-        for i, rate in enumerate(plan.learning_rates.tolist()):
-            start = (plan.first_step + i) * plan.batch_size
-            stop = min(start + plan.batch_size, len(order))
-            buffers = net._batch_buffers(stop - start)
-            backend.gather(images, order, start, buffers.x)
-            backend.gather_values(labels, order, start, buffers.t)
-            if plan.weight is not None:
-                backend.gather_values(plan.weight, order, start, buffers.weight)
-            net._forward(buffers, update=plan.update + i)
-            backend.softmax_xent(
-                buffers.y[-1],
-                buffers.t,
-                None if plan.weight is None else buffers.weight,
-                loss[start:stop],
-                correct[start:stop],
-                buffers.dy[-1],
-            )
-            net._backward(buffers)
-            if plan.clip_norm is not None:
-                backend.clip_norm(plan.gradients, plan.clip_norm)
-            plan.optimizer.update(
-                backend, plan.parameters, plan.gradients, plan.state, rate, plan.update + i + 1
-            )
-
-    def _end_of_epoch(self, rate, seconds, images_per_second):
-        net, options = self.net, self.options
-        self._check_parameters()
-        self.last_good = net.get_parameters()
-        loss = np.array(net.backend.to_host(self.loss), np.float64)
-        validation = evaluate(net, self.data.validation) if self.data.validation else None
+    def _end_of_epoch(self, rate, seconds, images_per_second, observers):
+        net, options, to_host = self.net, self.options, self.net.backend.to_host
+        parameters = self._finite_parameters()
+        validation = None
+        if self.data.validation:
+            with np.errstate(all="ignore"):
+                validation = evaluate(net, self.data.validation)
+            if not np.isfinite(validation.loss):
+                self._diverged(f"the validation loss became {validation.loss}", self.steps_done - 1, None)
         record = Epoch(
             epoch=self.epochs_done + 1,
-            loss=float(loss.mean()),
-            accuracy=float(np.mean(net.backend.to_host(self.correct))),
+            loss=float(np.mean(to_host(self.loss), dtype=np.float64)),
+            accuracy=float(np.mean(to_host(self.correct))),
             learning_rate=float(rate),
             seconds=seconds,
             images_per_second=images_per_second,
@@ -441,32 +344,42 @@ class _Training:
         )
         self.log.epochs.append(record)
         self.epochs_done, self.steps_done = record.epoch, 0
-        if options.early_stopping and EarlyStopping.best_epoch(self.log) == record.epoch:
-            self.best = self.last_good
+        if options.early_stopping:
+            if EarlyStopping.best_epoch(self.log) == record.epoch:
+                self.best = parameters
+            self.log.stopped = options.early_stopping.reason(self.log)
+        for observer in observers:
+            observer.epoch(record)
+        # Callbacks come before the checkpoint: what they change or decide is part of what is resumed.
+        called = [callback(net, self.log) for callback in options.callbacks]
+        if any(called) and not self.log.stopped:
+            self.log.stopped = "a callback asked to stop"
+        self.last_good = self._finite_parameters() if called else parameters
         if options.checkpoint:
-            self._save()
-        return record
+            self._save(self.last_good)
 
     # --- divergence -------------------------------------------------------------------------
 
-    def _check_finite(self, losses, start, rates):
+    def _check_losses(self, losses, start, rates):
         for i, loss in enumerate(losses):
             if not np.isfinite(loss):
                 self._diverged(f"the loss became {loss}", start + i, rates[i])
 
-    def _check_parameters(self):
-        for name, value in self.net.get_parameters().items():
+    def _finite_parameters(self):
+        """The parameters on the host, if they are what one may go on with."""
+        parameters = self.net.get_parameters()
+        for name, value in parameters.items():
             if not np.isfinite(value).all():
                 self._diverged(f"{name} is no longer finite", self.steps_done - 1, None)
+        return parameters
 
     def _diverged(self, what, step, rate):
         self.net.set_parameters(self.last_good)
         step += self.epochs_done * self.steps_per_epoch + 1
         at = "" if rate is None else f" at learning rate {rate:.3g}"
         file = self.options.checkpoint
-        kept = f"; {file} holds the last good state" if file and file.exists() else ""
         raise TrainingDivergedError(
-            f"training diverged: {what} in step {step}{at}; try a smaller learning rate "
-            f"(a tenth, say) or clip_norm=1{kept}",
+            f"training diverged: {what} in step {step}{at}; try a smaller learning rate (a tenth, say) or "
+            f"gradient clipping{f'; {file} holds the last good state' if file else ''}",
             step,
         )

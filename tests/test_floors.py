@@ -14,8 +14,8 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 # listed. Kernels (0 and 1) are checked apart.
 FLOORS = [
     {"errors", "files", "schema", "streams"},
-    {"layout", "backend", "inputs"},
-    {"network", "optimizers", "schedules", "datasets", "log", "evaluation"},
+    {"layout", "backend", "inputs", "steps"},
+    {"network", "optimizers", "options", "schedules", "datasets", "log", "evaluation"},
     {"checkpoint", "training", "progress"},
     {"estimator", "plots", "runs", "info"},
     {"cli", "__main__", "__init__"},

@@ -12,7 +12,7 @@ from ..errors import DataError
 CLASSES = 10
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """N grey images and the digit that each of them shows.
 
@@ -49,6 +49,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[1:]
+        return f"<{len(self):,} images, {height}×{width}>"
 
     def subset(self, classes: Iterable[int]) -> Images:
         """Only the images of ``classes``, in the same order, with their labels unchanged.

@@ -304,7 +304,7 @@ def _stretch(ink: np.ndarray, noise: float) -> np.ndarray:
     strong = ink[ink > ink.max() / 2]
     top = float(np.percentile(strong, 95)) if strong.size else 0.0
     if top < max(MIN_CONTRAST, 2 * floor):
-        raise DataError("no ink found: the picture is blank, or too faint to tell from its background")
+        raise DataError("no ink found: the picture is blank, too faint, or has a frame (crop it off)")
     return np.rint(np.clip((ink - floor) * (255 / (top - floor)), 0, 255)).astype(np.uint8)
 
 

@@ -23,10 +23,10 @@ def softmax(xp, z, p):
 
 
 def softmax_xent(xp, z, t, weight, loss, correct, dz):
-    """Cross-entropy of each row, whether its largest logit is the target's, and the gradient.
+    """Cross-entropy of each row, whether its (first) largest logit is the target's, the gradient.
 
     loss_i = weight_i · L_i and dz_i = weight_i · ∂L_i/∂z_i / B, so that dz is the gradient of the
-    mean of ``loss`` over the batch. A tie for the largest logit counts as correct.
+    mean of ``loss`` over the batch. Of several largest logits the first counts, as in argmax.
 
     Shapes: z and dz [B, C]; t, weight, loss and correct [B]; weight may be None (all ones).
     Dtypes: t int32, correct uint8, the rest float32 (the reference also runs in float64).
@@ -35,9 +35,9 @@ def softmax_xent(xp, z, t, weight, loss, correct, dz):
     Cost: one exponential and about five flops an element.
     """
     rows = xp.arange(len(t))
+    xp.copyto(correct, z.argmax(axis=1) == t, casting="unsafe")
     xp.subtract(z, z.max(axis=1, keepdims=True), out=dz)
     target = dz[rows, t]
-    xp.copyto(correct, target >= 0, casting="unsafe")
     xp.exp(dz, out=dz)
     total = dz.sum(axis=1)
     xp.subtract(xp.log(total), target, out=loss)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pickle
 import sys
 import types
 
@@ -196,9 +197,9 @@ class CUDARuntimeError(RuntimeError):
 @pytest.fixture
 def fresh_loaders():
     """Backends are loaded anew in the test, and again after it."""
-    backend_module._load.cache_clear()
+    backend_module._loaded.clear()
     yield
-    backend_module._load.cache_clear()
+    backend_module._loaded.clear()
 
 
 @pytest.fixture
@@ -317,3 +318,27 @@ def test_a_network_moves_between_backends(fake_cupy, blobs, tmp_path):
     net.save(tmp_path / "net.safetensors")
     back = fd.Network.load(tmp_path / "net.safetensors", backend="numpy")
     assert same_bits(net, back)
+
+
+def test_auto_loads_nothing_but_what_it_takes(monkeypatch, fresh_loaders, no_variable):
+    def never():
+        raise AssertionError("loaded for nothing")
+
+    monkeypatch.setitem(backend_module._LOADERS, "cupy", never)
+    net = fd.Network([4, 2])
+    assert net.backend.name == "numpy"
+    assert pickle.loads(pickle.dumps(net)).backend is net.backend
+
+
+def test_a_broken_installation_is_a_reason_not_a_crash(monkeypatch, fresh_loaders, no_variable):
+    def broken():
+        raise RuntimeError("libcuda is upside down")
+
+    monkeypatch.setitem(backend_module._LOADERS, "cupy", broken)
+    assert fd.backends() == {
+        "numpy": "ok",
+        "cupy": "RuntimeError while it was loaded: libcuda is upside down",
+    }
+    assert fd.get_backend("auto").name == "numpy"
+    with pytest.raises(fd.BackendError, match="'cupy' cannot run here: RuntimeError"):
+        fd.get_backend("cupy")

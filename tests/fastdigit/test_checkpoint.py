@@ -232,9 +232,9 @@ def test_tensors_of_another_shape_type_or_with_nan(saved):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(fd.CheckpointError, match="there is no file"):
+    with pytest.raises(fd.CheckpointError, match="is not there"):
         fd.Network.load(tmp_path / "absent.safetensors")
-    with pytest.raises(fd.CheckpointError, match="is not a file"):
+    with pytest.raises(fd.CheckpointError, match=r"is a folder: name the \.safetensors file"):
         fd.Network.load(tmp_path)
 
 

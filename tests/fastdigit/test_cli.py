@@ -485,12 +485,13 @@ def test_evaluate_a_damaged_model(trained, tmp_path, capsys, damage):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_evaluate_without_matplotlib_still_shows_the_figures(trained, capsys, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_is_known_before_any_work(trained, picture, capsys, monkeypatch):
+    evaluating, predicting = ["evaluate", trained, "--png"], ["predict", "seven.png", "--steps"]
+    for command in (evaluating, predicting):
+        assert "must end in .png, .jpg" in error_of(capsys, [*command, "picture.xyz"], status=2)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["evaluate", str(trained), "--png", "mistakes.png"]) == 2
-    captured = capsys.readouterr()
-    assert "of 360 images right" in captured.out
-    assert "pip install 'fastdigit[plot]'" in captured.err
+    for command in (evaluating, predicting):
+        assert "pip install 'fastdigit[plot]'" in error_of(capsys, [*command, "picture.png"], status=2)
 
 
 # --- predict --------------------------------------------------------------------------------------
@@ -584,7 +585,7 @@ def test_info(capsys, monkeypatch, tmp_path):
     assert facts["backends"]["numpy"]["usable"] is True
     assert facts["auto"] == {"backend": "numpy"}
     assert facts["FASTDIGIT_BACKEND"] == "numpy"
-    assert facts["mnist"] == {"found": False, "folder": str(tmp_path / "mnist")}
+    assert facts["mnist"] == {"found": False, "folder": str(tmp_path / "mnist"), "downloadable": False}
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "FASTDIGIT_BACKEND=numpy" in text
@@ -595,3 +596,71 @@ def test_info_survives_a_backend_that_is_not_there(capsys, monkeypatch):
     monkeypatch.setenv("FASTDIGIT_BACKEND", "quantum")
     assert main(["info", "--json"]) == 0
     assert "quantum" in json.loads(capsys.readouterr().out)["auto"]["error"]
+
+
+# --- terminals, and what must not be lost -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_terminal_that_lacks_characters_is_no_error(tmp_path, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for arguments in (["train", "--help"], ["train", "--epochs", "1"], ["evaluate"]):
+        command = [sys.executable, "-m", "fastdigit", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert b"Traceback" not in result.stderr
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+    command = f"{sys.executable} -m fastdigit train --epochs 1 >&-"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (tmp_path / "runs" / "001" / "model.safetensors").exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_resume_that_fails_changes_nothing(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = contents(run)
+    more = ["train", "--resume", run, "--epochs", "900"]
+    error_of(capsys, [*more, "--backend", "nope"], status=2)
+    assert contents(run) == before
+    (run / "checkpoint.safetensors").write_bytes(b"damaged")
+    before = contents(run)
+    assert "damaged" in error_of(capsys, more, status=1)
+    assert contents(run) == before
+    (run / "checkpoint.safetensors").unlink()
+    before = contents(run)
+    assert "is gone" in error_of(capsys, more, status=1)
+    assert contents(run) == before
+
+
+def test_a_request_that_makes_no_sense_leaves_other_files_alone(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "precious").write_text("x")
+    assert "clip_norm" in error_of(capsys, ["train", "--out", folder, "--clip-norm", "-1"], status=2)
+    assert contents(folder) == {"precious": b"x"}
+
+
+@pytest.mark.parametrize("share", ["nan", "-inf", "0", "1", "2"])
+def test_validation_shares_that_make_no_sense(capsys, share):
+    assert "--validation must be a number in (0, 1)" in error_of(
+        capsys, ["train", f"--validation={share}"], status=2
+    )
+
+
+def test_the_newest_complete_run_is_the_default(trained, tmp_path, picture, capsys):
+    shutil.copytree(trained, tmp_path / "runs" / "001")
+    started = tmp_path / "runs" / "002"
+    started.mkdir()
+    shutil.copy(trained / "checkpoint.safetensors", started)
+    assert main(["predict", str(picture)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(
+        "model runs/001/model.safetensors: digits 0 1 2 3 4 5 6 7 8 9, trained on digits"
+    )

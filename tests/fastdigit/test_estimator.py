@@ -343,12 +343,12 @@ def test_partial_fit_errors(small):
         ({"n_iter_no_change": 0}, "n_iter_no_change must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"batch_size": "all"}, "batch_size must be"),
-        ({"learning_rate_init": 0}, "learning_rate must be"),
+        ({"learning_rate_init": 0}, "learning_rate_init must be"),
         ({"momentum": 1.0, "solver": "sgd"}, "momentum must be"),
         ({"hidden_layer_sizes": (0,)}, "layer sizes must be"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"class_weight": "equal"}, "class_weight"),
-        ({"early_stopping": True, "validation_fraction": 1.5}, "validation must be a fraction"),
+        ({"early_stopping": True, "validation_fraction": 1.5}, "validation_fraction must be"),
     ],
     ids=str,
 )
@@ -391,9 +391,41 @@ def test_inputs_that_make_no_sense(small):
 def test_a_failed_fit_leaves_the_model_as_it_was(small):
     X, y = small
     model = quick().fit(X, y)
+    before = model.predict_proba(X)
     with pytest.raises(fd.DataError):
         model.fit(X, y > 4, sample_weight=np.zeros(len(X)))
-    assert set(model.predict(X)) <= set(range(10))
+    with pytest.raises(fd.TrainingDivergedError):
+        model.set_params(learning_rate_init=1e30, solver="sgd").fit(X, y > 4)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    fresh = quick(learning_rate_init=1e30, solver="sgd")
+    with pytest.raises(fd.TrainingDivergedError):
+        fresh.fit(X, y)
+    with pytest.raises(NotFittedError):
+        fresh.predict(X)
+
+
+def test_a_divergence_in_a_worker_process_comes_back_as_what_it_is(small):
+    X, y = small
+    model = quick(solver="sgd", learning_rate_init=1e30)
+    with pytest.raises(fd.TrainingDivergedError, match="diverged"):
+        cross_val_score(model, X, y, n_jobs=2, cv=2, error_score="raise")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"hidden_layer_sizes": None},
+        {"hidden_layer_sizes": 128.0},
+        {"learning_rate_init": None},
+        {"alpha": "a"},
+        {"momentum": None, "solver": "sgd"},
+        {"validation_fraction": 2, "early_stopping": True},
+    ],
+    ids=lambda parameters: next(iter(parameters)),
+)
+def test_parameters_of_the_wrong_kind(small, parameters):
+    with pytest.raises(fd.ConfigError):
+        quick(**parameters).fit(*small)
 
 
 def test_verbose_shows_the_epochs(small, capsys):

@@ -4,8 +4,11 @@ be asked of one in what form."""
 import copy
 import dataclasses
 import math
+import os
 import pickle
+import signal
 import threading
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -609,3 +612,76 @@ def test_evaluate_takes_one_image_alone_as_predict_does():
     net = fd.Network([784, 10], backend="numpy")
     image = np.zeros((28, 28), np.uint8)
     assert fd.evaluate(net, (image, net.predict(image))).accuracy == 1
+
+
+def test_running_out_of_memory_leaves_a_network_that_works(backend, monkeypatch):
+    net = fd.Network([6, 5, 2], backend=backend, pixels=False)
+    x = np.random.default_rng(0).random((9, 6))
+    expected = net.logits(x)
+
+    def fail(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastdigit.network.Buffers.allocate", fail)
+        with pytest.raises(MemoryError):
+            net.logits(np.zeros((500, 6)))
+    np.testing.assert_array_equal(net.logits(x), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_forked_while_a_thread_computes_does_not_hang(backend):
+    if backend.name != "numpy":
+        pytest.skip("a GPU's context does not survive a fork")
+    net = fd.Network([6, 5, 2], backend=backend, pixels=False)
+    held, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with net._lock:
+            held.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork with threads
+            child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # kills the child if it hangs
+            os._exit(0 if net.predict(np.zeros((2, 6))).shape == (2,) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_weights_are_not_the_numbers_that_users_draw_from_the_same_seed():
+    net = fd.Network([6, 5, 2], backend="numpy", seed=3)
+    own = np.random.default_rng(3).standard_normal((6, 5)) * (2 / 6) ** 0.5
+    assert not np.isclose(net.get_parameters()["w1"], own).any()
+
+
+def test_every_error_survives_pickling():
+    for name in fd.__all__:
+        kind = getattr(fd, name)
+        if isinstance(kind, type) and issubclass(kind, fd.FastdigitError):
+            arguments = ("what happened", 7) if kind is fd.TrainingDivergedError else ("what happened",)
+            back = pickle.loads(pickle.dumps(kind(*arguments)))
+            assert (type(back), str(back), vars(back)) == (kind, "what happened", vars(kind(*arguments)))
+
+
+def test_the_loss_of_an_evaluation_is_the_networks_own():
+    """Also where a probability is too small for float32."""
+    net = fd.Network([4, 3], backend="numpy", pixels=False)
+    net.set_parameters({"w1": np.eye(4, 3) * 500, "b1": np.zeros(3)})
+    x, labels = np.eye(4)[:3], [1, 1, 2]
+    assert fd.evaluate(net, (x, labels)).loss == pytest.approx(net.loss(x, labels))
+    assert net.loss(x, labels) == pytest.approx(500 / 3)
+
+
+def test_a_value_too_large_for_float32_is_refused(backend):
+    net = fd.Network([6, 5, 2], backend=backend)
+    with pytest.raises(fd.ConfigError, match="parameter b1 holds"):
+        net.set_parameters({**net.get_parameters(), "b1": np.full(5, 1e300)})

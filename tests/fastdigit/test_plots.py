@@ -40,7 +40,7 @@ def evaluation_of(targets, predicted, confidence, classes=(0, 1, 2)):
     for row, guess, p in zip(probabilities, predicted, confidence, strict=True):
         row[:] = (1 - p) / max(1, len(classes) - 1)
         row[guess] = p
-    return fd.Evaluation(np.array(classes), np.array(targets), probabilities)
+    return fd.Evaluation(np.array(classes), np.array(targets), np.log(np.maximum(probabilities, 1e-30)))
 
 
 @pytest.fixture

@@ -48,9 +48,15 @@ def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=
     return tensors, losses
 
 
-@pytest.mark.parametrize("batch", [1, 32, 299, 300, 301])
-def test_trains_as_a_plain_loop_does(make_network, blobs, batch):
-    net = make_network()
+# In float64, where 600 steps of one image each stay close together; in float32 over fewer steps.
+@pytest.mark.parametrize(
+    ("precision", "batch"),
+    [("float64", 1), ("float64", 32), ("float32", 32), ("float32", 299), ("float32", 300), ("float32", 301)],
+)
+def test_trains_as_a_plain_loop_does(make_network, backend, blobs, precision, batch):
+    if precision not in backend.precisions:
+        pytest.skip(f"{backend.name} does not compute in {precision}")
+    net = make_network(precision=precision)
     steps = 2 * math.ceil(300 / batch)
     rates = [0.05 * fd.OneCycle()(step, steps, steps // 2) for step in range(steps)]
     expected, losses = plain_training(
@@ -58,9 +64,10 @@ def test_trains_as_a_plain_loop_does(make_network, blobs, batch):
     )
     log = fd.fit(net, blobs, optimizer=fd.SGD(0.05, momentum=0.9), epochs=2, batch_size=batch, seed=5)
     assert len(log.step_losses) == steps
-    np.testing.assert_allclose(log.step_losses, losses, rtol=2e-4, atol=1e-5)
+    rtol, atol = (1e-7, 1e-10) if precision == "float64" else (1e-3, 1e-4)
+    np.testing.assert_allclose(log.step_losses, losses, rtol=rtol, atol=atol)
     for name, value in net.get_parameters().items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(value, expected[name], rtol=rtol, atol=atol)
 
 
 def test_sample_weights_weigh(make_network, blobs):
@@ -361,7 +368,7 @@ def test_one_network_cannot_be_trained_twice_at_once(make_network, blobs):
     thread.start()
     try:
         assert inside.wait(20)
-        with pytest.raises(fd.BusyError, match="trained by another thread"):
+        with pytest.raises(fd.BusyError, match="being trained already"):
             fd.fit(net, blobs, epochs=1)
         assert len(net.predict(blobs.images)) == 300  # prediction in between is fine
     finally:
@@ -438,3 +445,257 @@ def test_a_whole_epoch_that_is_not_there_is_refused(make_network, blobs):
             fd.fit(net, blobs, path="epoch")
     else:
         assert fd.fit(net, blobs, path="epoch").epochs
+
+
+# --- what belongs to a training, and what does not ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"dropout": 0.5}, r"dropout was \[0.2, 0.2\], now \[0.5, 0.5\]"),
+        ({"dropout": 0.2, "seed": 4}, "seed was 3, now 4"),
+        ({"dropout": 0.2, "classes": (3, 2, 1, 0)}, r"classes was \[0, 1, 2, 3\]"),
+        ({"dropout": 0.2, "pixels": False}, "pixels was True, now False"),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_another_network_is_refused(make_network, blobs, tmp_path, other, message):
+    options = {"checkpoint": tmp_path / "c.safetensors", "epochs": 1}
+    fd.fit(make_network(dropout=0.2), blobs, **options)
+    net = make_network(**other)
+    before = net.get_parameters()
+    with pytest.raises(fd.CheckpointError, match=message):
+        fd.fit(net, blobs, resume=True, **options)
+    assert all((net.get_parameters()[name] == value).all() for name, value in before.items())
+
+
+def test_other_validation_data_is_other_data(make_network, blobs, tmp_path):
+    options = {"checkpoint": tmp_path / "c.safetensors", "epochs": 1}
+    rest, held = blobs.take(np.arange(200)), blobs.take(np.arange(200, 300))
+    fd.fit(make_network(), rest, validation=held, **options)
+    with pytest.raises(fd.CheckpointError, match="data was"):
+        fd.fit(make_network(), rest, validation=blobs.take(np.arange(201, 300)), resume=True, **options)
+
+
+def halving(step, steps, steps_per_epoch):
+    return 0.5 ** (step // steps_per_epoch)
+
+
+def test_a_function_as_schedule_can_be_resumed_by_name(make_network, blobs, tmp_path):
+    options = {"checkpoint": tmp_path / "c.safetensors", "schedule": halving}
+    fd.fit(make_network(), blobs, epochs=1, **options)
+    fd.fit(make_network(), blobs, epochs=2, resume=True, **options)
+    raw = options["checkpoint"].read_bytes()
+    assert b"test_training.halving" in raw
+    assert b" at 0x" not in raw
+
+
+def test_one_and_one_point_zero_are_the_same_rate(make_network, blobs, tmp_path):
+    options = {"checkpoint": tmp_path / "c.safetensors", "epochs": 1}
+    fd.fit(make_network(), blobs, optimizer=fd.SGD(1), **options)
+    fd.fit(make_network(), blobs, optimizer=fd.SGD(np.float64(1.0)), resume=True, **options)
+
+
+def test_callbacks_are_part_of_what_is_resumed(make_network, blobs, tmp_path):
+    """One that stops, and one that changes the weights."""
+
+    def shrink(net, log):
+        net.set_parameters({name: value * 0.9 for name, value in net.get_parameters().items()})
+        return len(log.epochs) == 3
+
+    options = {"epochs": 9, "callbacks": [shrink], "schedule": fd.Constant()}
+    whole, resumed = make_network(), make_network()
+    fd.fit(whole, blobs, **options)
+    file = tmp_path / "c.safetensors"
+
+    def interrupt(net, log):
+        if len(log.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fd.fit(make_network(), blobs, checkpoint=file, **{**options, "callbacks": [interrupt, shrink]})
+    file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        fd.fit(make_network(), blobs, checkpoint=file, **{**options, "callbacks": [shrink, interrupt]})
+    log = fd.fit(resumed, blobs, checkpoint=file, resume=True, **options)
+    assert same_bits(whole, resumed)
+    assert (len(log.epochs), log.stopped) == (3, "a callback asked to stop")
+    again = fd.fit(make_network(), blobs, checkpoint=file, resume=True, **options)
+    assert len(again.epochs) == 3
+
+
+def test_a_divergence_in_a_later_epoch_goes_back_to_the_epochs_start(make_network, blobs, tmp_path):
+    file = tmp_path / "c.safetensors"
+    fd.fit(make_network(), blobs, epochs=1, checkpoint=file, schedule=halving)
+    net = make_network()
+    fd.fit(net, blobs, epochs=1, checkpoint=file, resume=True, schedule=halving)
+    after_one = net.get_parameters()
+
+    class Ruin:
+        """Ruins the weights in the second epoch, before the next mid-epoch checkpoint."""
+
+        def begin(self, *counts):
+            pass
+
+        def steps(self, first, losses):
+            net.parameters()["w1"][...] = np.nan
+
+        def epoch(self, record):
+            pass
+
+        def close(self):
+            pass
+
+    before = file.read_bytes()
+    with pytest.raises(fd.TrainingDivergedError, match="w1 is no longer finite"):
+        fd.fit(
+            net,
+            blobs,
+            epochs=2,
+            checkpoint=file,
+            checkpoint_every=1,
+            resume=True,
+            schedule=halving,
+            progress=Ruin(),
+        )
+    assert file.read_bytes() == before
+    assert all((net.get_parameters()[name] == value).all() for name, value in after_one.items())
+
+
+def test_a_validation_loss_that_overflows_is_a_divergence(make_network, blobs, tmp_path):
+    """Every training loss is finite, the weights are too, yet nothing can be computed with them."""
+    net = make_network()
+    options = {"optimizer": fd.SGD(1e30), "schedule": fd.Constant(), "batch_size": 240, "validation": 0.2}
+    with pytest.raises(fd.TrainingDivergedError, match="validation loss became"):
+        fd.fit(net, blobs, epochs=1, checkpoint=tmp_path / "c", log_file=tmp_path / "l", **options)
+
+
+def test_weights_are_renormalised_for_what_is_left_after_the_split(make_network, blobs):
+    """Doubling all weights changes nothing, also when some images are held back."""
+    weight = np.random.default_rng(1).uniform(0.5, 2, 300)
+    weight[blobs.labels == 0] *= 20
+    seen = []
+    for net, factor in ((make_network(), 1.0), (make_network(), 2.0)):
+        log = fd.fit(net, blobs, epochs=1, batch_size=240, validation=0.2, sample_weight=factor * weight)
+        seen.append(log.step_losses[0])
+    assert seen[0] == pytest.approx(seen[1])
+    data = fd.inputs.TrainingData.of(make_network(), blobs, 0.2, weight, 0)
+    assert data.weight.mean() == pytest.approx(1)
+
+
+def test_images_per_second_of_a_resumed_epoch_count_what_was_trained(
+    make_network, blobs, tmp_path, monkeypatch
+):
+    file, clock = tmp_path / "c.safetensors", iter(range(10_000))
+    monkeypatch.setattr("fastdigit.training.time.perf_counter", lambda: next(clock))
+
+    class Interrupt:
+        def begin(self, *counts):
+            pass
+
+        def steps(self, first, losses):
+            if first == 7:
+                raise KeyboardInterrupt
+
+        epoch = steps
+
+        def close(self):
+            pass
+
+    options = {"epochs": 1, "batch_size": 30, "checkpoint": file, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        fd.fit(make_network(), blobs, progress=Interrupt(), **options)
+    log = fd.fit(make_network(), blobs, resume=True, **options)
+    record = log.epochs[0]
+    # Each stretch is one step and takes one second by this clock: 3 steps of 30 images were left.
+    assert (record.seconds, record.images_per_second) == (3, 30)
+
+
+# --- optimizer state from one call to the next ----------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [fd.SGD(0.05, momentum=0.9), fd.Adam(0.01)], ids=["sgd", "adam"])
+def test_two_trainings_with_one_state_are_one_training(make_network, blobs, optimizer):
+    """Full batches, so that the order of the images is only a matter of rounding."""
+    options = {"optimizer": optimizer, "schedule": fd.Constant(), "batch_size": 300}
+    once, twice, forgetful = make_network(), make_network(), make_network()
+    fd.fit(once, blobs, epochs=6, **options)
+    state = fd.OptimizerState()
+    for _ in range(2):
+        fd.fit(twice, blobs, epochs=3, optimizer_state=state, **options)
+        fd.fit(forgetful, blobs, epochs=3, **options)
+    assert state.updates == 6
+    for name, value in once.get_parameters().items():
+        np.testing.assert_allclose(twice.get_parameters()[name], value, rtol=1e-3, atol=1e-4)
+    assert np.abs(forgetful.get_parameters()["w1"] - once.get_parameters()["w1"]).max() > 1e-3
+
+
+def test_a_state_of_another_optimizer_or_network_is_refused(make_network, blobs, tmp_path):
+    state = fd.OptimizerState()
+    fd.fit(make_network(), blobs, epochs=1, optimizer=fd.SGD(0.1, momentum=0.9), optimizer_state=state)
+    with pytest.raises(fd.ConfigError, match=r"holds \['velocity'\], but Adam"):
+        fd.fit(make_network(), blobs, epochs=1, optimizer=fd.Adam(), optimizer_state=state)
+    other = fd.Network([36, 5, 4], backend="numpy")
+    with pytest.raises(fd.ConfigError, match="belongs to another network"):
+        fd.fit(other, blobs, epochs=1, optimizer=fd.SGD(0.1, momentum=0.9), optimizer_state=state)
+    with pytest.raises(fd.ConfigError, match="fresh optimizer_state"):
+        fd.fit(make_network(), blobs, optimizer_state=state, checkpoint=tmp_path / "c")
+
+
+# --- plausible mistakes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"early_stopping": 5, "validation": 0.1},
+        {"progress": True},
+        {"schedule": 0.1},
+        {"schedule": "cosine"},
+        {"schedule": fd.OneCycle},
+        {"callbacks": [3]},
+        {"optimizer_state": fd.SGD(0.1)},
+        {"checkpoint": 5},
+        {"log_file": 5},
+        {"schedule": lambda *where: math.nan},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_arguments_of_the_wrong_kind(make_network, blobs, options):
+    net = make_network()
+    with pytest.raises(fd.ConfigError):
+        fd.fit(net, blobs, **options)
+    fd.fit(net, blobs, epochs=1)  # and nothing is left locked
+
+
+def test_network_and_data_in_the_wrong_order(make_network, blobs):
+    with pytest.raises(fd.ConfigError, match="a Network first, then the data"):
+        fd.fit(blobs, make_network())
+
+
+def test_one_function_alone_may_be_the_callbacks(make_network, blobs):
+    assert len(fd.fit(make_network(), blobs, epochs=9, callbacks=lambda net, log: True).epochs) == 1
+
+
+def test_files_are_known_to_be_unwritable_before_the_first_step(make_network, blobs, tmp_path):
+    net = make_network()
+    before = net.get_parameters()
+    with pytest.raises(OSError, match="absent"):
+        fd.fit(net, blobs, checkpoint=tmp_path / "absent" / "c")
+    assert all((net.get_parameters()[name] == value).all() for name, value in before.items())
+
+
+def test_an_existing_log_is_not_overwritten(make_network, blobs, tmp_path):
+    file = tmp_path / "log"
+    file.write_text("precious")
+    with pytest.raises(fd.ConfigError, match="exists already"):
+        fd.fit(make_network(), blobs, log_file=file)
+    with pytest.raises(fd.ConfigError, match="same file"):
+        fd.fit(make_network(), blobs, log_file=tmp_path / "x", checkpoint=tmp_path / "x")
+    assert file.read_text() == "precious"
+
+
+def test_no_images_to_validate_with(make_network, blobs):
+    with pytest.raises(fd.DataError, match="no images to validate with"):
+        fd.fit(make_network(), blobs, validation=(blobs.images[:0], blobs.labels[:0]))

@@ -49,7 +49,7 @@ def test_logits_of_ten_thousand_give_finite_loss_and_gradient(backend):
     z = [[1e4, -1e4, 0], [1e4, -1e4, 0], [-1e4, -1e4, -1e4], [1e4, 1e4, 1e4]]
     loss, correct, dz = run(backend, z, [0, 1, 2, 0])
     np.testing.assert_allclose(loss, [0, 2e4, np.log(3), np.log(3)], rtol=1e-6)
-    assert correct.tolist() == [1, 0, 1, 1]
+    assert correct.tolist() == [1, 0, 0, 1]  # of equal logits the first counts
     third = 1 / 3
     by_row = [[0, 0, 0], [1, -1, 0], [third, third, third - 1], [third - 1, third, third]]
     np.testing.assert_allclose(dz, np.array(by_row) / 4, atol=1e-7)

@@ -1,0 +1,114 @@
+"""A training step in single operations of a backend: gather, forward, loss, backward, update.
+
+Functions of a backend and of arrays, with nothing of a network's or a training's own. What
+``Backend.train_epoch`` does in one call, :func:`train_steps` does step by step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .layout import round_up
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Everything that a step writes besides parameters and their gradients, for B images.
+
+    Rows of matrices are padded to the backend's ``row_align``.
+    """
+
+    x: Any  # [B, I], the gathered batch
+    y: list  # [B, O] each: the outputs of the layers; the last one holds the logits
+    dy: list  # the gradients with respect to them, before the activation
+    t: Any  # [B] int32
+    weight: Any  # [B]
+    loss: Any  # [B]
+    correct: Any  # [B] uint8
+
+    @classmethod
+    def allocate(cls, backend, layer_sizes, count, dtype):
+        """Buffers for ``count`` images, all zero."""
+
+        def matrix(columns):
+            return backend.zeros((count, round_up(columns, backend.row_align)), dtype)[:, :columns]
+
+        return cls(
+            x=matrix(layer_sizes[0]),
+            y=[matrix(size) for size in layer_sizes[1:]],
+            dy=[matrix(size) for size in layer_sizes[1:]],
+            t=backend.zeros((count,), "int32"),
+            weight=backend.zeros((count,), dtype),
+            loss=backend.zeros((count,), dtype),
+            correct=backend.zeros((count,), "uint8"),
+        )
+
+    def first(self, count):
+        """The same buffers cut to ``count`` rows."""
+
+        def cut(a):
+            return [part[:count] for part in a] if isinstance(a, list) else a[:count]
+
+        return Buffers(**{name: cut(a) for name, a in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The masks of one step: the rates of the hidden layers, and what the random numbers count."""
+
+    rates: tuple[float, ...]
+    seed: int
+    update: int
+
+
+def forward(backend, layers, buffers, dropout=None):
+    """From the gathered batch ``buffers.x`` to the logits ``buffers.y[-1]``.
+
+    ``layers`` is [(w, b), …]; with a :class:`Dropout` the hidden outputs are thinned out.
+    """
+    below = buffers.x
+    for layer, ((w, b), y) in enumerate(zip(layers, buffers.y, strict=True)):
+        hidden = layer < len(layers) - 1
+        backend.dense(below, w, b, y, hidden)
+        if dropout is not None and hidden and dropout.rates[layer]:
+            backend.dropout(y, dropout.rates[layer], (dropout.seed, layer), dropout.update)
+        below = y
+
+
+def backward(backend, layers, gradients, buffers, dropout=None):
+    """From the gradient of the logits ``buffers.dy[-1]`` to the gradients [(dw, db), …]."""
+    for layer in reversed(range(len(layers))):
+        below = buffers.y[layer - 1] if layer else buffers.x
+        backend.dense_grad_weight(below, buffers.dy[layer], *gradients[layer])
+        if layer:
+            scale = 1 / (1 - dropout.rates[layer - 1]) if dropout is not None else 1
+            w, _ = layers[layer]
+            backend.dense_grad_input(buffers.dy[layer], w, below, buffers.dy[layer - 1], scale)
+
+
+def train_steps(backend, plan, images, labels, order, loss, correct):
+    """The steps of a :class:`~fastdigit.backend.TrainPlan`, with the arguments of ``train_epoch``."""
+    layers = plan.layout.layers(plan.parameters)
+    gradients = plan.layout.layers(plan.gradients)
+    for i, rate in enumerate(plan.learning_rates.tolist()):
+        start = (plan.first_step + i) * plan.batch_size
+        stop = min(start + plan.batch_size, len(order))
+        full = stop - start == len(plan.buffers.x)
+        buffers = plan.buffers if full else plan.buffers.first(stop - start)
+        dropout = Dropout(plan.dropout, plan.seed, plan.update + i)
+        backend.gather(images, order, start, buffers.x)
+        backend.gather_values(labels, order, start, buffers.t)
+        if plan.weight is not None:
+            backend.gather_values(plan.weight, order, start, buffers.weight)
+        forward(backend, layers, buffers, dropout)
+        backend.softmax_xent(
+            buffers.y[-1],
+            buffers.t,
+            None if plan.weight is None else buffers.weight,
+            loss[start:stop],
+            correct[start:stop],
+            buffers.dy[-1],
+        )
+        backward(backend, layers, gradients, buffers, dropout)
+        if plan.clip_norm is not None:
+            backend.clip_norm(plan.gradients, plan.clip_norm)
+        plan.optimizer.update(backend, plan.parameters, plan.gradients, plan.state, rate, plan.update + i + 1)

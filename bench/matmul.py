@@ -1,0 +1,134 @@
+"""The hand-written matrix product against NumPy's BLAS, and against the processor's own limit.
+
+    python -m fastdigit.bench.matmul [--rounds 3] [--json FILE]
+
+Each of the two runs in processes of its own, in turns: in one process their pools of threads would
+disturb each other (threads of OpenBLAS wait by spinning, on the core that the others need). The limit
+is measured by the micro-kernel alone, on operands that stay in the first cache.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from . import cases, machine
+
+# y = x·w (nn), dx = dy·wᵀ (nt) and dw = xᵀ·dy (tn) of these layers.
+SHAPES = (
+    *dict.fromkeys(layer for network in cases.NETWORKS for layer in network.layers),
+    cases.Matmul(1024, 1024, 1024),
+    cases.Matmul(2048, 2048, 2048),
+)
+SECONDS = 0.004  # a measurement takes about so long
+REPEAT = 15
+
+
+def measure(product):
+    """{"BxIxO nn": GFLOP/s, …}: the median of REPEAT measurements each."""
+    random, speeds = np.random.default_rng(0), {}
+    for case in SHAPES:
+        x, w, dy = (
+            random.standard_normal(shape, dtype=np.float32)
+            for shape in ((case.batch, case.inputs), (case.inputs, case.outputs), (case.batch, case.outputs))
+        )
+        for kind, a, b in (("nn", x, w), ("nt", dy, w.T), ("tn", x.T, dy)):
+            out = np.empty((a.shape[0], b.shape[1]), np.float32)
+            product(a, b, out)
+            calls = max(1, int(SECONDS * 1.5e11 / case.flops))
+            seconds = []
+            for _ in range(REPEAT):
+                begun = time.perf_counter()
+                for _ in range(calls):
+                    product(a, b, out)
+                seconds.append((time.perf_counter() - begun) / calls)
+            speeds[f"{case} {kind}"] = case.flops / float(np.median(seconds)) / 1e9
+    return speeds
+
+
+def fastdigit():
+    """Our speeds, and first the limit: {"limit": GFLOP/s, …}."""
+    from numba import get_num_threads, njit, prange
+
+    from fastdigit.kernels.matmul import cpu
+
+    multiply, tile = cpu._multiply, cpu.TILE
+
+    @njit(parallel=True)
+    def limit(a, b, c, times, threads):
+        for thread in prange(threads):
+            for _ in range(times):
+                multiply(
+                    a[thread].ctypes.data,
+                    1,
+                    tile.rows,
+                    b[thread].ctypes.data,
+                    tile.columns,
+                    c[thread].ctypes.data,
+                    tile.columns,
+                    128,
+                    tile.rows,
+                    False,
+                )
+
+    threads, times = get_num_threads(), 4000
+    a, b, c = (np.ones((threads, 128 * 64), np.float32) for _ in range(3))
+    seconds = []
+    for _ in range(REPEAT):
+        begun = time.perf_counter()
+        limit(a, b, c, times, threads)
+        seconds.append(time.perf_counter() - begun)
+    flops = 2 * threads * times * 128 * tile.rows * tile.columns
+    return {"limit": flops / float(np.median(seconds)) / 1e9, **measure(cpu.matmul)}
+
+
+def numpy():
+    return measure(lambda a, b, out: np.matmul(a, b, out=out))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", choices=("fastdigit", "numpy"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        print(json.dumps({"fastdigit": fastdigit, "numpy": numpy}[options.child]()))
+        return
+    found = {"fastdigit": [], "numpy": []}
+    for _ in range(options.rounds):
+        for who, speeds in found.items():
+            command = [sys.executable, "-m", "fastdigit.bench.matmul", "--child", who]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            speeds.append(json.loads(result.stdout))
+    limit = float(np.median([speeds["limit"] for speeds in found["fastdigit"]]))
+    rows = []
+    for name in found["numpy"][0]:
+        ours, theirs = ([speeds[name] for speeds in found[who]] for who in ("fastdigit", "numpy"))
+        ratios = np.divide(ours, theirs)
+        rows.append(
+            {
+                "product": name,
+                "gflops_fastdigit": float(np.median(ours)),
+                "gflops_numpy": float(np.median(theirs)),
+                "ratio_median": float(np.median(ratios)),
+                "ratio_range": [float(ratios.min()), float(ratios.max())],
+                "share_of_limit": float(np.median(ours)) / limit,
+            }
+        )
+        print(
+            f"{name:>20} {np.median(ours):6.0f} GFLOP/s ({np.median(ours) / limit:4.0%} of the limit), "
+            f"{np.median(ratios):.2f} times NumPy"
+        )
+    mean = float(np.exp(np.mean([np.log(row["ratio_median"]) for row in rows])))
+    print(f"limit {limit:.0f} GFLOP/s; geometric mean {mean:.2f} times NumPy")
+    if options.json:
+        machine.write(options.json, limit_gflops=limit, geometric_mean_ratio=mean, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

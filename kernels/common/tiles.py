@@ -1,0 +1,39 @@
+"""Tile shapes of the CPU micro-kernels, chosen from the processor that code is compiled for."""
+
+from dataclasses import dataclass
+
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A micro-kernel's piece of the output: ``rows`` × (``vectors`` · ``lanes``) float32 numbers.
+
+    All of them stay in vector registers, together with one row of the right-hand operand and one
+    broadcast number of the left-hand one: rows · vectors + vectors + 1 registers.
+    """
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self):
+        return self.vectors * self.lanes
+
+
+AVX512 = Tile(rows=14, vectors=2, lanes=16)  # 31 of 32 registers
+AVX2 = Tile(rows=6, vectors=2, lanes=8)  # 15 of 16
+NEON = Tile(rows=8, vectors=3, lanes=4)  # 28 of 32
+SSE = Tile(rows=6, vectors=2, lanes=4)  # 15 of 16
+
+
+def host_tile():
+    """The tile for the processor that Numba compiles for: the host, or what NUMBA_CPU_FEATURES says."""
+    features = set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
+    if "+avx512f" in features:
+        return AVX512
+    if {"+avx2", "+fma"} <= features:
+        return AVX2
+    return NEON if "+neon" in features else SSE

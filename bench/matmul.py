@@ -56,7 +56,7 @@ def fastdigit():
 
     from fastdigit.kernels.matmul import cpu
 
-    multiply, tile = cpu._multiply, cpu.TILE
+    multiply, rows, columns = cpu._multiply, cpu.ROWS, cpu.COLUMNS
 
     @njit(parallel=True)
     def limit(a, b, c, times, threads):
@@ -65,13 +65,13 @@ def fastdigit():
                 multiply(
                     a[thread].ctypes.data,
                     1,
-                    tile.rows,
+                    rows,
                     b[thread].ctypes.data,
-                    tile.columns,
+                    columns,
                     c[thread].ctypes.data,
-                    tile.columns,
+                    columns,
                     128,
-                    tile.rows,
+                    rows,
                     False,
                 )
 
@@ -82,7 +82,7 @@ def fastdigit():
         begun = time.perf_counter()
         limit(a, b, c, times, threads)
         seconds.append(time.perf_counter() - begun)
-    flops = 2 * threads * times * 128 * tile.rows * tile.columns
+    flops = 2 * threads * times * 128 * rows * columns
     return {"limit": flops / float(np.median(seconds)) / 1e9, **measure(cpu.matmul)}
 
 

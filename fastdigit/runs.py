@@ -41,7 +41,8 @@ DATA = {"digits": load_digits, "mnist": load_mnist}
 SCHEDULES = {"constant": Constant, "step": Step, "cosine": Cosine, "onecycle": OneCycle}
 
 # Fewer images than SMALL are trained on in smaller batches and more steps, with dropout and weight decay
-# against overfitting: on the embedded digits (three splits, five seeds each) 98.5 % instead of 97.9 %.
+# against overfitting. Chosen on three splits of the embedded digits; what they do on other splits is in
+# bench/results/small_data_defaults.json.
 SMALL = 10_000
 SMALL_DEFAULTS = {"batch_size": 32, "dropout": 0.3}
 SMALL_WEIGHT_DECAY = 1e-3  # of sgd

@@ -1,0 +1,134 @@
+"""Memory by address, for jitted code: arrays over it, and the atomic operations that threads meet by.
+
+A kernel that several threads run gets the addresses of its operands as plain integers; here they
+become arrays again, always of one type, so that each kernel is compiled once whatever views it is
+given. Atomic operations are sequentially consistent.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+FLOAT_BYTES = 4
+_WORD = ir.IntType(64)
+
+
+def _pointer_to(kind):
+    @intrinsic
+    def pointer(typing, address):
+        def generate(context, build, signature, arguments):
+            return build.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.intp), generate
+
+    return pointer
+
+
+_float32_at = _pointer_to(types.float32)
+_uint8_at = _pointer_to(types.uint8)
+_int32_at = _pointer_to(types.int32)
+_int64_at = _pointer_to(types.int64)
+_float64_at = _pointer_to(types.float64)
+
+
+@njit(cache=True, nogil=True)
+def floats(address, count):
+    """``count`` float32 numbers that start at an address."""
+    return carray(_float32_at(address), (count,))
+
+
+@njit(cache=True, nogil=True)
+def doubles(address, count):
+    """``count`` float64 numbers that start at an address."""
+    return carray(_float64_at(address), (count,))
+
+
+@njit(cache=True, nogil=True)
+def bytes_at(address, count):
+    """``count`` bytes that start at an address."""
+    return carray(_uint8_at(address), (count,))
+
+
+@njit(cache=True, nogil=True)
+def ints32(address, count):
+    """``count`` int32 numbers that start at an address."""
+    return carray(_int32_at(address), (count,))
+
+
+@njit(cache=True, nogil=True)
+def ints(address, count):
+    """``count`` int64 numbers that start at an address."""
+    return carray(_int64_at(address), (count,))
+
+
+@njit(cache=True, nogil=True)
+def matrix(address, distance, rows, columns):
+    """A float32 matrix at an address, its rows ``distance`` numbers apart."""
+    return carray(_float32_at(address), (rows, distance))[:, :columns]
+
+
+@njit(cache=True, nogil=True)
+def row(matrix, index):
+    """One row of a float32 matrix as contiguous numbers, which loops over it can load as vectors."""
+    return floats(matrix.ctypes.data + index * matrix.strides[0], matrix.shape[1])
+
+
+def row_distance(array):
+    """How many elements the rows of a matrix are apart, for elements of a row next to each other.
+
+    Errors: ValueError where they are not.
+    """
+    rows, columns = array.shape
+    if columns > 1 and array.strides[1] != array.itemsize:
+        raise ValueError("the numbers of a row must be next to each other")
+    distance, rest = divmod(array.strides[0], array.itemsize)
+    if rows > 1 and rest:
+        raise ValueError("rows must be a whole number of elements apart")
+    return distance if rows > 1 else columns
+
+
+# --- atomic operations on int64 words ---------------------------------------------------------
+
+
+def _word_at(build, address):
+    return build.inttoptr(address, _WORD.as_pointer())
+
+
+@intrinsic
+def atomic_read(typing, address):
+    """The int64 word at an address."""
+
+    def generate(context, build, signature, arguments):
+        return build.load_atomic(_word_at(build, arguments[0]), "seq_cst", 8)
+
+    return types.int64(types.intp), generate
+
+
+@intrinsic
+def atomic_write(typing, address, value):
+    """Store an int64 word at an address."""
+
+    def generate(context, build, signature, arguments):
+        build.store_atomic(arguments[1], _word_at(build, arguments[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), generate
+
+
+@intrinsic
+def atomic_add(typing, address, value):
+    """Add to the int64 word at an address; what it was before."""
+
+    def generate(context, build, signature, arguments):
+        return build.atomic_rmw("add", _word_at(build, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.intp, types.int64), generate
+
+
+def aligned_zeros(count, dtype):
+    """A zero vector whose first element starts a cache line."""
+    dtype = np.dtype(dtype)
+    raw = np.zeros(count * dtype.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count * dtype.itemsize].view(dtype)

@@ -82,6 +82,8 @@ class TrainPlan:
     seed: int
     clip_norm: float | None
     weight: Any  # [N] or None
+    threads: int | None  # None: as the backend thinks best
+    sparse_input: bool | None  # whether to skip zeros of the images; None: where that is quicker
 
 
 def _reference_operations(xp):
@@ -108,7 +110,8 @@ def _reference_operations(xp):
     return {function.__name__: partial(function, xp) for function in functions}
 
 
-def _load_numpy():
+def _host_memory():
+    """zeros, to_device, to_host and synchronize of a backend that computes on NumPy arrays."""
     import numpy as np
 
     def zeros(shape, dtype):
@@ -125,16 +128,61 @@ def _load_numpy():
         np.copyto(out, a)
         return out
 
+    return {
+        "zeros": zeros,
+        "to_device": to_device,
+        "to_host": lambda d: d,
+        "synchronize": lambda: None,
+    }
+
+
+def _load_numpy():
+    import numpy as np
+
     return Backend(
         name="numpy",
         device=f"CPU, NumPy {np.__version__}",
         row_align=16,
         precisions=("float32", "float64"),
-        zeros=zeros,
-        to_device=to_device,
-        to_host=lambda d: d,
-        synchronize=lambda: None,
+        **_host_memory(),
         **_reference_operations(np),
+    )
+
+
+def _load_cpu():
+    import numba
+
+    from .kernels.common.team import thread_count
+    from .kernels.common.tiles import host_tile
+    from .kernels.dropout import cpu as dropout
+    from .kernels.epoch import cpu as epoch
+    from .kernels.gather import cpu as gather
+    from .kernels.matmul import cpu as matmul
+    from .kernels.optimizer import cpu as optimizer
+    from .kernels.softmax_xent import cpu as softmax_xent
+
+    try:
+        threads = thread_count()
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+    return Backend(
+        name="cpu",
+        device=f"CPU, {threads} threads, vectors of {host_tile().lanes} float32, Numba {numba.__version__}",
+        row_align=16,
+        precisions=("float32",),
+        **_host_memory(),
+        gather=gather.gather,
+        gather_values=gather.gather_values,
+        dense=matmul.dense,
+        dense_grad_input=matmul.dense_grad_input,
+        dense_grad_weight=matmul.dense_grad_weight,
+        softmax=softmax_xent.softmax,
+        softmax_xent=softmax_xent.softmax_xent,
+        dropout=dropout.dropout,
+        sgd=optimizer.sgd,
+        adam=optimizer.adam,
+        clip_norm=optimizer.clip_norm,
+        train_epoch=epoch.train_epoch,
     )
 
 
@@ -171,10 +219,10 @@ def _load_cupy():
     )
 
 
-_LOADERS = {"numpy": _load_numpy, "cupy": _load_cupy}
+_LOADERS = {"numpy": _load_numpy, "cpu": _load_cpu, "cupy": _load_cupy}
 
 # What "auto" tries, best first. "cupy" is the baseline to measure against, chosen only by name.
-_AUTO = ("numpy",)
+_AUTO = ("cpu", "numpy")
 
 
 _loaded = {}  # name -> Backend, or the BackendError that says why there is none

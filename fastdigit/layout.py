@@ -17,6 +17,16 @@ def round_up(n, multiple):
     return -(-n // multiple) * multiple
 
 
+def row_distance(columns, align):
+    """How far apart the rows of a matrix are: its columns, padded to a multiple of ``align``.
+
+    Long rows get an odd number of such pieces: with an even one, and worse with a power of two,
+    columns would fall on few of a cache's sets, and kernels would have to copy them first.
+    """
+    pieces = -(-columns // align)
+    return align * (pieces | 1 if pieces > 8 else pieces)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One weight matrix or bias vector inside the flat buffer; numbers count elements."""
@@ -44,7 +54,8 @@ class Layout:
     """Offsets and shapes of all parameters of a network with the given layer sizes.
 
     Layer l (from 1) has the weight ``w{l}`` [sizes[l-1], sizes[l]] and the bias ``b{l}``
-    [sizes[l]], row-major, each row padded with zeros to a multiple of ``row_align`` elements.
+    [sizes[l]], row-major, each row padded with zeros to a multiple of ``row_align`` elements (see
+    :func:`row_distance`).
 
     Errors: ConfigError for fewer than two layers or a size below 1.
     """
@@ -68,7 +79,7 @@ class Layout:
         for layer, (inputs, outputs) in enumerate(
             zip(self.layer_sizes, self.layer_sizes[1:], strict=False), start=1
         ):
-            row = round_up(outputs, self.row_align)
+            row = row_distance(outputs, self.row_align)
             for name, shape in ((f"w{layer}", (inputs, outputs)), (f"b{layer}", (outputs,))):
                 tensors.append(Tensor(name, shape, offset, row))
                 offset += tensors[-1].size

@@ -79,6 +79,8 @@ class FitOptions:
     callbacks: tuple
     progress: Any
     path: str
+    threads: int | None
+    sparse_input: bool | None
 
     def __post_init__(self):
         def need(name, ok, what):
@@ -106,6 +108,9 @@ class FitOptions:
         observes = all(callable(getattr(self.progress, name, None)) for name in methods)
         need("progress", self.progress is None or observes, "None or like Progress()")
         need("path", self.path in ("auto", "step", "epoch"), "'auto', 'step' or 'epoch'")
+        if self.threads is not None:
+            check_count("threads", self.threads)
+        need("sparse_input", self.sparse_input in (None, True, False), "True, False or None")
         if self.resume and self.checkpoint is None:
             raise ConfigError("resume=True needs the checkpoint to resume from")
         if self.checkpoint_every is not None:

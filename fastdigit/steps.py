@@ -7,7 +7,7 @@ Functions of a backend and of arrays, with nothing of a network's or a training'
 from dataclasses import dataclass
 from typing import Any
 
-from .layout import round_up
+from .layout import row_distance
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Buffers:
         """Buffers for ``count`` images, all zero."""
 
         def matrix(columns):
-            return backend.zeros((count, round_up(columns, backend.row_align)), dtype)[:, :columns]
+            return backend.zeros((count, row_distance(columns, backend.row_align)), dtype)[:, :columns]
 
         return cls(
             x=matrix(layer_sizes[0]),

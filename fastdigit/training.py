@@ -49,6 +49,8 @@ def fit(
     callbacks=(),
     progress=None,
     path="auto",
+    threads=None,
+    sparse_input=None,
 ):
     """Train a network in place: a :class:`~fastdigit.log.TrainingLog`.
 
@@ -74,6 +76,9 @@ def fit(
     - ``progress``: an object like :class:`fastdigit.progress.Progress`, or None for silence.
     - ``path``: "step" for single operations, "epoch" for the backend's whole-epoch kernel, "auto"
       for the latter where there is one.
+    - ``threads``: how many the whole-epoch kernel uses; None for FASTDIGIT_THREADS, else all
+      processors. ``sparse_input``: whether it skips the zeros of the images; None decides by how
+      many there are. Neither changes a bit of the result.
 
     Errors: ConfigError, DataError for arguments and data that make no sense; CheckpointError for a
     checkpoint that is damaged or belongs to another network, other data or settings (all that
@@ -102,6 +107,8 @@ def fit(
             callbacks=(callbacks,) if callable(callbacks) else tuple(callbacks),
             progress=progress,
             path=path,
+            threads=threads,
+            sparse_input=sparse_input,
         )
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
@@ -312,6 +319,8 @@ class _Training:
                 seed=net.seed,
                 clip_norm=options.clip_norm,
                 weight=self.weight,
+                threads=options.threads,
+                sparse_input=options.sparse_input,
             )
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
             if backend.train_epoch is not None and options.path != "step":

@@ -132,3 +132,78 @@ def aligned_zeros(count, dtype):
     raw = np.zeros(count * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + count * dtype.itemsize].view(dtype)
+
+
+# --- operands and scalars of a team's kernel ------------------------------------------------------
+
+
+def vector_address(name, vector, dtype, count=None, written=False):
+    """The address of a vector of ``count`` numbers (None: any) that lie next to each other.
+
+    Errors: TypeError for another dtype, ValueError for another shape or numbers apart.
+    """
+    _expect(name, vector, dtype, 1, None if count is None else (count,), written)
+    if len(vector) > 1 and vector.strides[0] != vector.itemsize:
+        raise ValueError(f"the numbers of {name} must be next to each other")
+    return vector.ctypes.data
+
+
+def matrix_address(name, matrix, dtype, shape=None, written=False):
+    """The address of a matrix of that shape (None: any), and how many elements its rows are apart.
+
+    Errors: TypeError for another dtype, ValueError for another shape or rows that overlap.
+    """
+    _expect(name, matrix, dtype, 2, shape, written)
+    distance = row_distance(matrix)
+    if distance < matrix.shape[1]:
+        raise ValueError(f"the rows of {name} must lie one behind the other")
+    return matrix.ctypes.data, distance
+
+
+def _expect(name, array, dtype, dimensions, shape, written):
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        found = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{name} must be an array of {np.dtype(dtype)}, got {found}")
+    if array.ndim != dimensions:
+        raise ValueError(f"{name} must have {dimensions} dimensions, got the shape {array.shape}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
+    if written and not array.flags.writeable:
+        raise ValueError(f"{name} must be writable")
+
+
+def word_of(number):
+    """A float64 number as an int64 word of arguments; :func:`number` reads it."""
+    return int(np.float64(number).view(np.int64))
+
+
+@njit(cache=True, nogil=True)
+def number(arguments, index):
+    """The float64 number in a word of arguments."""
+    return doubles(arguments + 8 * index, 1)[0]
+
+
+@njit(cache=True, nogil=True)
+def share(count, thread, threads):
+    """The first of a thread's things, and the first that is no longer its own."""
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+@intrinsic
+def bits_of(typing, x):
+    """The bits of a float32 as an int32."""
+
+    def generate(context, build, signature, arguments):
+        return build.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def float_of(typing, bits):
+    """The float32 that has the bits of an int32."""
+
+    def generate(context, build, signature, arguments):
+        return build.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate

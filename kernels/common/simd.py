@@ -8,146 +8,320 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .memory import FLOAT_BYTES
+
 INT = ir.IntType(64)
+HALF = ir.IntType(16)
+INT32 = ir.IntType(32)
 BYTES = ir.IntType(8).as_pointer()
 FLOAT = ir.FloatType()
-FLOAT_BYTES = 4
+
+
+def _declared(module, name, result, arguments):
+    """An LLVM function of that name, declared once a module."""
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
 def _fma(module, vector):
-    name = f"llvm.fma.v{vector.count}f32"
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(vector, [vector] * 3), name)
+    return _declared(module, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
 
 
-def _micro_kernel(module, rows, vectors, lanes):
-    """The LLVM function for ``rows`` rows: c = (c if add else 0) + a·b over ``depth`` steps.
+def _first(build, lanes, count):
+    """A mask of the first ``count`` lanes."""
+    spread = _broadcast(build, build.trunc(count, INT32), INT32, lanes)
+    numbers = ir.VectorType(INT32, lanes)([INT32(i) for i in range(lanes)])
+    return build.icmp_unsigned("<", numbers, spread)
 
-    Arguments: a, its row and step distance; b, its step distance; c, its row distance (distances in
-    bytes); depth ≥ 1; add.
-    """
-    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}"
+
+def _broadcast(build, number, kind, lanes):
+    """One number in every lane."""
+    undefined = ir.VectorType(kind, lanes)(ir.Undefined)
+    everywhere = ir.VectorType(INT32, lanes)([0] * lanes)
+    return build.shuffle_vector(build.insert_element(undefined, number, INT32(0)), undefined, everywhere)
+
+
+def _masked_load(build, vector, pointer, mask):
+    name = f"llvm.masked.load.v{vector.count}f32.p0"
+    masks = ir.VectorType(ir.IntType(1), vector.count)
+    load = _declared(build.module, name, vector, [vector.as_pointer(), INT32, masks, vector])
+    return build.call(load, [pointer, INT32(FLOAT_BYTES), mask, vector([0.0] * vector.count)])
+
+
+def _masked_store(build, value, pointer, mask):
+    vector = value.type
+    name = f"llvm.masked.store.v{vector.count}f32.p0"
+    masks = ir.VectorType(ir.IntType(1), vector.count)
+    store = _declared(build.module, name, ir.VoidType(), [vector, vector.as_pointer(), INT32, masks])
+    build.call(store, [value, pointer, INT32(FLOAT_BYTES), mask])
+
+
+def _micro_kernel(module, rows, vectors, lanes, listed, masked):
+    """The LLVM function for ``rows`` × ``vectors`` registers; see :func:`micro_kernel`."""
+    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{'_listed' * listed}"
     if name in module.globals:
         return module.globals[name]
     vector = ir.VectorType(FLOAT, lanes)
-    signature = ir.FunctionType(ir.VoidType(), [BYTES, INT, INT, BYTES, INT, BYTES, INT, INT, ir.IntType(1)])
+    signature = ir.FunctionType(ir.VoidType(), [INT] * 12 + [FLOAT])
     function = ir.Function(module, signature, name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")  # one copy, however many callers
-    a, a_row, a_step, b, b_step, c, c_row, depth, add = function.args
-    entry, fresh, previous, loop, done = map(
-        function.append_basic_block, ("entry", "fresh", "previous", "loop", "done")
-    )
+    a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, last, floor = function.args
+    entry, loop, done = map(function.append_basic_block, ("entry", "loop", "done"))
+
+    def vector_at(build, address, v):
+        return build.inttoptr(build.add(address, INT(FLOAT_BYTES * lanes * v)), vector.as_pointer())
+
+    def row(build, address, distance, r):
+        return build.add(address, build.mul(distance, INT(r)))
 
     build = ir.IRBuilder(entry)
-    c_rows = [c]
-    while len(c_rows) < rows:
-        c_rows.append(build.gep(c_rows[-1], [c_row]))
-    build.cbranch(add, previous, fresh)
+    mask = _first(build, lanes, last)
 
-    def nth_vector(build, pointer, n):
-        return build.bitcast(build.gep(pointer, [INT(FLOAT_BYTES * lanes * n)]), vector.as_pointer())
+    def load(build, address, v, only=True):
+        pointer = vector_at(build, address, v)
+        if only and v == vectors - 1:
+            return _masked_load(build, vector, pointer, mask)
+        return build.load(pointer, align=FLOAT_BYTES)
 
-    def load(build, pointer, n):
-        return build.load(nth_vector(build, pointer, n), align=FLOAT_BYTES)
-
-    build = ir.IRBuilder(previous)
-    before = [[load(build, row, v) for v in range(vectors)] for row in c_rows]
-    build.branch(loop)
-    ir.IRBuilder(fresh).branch(loop)
+    begin = [[load(build, row(build, start, start_row, r), v) for v in range(vectors)] for r in range(rows)]
+    # The neighbour on the right comes next: its lines, to be written to, are asked for in time.
+    if vectors * lanes * FLOAT_BYTES >= 64 and not listed:
+        prefetch = _declared(module, "llvm.prefetch.p0", ir.VoidType(), [BYTES, INT32, INT32, INT32])
+        for r in range(rows):
+            for line in range(vectors * lanes * FLOAT_BYTES // 64):
+                address = build.add(row(build, c, c_row, r), INT(FLOAT_BYTES * lanes * vectors + 64 * line))
+                pointer = build.inttoptr(address, BYTES)
+                build.call(prefetch, [pointer, INT32(1), INT32(3), INT32(1)])
+    build.cbranch(build.icmp_signed(">", depth, INT(0)), loop, done)
 
     build = ir.IRBuilder(loop)
-    step, a_now, b_now = build.phi(INT), build.phi(BYTES), build.phi(BYTES)
+    step = build.phi(INT)
+    a_moving, b_moving = (None, None) if listed else (build.phi(INT), build.phi(INT))
     sums = [[build.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-    zero = vector([0.0] * lanes)
-    for block in (fresh, previous):
-        step.add_incoming(INT(0), block)
-        b_now.add_incoming(b, block)
-        a_now.add_incoming(a, block)
-        for r in range(rows):
-            for v in range(vectors):
-                sums[r][v].add_incoming(zero if block is fresh else before[r][v], block)
-
-    fma, undefined = _fma(module, vector), vector(ir.Undefined)
-    everywhere = ir.VectorType(ir.IntType(32), lanes)([0] * lanes)
-    right = [load(build, b_now, v) for v in range(vectors)]
+    step.add_incoming(INT(0), entry)
+    if listed:
+        place = build.inttoptr(build.add(steps, build.mul(step, INT(2))), HALF.as_pointer())
+        k = build.zext(build.load(place, align=2), INT)
+        a_now, b_now = build.add(a, build.mul(k, a_step)), build.add(b, build.mul(k, b_step))
+    else:
+        a_moving.add_incoming(a, entry)
+        b_moving.add_incoming(b, entry)
+        a_now, b_now = a_moving, b_moving
+    fma = _fma(module, vector)
+    right = [load(build, b_now, v, masked) for v in range(vectors)]
     new, a_here = [], a_now
     for r in range(rows):
-        number = build.load(build.bitcast(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
-        a_here = build.gep(a_here, [a_row])
-        first = build.insert_element(undefined, number, ir.IntType(32)(0))
-        left = build.shuffle_vector(first, undefined, everywhere)
+        number = build.load(build.inttoptr(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
+        a_here = build.add(a_here, a_row)
+        left = _broadcast(build, number, FLOAT, lanes)
         new.append([build.call(fma, [left, right[v], sums[r][v]]) for v in range(vectors)])
     next_step = build.add(step, INT(1))
     step.add_incoming(next_step, loop)
-    b_now.add_incoming(build.gep(b_now, [b_step]), loop)
-    a_now.add_incoming(build.gep(a_now, [a_step]), loop)
+    if not listed:
+        a_moving.add_incoming(build.add(a_now, a_step), loop)
+        b_moving.add_incoming(build.add(b_now, b_step), loop)
     for r in range(rows):
         for v in range(vectors):
+            sums[r][v].add_incoming(begin[r][v], entry)
             sums[r][v].add_incoming(new[r][v], loop)
     build.cbranch(build.icmp_signed("<", next_step, depth), loop, done)
 
     build = ir.IRBuilder(done)
+    ends = [[build.phi(vector) for _ in range(vectors)] for _ in range(rows)]
+    lowest = _broadcast(build, floor, FLOAT, lanes)
     for r in range(rows):
+        target = row(build, c, c_row, r)
         for v in range(vectors):
-            build.store(new[r][v], nth_vector(build, c_rows[r], v), align=FLOAT_BYTES)
+            ends[r][v].add_incoming(begin[r][v], entry)
+            ends[r][v].add_incoming(new[r][v], loop)
+            below = build.fcmp_ordered("<", ends[r][v], lowest)  # false for NaN, which stays
+            value = build.select(below, lowest, ends[r][v])
+            if v == vectors - 1:
+                _masked_store(build, value, vector_at(build, target, v), mask)
+            else:
+                build.store(value, vector_at(build, target, v), align=FLOAT_BYTES)
     build.ret_void()
     return function
 
 
-def micro_kernel(tile):
+def micro_kernel(tile, listed=False):
     """A function for jitted code that multiplies one tile, made for a :class:`~.tiles.Tile`.
 
-    ``multiply(a, a_row, a_step, b, b_step, c, c_row, depth, rows, add)`` computes, for i < rows
-    (1 … tile.rows) and j < tile.columns:
+    ``multiply(a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns,
+    floor)`` computes, for i < rows (1 … tile.rows) and j < columns (1 … tile.columns):
 
-        c[i, j] = (c[i, j] if add else 0) + Σ_k a[i, k] · b[k, j]      k = 0 … depth - 1
+        c[i, j] = max(start[i, j] + Σ_k a[i, k] · b[k, j], floor)
 
-    where a[i, k] lies at address a + 4·(i·a_row + k·a_step), b[k, j] at b + 4·(k·b_step + j) and
-    c[i, j] at c + 4·(i·c_row + j). Addresses are integers (``array.ctypes.data``), distances count
-    float32 numbers. Nothing is checked. The sum runs over k in order, with one rounding a step.
+    where a[i, k] lies at address a + 4·(i·a_row + k·a_step), b[k, j] at b + 4·(k·b_step + j), and
+    start[i, j] and c[i, j] likewise at i·start_row + j and i·c_row + j. So ``start`` may be c itself,
+    or one row for all (a bias, or zeros) with start_row = 0. k runs over 0 … depth - 1, or, if
+    ``listed``, over the ``depth`` uint16 numbers at the address ``steps``. Addresses are integers
+    (``array.ctypes.data``), distances count float32 numbers. Nothing is checked. The sum runs over k
+    in order, with one rounding a step. A floor of -inf changes nothing; NaN passes any floor.
 
-    Cost: rows · tile.vectors fused multiply-adds a step; a tile of all rows runs at the processor's
-    limit while its operands come from the first or second cache.
+    Where ``tile.masked`` is not set, whole vectors of b are read: its rows must go on behind
+    ``columns`` to a multiple of the lanes.
+
+    Cost: rows · ⌈columns / lanes⌉ fused multiply-adds a step; a tile of all rows runs at the
+    processor's limit while its operands come from the first or second cache.
     """
 
     @intrinsic
-    def multiply(typing, a, a_row, a_step, b, b_step, c, c_row, depth, rows, add):
-        signature = types.void(*[types.intp] * 9, types.boolean)
+    def multiply(
+        typing, a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns, floor
+    ):
+        signature = types.void(*[types.intp] * 13, types.float32)
 
         def generate(context, build, signature, arguments):
-            a, a_row, a_step, b, b_step, c, c_row, depth, rows, add = arguments
-
-            def pointer(address):
-                return build.inttoptr(address, BYTES)
+            a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns, floor = (
+                arguments
+            )
 
             def in_bytes(distance):
                 return build.mul(distance, INT(FLOAT_BYTES))
 
+            before = build.sdiv(build.sub(columns, INT(1)), INT(tile.lanes))  # vectors before the last
+            last = build.sub(columns, build.mul(before, INT(tile.lanes)))
             passed = [
-                pointer(a),
+                a,
                 in_bytes(a_row),
                 in_bytes(a_step),
-                pointer(b),
+                b,
                 in_bytes(b_step),
-                pointer(c),
+                start,
+                in_bytes(start_row),
+                c,
                 in_bytes(c_row),
                 depth,
-                add,
+                steps,
+                last,
+                floor,
             ]
             end = build.append_basic_block("end")
-            choice = build.switch(rows, end)
-            for count in range(1, tile.rows + 1):
-                block = build.append_basic_block(f"rows_{count}")
-                choice.add_case(INT(count), block)
-                with build.goto_block(block):
-                    build.call(_micro_kernel(build.module, count, tile.vectors, tile.lanes), passed)
-                    build.branch(end)
+            choice = build.switch(build.add(build.mul(before, INT(tile.rows + 1)), rows), end)
+            for vectors in range(1, tile.vectors + 1):
+                for count in range(1, tile.rows + 1):
+                    block = build.append_basic_block(f"tile_{count}x{vectors}")
+                    choice.add_case(INT((vectors - 1) * (tile.rows + 1) + count), block)
+                    with build.goto_block(block):
+                        kernel = _micro_kernel(build.module, count, vectors, tile.lanes, listed, tile.masked)
+                        build.call(kernel, passed)
+                        build.branch(end)
             build.position_at_end(end)
             return context.get_dummy_value()
 
         return signature, generate
 
     return multiply
+
+
+def transposer(lanes):
+    """A function for jitted code that transposes a square of ``lanes`` × ``lanes`` numbers.
+
+    ``transpose(source, source_row, target, target_row)``: target[j, i] = source[i, j], with addresses
+    and distances as in :func:`micro_kernel`. Cost: lanes loads and stores, lanes · log₂ lanes shuffles.
+    """
+
+    @intrinsic
+    def transpose(typing, source, source_row, target, target_row):
+        def generate(context, build, signature, arguments):
+            source, source_row, target, target_row = arguments
+            vector = ir.VectorType(FLOAT, lanes)
+
+            def pointer(address, distance, r):
+                offset = build.mul(distance, INT(FLOAT_BYTES * r))
+                return build.inttoptr(build.add(address, offset), vector.as_pointer())
+
+            now = [build.load(pointer(source, source_row, r), align=FLOAT_BYTES) for r in range(lanes)]
+            # Squares of side 2, 4, … are transposed inside squares of twice the side: rows r and
+            # r + side exchange every second piece of ``side`` numbers.
+            side = 1
+            while side < lanes:
+                low = [i if i // side % 2 == 0 else lanes + i - side for i in range(lanes)]
+                high = [i + side if i // side % 2 == 0 else lanes + i for i in range(lanes)]
+                masks = [ir.VectorType(INT32, lanes)([INT32(i) for i in order]) for order in (low, high)]
+                after = list(now)
+                for r in range(lanes):
+                    if r // side % 2 == 0:
+                        pair = now[r], now[r + side]
+                        after[r] = build.shuffle_vector(*pair, masks[0])
+                        after[r + side] = build.shuffle_vector(*pair, masks[1])
+                now, side = after, 2 * side
+            for r in range(lanes):
+                build.store(now[r], pointer(target, target_row, r), align=FLOAT_BYTES)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), generate
+
+    return transpose
+
+
+@intrinsic
+def not_zero(typing, address):
+    """Of 16 float32 numbers at an address, bit i says whether number i is something else than zero."""
+
+    def generate(context, build, signature, arguments):
+        vector = ir.VectorType(FLOAT, 16)
+        numbers = build.load(build.inttoptr(arguments[0], vector.as_pointer()), align=FLOAT_BYTES)
+        different = build.fcmp_unordered("!=", numbers, vector([0.0] * 16))
+        return build.zext(build.bitcast(different, HALF), INT)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def last_bit(typing, bits):
+    """The place of the lowest bit that is set in a 64-bit word (64 where none is)."""
+
+    def generate(context, build, signature, arguments):
+        return build.cttz(arguments[0], ir.IntType(1)(0))
+
+    return types.intp(types.int64), generate
+
+
+@intrinsic
+def count_bits(typing, bits):
+    """How many bits of a 64-bit word are set."""
+
+    def generate(context, build, signature, arguments):
+        return build.ctpop(arguments[0])
+
+    return types.intp(types.int64), generate
+
+
+@intrinsic
+def list_32(typing, bits, first, target):
+    """Write uint16 numbers ``first`` + i for the bits i < 32 that are set, in order, at an address.
+
+    32 numbers are written, whatever the bits; those behind the last set bit are arbitrary. For
+    processors with AVX-512 VBMI2; elsewhere LLVM makes slow code of it.
+    """
+
+    def generate(context, build, signature, arguments):
+        bits, first, target = arguments
+        vector, masks = ir.VectorType(HALF, 32), ir.VectorType(ir.IntType(1), 32)
+        mask = build.bitcast(build.trunc(bits, INT32), masks)
+        spread = _broadcast(build, build.trunc(first, HALF), HALF, 32)
+        numbers = build.add(spread, vector([HALF(i) for i in range(32)]))
+        name = "llvm.experimental.vector.compress.v32i16"
+        compress = _declared(build.module, name, vector, [vector, masks, vector])
+        pressed = build.call(compress, [numbers, mask, vector(ir.Undefined)])
+        build.store(pressed, build.inttoptr(target, vector.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def write_16(typing, address, value):
+    """Store a number as uint16 at an address."""
+
+    def generate(context, build, signature, arguments):
+        place = build.inttoptr(arguments[0], HALF.as_pointer())
+        build.store(build.trunc(arguments[1], HALF), place, align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), generate
 
 
 @intrinsic

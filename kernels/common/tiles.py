@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llvmlite.binding import llvm_version_info
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
@@ -22,6 +23,11 @@ class Tile:
     def columns(self):
         return self.vectors * self.lanes
 
+    @property
+    def masked(self):
+        """Whether loads of part of a vector are as quick as whole ones (AVX-512 has mask registers)."""
+        return self.lanes == 16
+
 
 AVX512 = Tile(rows=14, vectors=2, lanes=16)  # 31 of 32 registers
 AVX2 = Tile(rows=6, vectors=2, lanes=8)  # 15 of 16
@@ -29,9 +35,19 @@ NEON = Tile(rows=8, vectors=3, lanes=4)  # 28 of 32
 SSE = Tile(rows=6, vectors=2, lanes=4)  # 15 of 16
 
 
+def _features():
+    """Of the processor that Numba compiles for: the host, or what NUMBA_CPU_FEATURES says."""
+    return set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
+
+
+def can_compress():
+    """Whether the processor packs the chosen elements of a vector in one instruction."""
+    return "+avx512vbmi2" in _features() and llvm_version_info[0] >= 19  # LLVM's name for it is young
+
+
 def host_tile():
-    """The tile for the processor that Numba compiles for: the host, or what NUMBA_CPU_FEATURES says."""
-    features = set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
+    """The tile for the processor that Numba compiles for."""
+    features = _features()
     if "+avx512f" in features:
         return AVX512
     if {"+avx2", "+fma"} <= features:

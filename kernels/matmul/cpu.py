@@ -2,38 +2,346 @@
 nothing but what they read.
 
 The output is cut into tiles (:mod:`~..common.tiles`), each computed by one micro-kernel
-(:mod:`~..common.simd`) from ``tile.rows`` rows of the left operand and a *panel*, ``tile.columns``
-columns of the right one. A thread takes either its own panels or its own rows, so no two threads
-write the same number, and every number is summed in the order of k: the result has the same bits for
-any number of threads.
+(:mod:`~..common.simd`) from a *strip*, up to ``tile.rows`` rows of the left operand, and a *panel*,
+``tile.columns`` columns of the right one. A thread has its own rectangle of the output, so no two
+write the same number, and every number is summed in the order of k from its start (zero, or the
+bias): the result has the same bits for any number of threads, and for any cut of the work.
 
 Operands are read where they lie as long as that is quick. A panel is copied to a buffer of its own
-where its columns are not next to each other (a transposed right operand), at the ragged right
-edge, or where its rows are so far apart that they share cache sets and take a page each.
+where its columns are not next to each other (a transposed right operand), or where its rows are so
+far apart that they share cache sets and take a page each; a strip likewise.
 
 Source: Goto, van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008);
 Van Zee, van de Geijn, "BLIS", ACM TOMS 41 (2015).
 """
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit
+from numba.extending import overload, register_jitable
 
-from ..common.simd import FLOAT_BYTES as SIZE
-from ..common.simd import micro_kernel, read, write
+from ..common.memory import FLOAT_BYTES as SIZE
+from ..common.memory import aligned_zeros, doubles, floats, ints, row_distance
+from ..common.simd import micro_kernel, read, transposer, write
+from ..common.team import Kernel, thread_count
 from ..common.tiles import host_tile
 
 TILE = host_tile()
-ROWS, COLUMNS = TILE.rows, TILE.columns
+ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
 
-MAX_DEPTH = 1024  # k at a time: a panel of 32 columns is then 128 KiB
-PANELS_BYTES = 512 * 1024  # packed panels in use at a time: half of a second-level cache
-FAR = 512  # distances (in numbers) that are this large, or multiples of it, call for a copy
+DEPTH = 512  # k at a time: a panel of 32 columns is then 64 KiB, read from the second-level cache
+PANELS = 128 * 1024  # numbers in packed panels at a time: 512 KiB, half of a second-level cache
+FAR = 512  # rows of b that are so many numbers apart are copied together
+CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
+ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
 _multiply = micro_kernel(TILE)
-# Numba's simplest threading layer aborts the process when two threads enter it at once.
-_one_at_a_time = threading.Lock()
+_transpose = transposer(LANES)
+
+
+# --- pieces for jitted code ---------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def share(thread, threads, rows, columns, tall, wide):
+    """The part (top, bottom, left, right) of an output that one of some threads computes.
+
+    A grid of rectangles, cut between tiles of ``tall`` × ``wide`` numbers: the one whose largest
+    share has the fewest tiles, where copying a panel counts like one more strip.
+    """
+    panels, strips = -(-columns // wide), -(-rows // tall)
+    best, across = 0, 1
+    for n in range(threads, 0, -1):
+        if threads % n == 0:
+            cost = -(-panels // n) * (-(-strips // (threads // n)) + 1)
+            if best == 0 or cost < best:
+                best, across = cost, n
+    down = threads // across
+    x, y = thread % across, thread // across
+    left, right = panels * x // across * wide, min(panels * (x + 1) // across * wide, columns)
+    return min(strips * y // down * tall, rows), min(strips * (y + 1) // down * tall, rows), left, right
+
+
+@register_jitable
+def _odd_lines(numbers):
+    """At least so many numbers, and an odd number of cache lines: such rows use all cache sets."""
+    return (-(-numbers // 16) | 1) * 16
+
+
+@register_jitable
+def _panels_at_once(columns, depth):
+    return max(1, min(-(-columns // COLUMNS), PANELS // (COLUMNS * min(depth, DEPTH))))
+
+
+@register_jitable
+def room_for(columns, depth):
+    """How many float32 numbers of working space :func:`product` needs, for ``columns`` or fewer."""
+    group, deep = _panels_at_once(columns, depth) * COLUMNS, min(depth, DEPTH)
+    strip = max(ROWS * _odd_lines(deep), 16 * deep)
+    return COLUMNS + group * deep + strip + ROWS * _odd_lines(group)
+
+
+@njit(cache=True, nogil=True)
+def _pack_panel(b, b_step, b_column, depth, width, panel):
+    """Copy ``width`` columns of b next to each other; what is missing of a panel becomes zero."""
+    if width < COLUMNS:
+        floats(panel, COLUMNS * depth)[:] = np.float32(0)
+    if b_column == 1 and width == COLUMNS:
+        for k in range(depth):
+            source, target = (
+                floats(b + SIZE * k * b_step, COLUMNS),
+                floats(panel + SIZE * k * COLUMNS, COLUMNS),
+            )
+            for j in range(COLUMNS):
+                target[j] = source[j]
+        return
+    squares_across, squares_down = 0, 0
+    if b_step == 1:
+        squares_across, squares_down = width // LANES * LANES, depth // LANES * LANES
+        for j in range(0, squares_across, LANES):
+            for k in range(0, squares_down, LANES):
+                source = b + SIZE * (j * b_column + k)
+                _transpose(source, b_column, panel + SIZE * (k * COLUMNS + j), COLUMNS)
+    for k in range(depth):
+        for j in range(squares_across if k < squares_down else 0, width):
+            write(panel + SIZE * (k * COLUMNS + j), read(b + SIZE * (k * b_step + j * b_column)))
+
+
+@njit(cache=True, nogil=True)
+def _pack_strip(a, a_row, a_step, depth, rows, packed):
+    """Copy a strip of a to where its rows do not share cache sets; its new row and step distance."""
+    if a_step == 1:
+        row = _odd_lines(depth)
+        for i in range(rows):
+            floats(packed + SIZE * i * row, depth)[:] = floats(a + SIZE * i * a_row, depth)
+        return row, 1
+    if a_row == 1 and rows == ROWS:
+        for k in range(depth):
+            source, target = floats(a + SIZE * k * a_step, ROWS), floats(packed + SIZE * k * 16, ROWS)
+            for i in range(ROWS):
+                target[i] = source[i]
+    else:
+        for k in range(depth):
+            for i in range(rows):
+                write(packed + SIZE * (k * 16 + i), read(a + SIZE * (i * a_row + k * a_step)))
+    return 1, 16
+
+
+def finish(details, top, left, rows, columns, piece, piece_row):
+    """What :func:`product` calls for every finished piece of the output, while it is in the cache.
+
+    The piece's place in the output, its size, its address and row distance. What happens is decided
+    by the type of ``details``, a named tuple: ``@overload(finish)`` teaches it another.
+    """
+    raise NotImplementedError("only for jitted code")
+
+
+class Mask(NamedTuple):
+    """Details for :func:`finish`: piece · scale where y_below is positive, else 0."""
+
+    y_below: int  # address of a matrix like the output, or 0 for no mask
+    y_row: int
+    scale: np.float32
+
+
+@overload(finish)
+def _finish_mask(details, top, left, rows, columns, piece, piece_row):
+    if getattr(details, "instance_class", None) is not Mask:
+        return None
+
+    def mask_and_scale(details, top, left, rows, columns, piece, piece_row):
+        scale = details.scale
+        if details.y_below == 0 and scale == 1:
+            return
+        for i in range(rows):
+            target = floats(piece + SIZE * i * piece_row, columns)
+            if details.y_below == 0:
+                for j in range(columns):
+                    target[j] = target[j] * scale
+                continue
+            mask = floats(details.y_below + SIZE * ((top + i) * details.y_row + left), columns)
+            for j in range(columns):
+                target[j] = target[j] * scale if mask[j] > 0 else np.float32(0)
+
+    return mask_and_scale
+
+
+@njit(cache=True, nogil=True)
+def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, room, details):
+    """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
+
+    ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
+    a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
+    ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
+    none. ``part`` is what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers
+    that no other thread uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece
+    in ``room``; depth must then be at most DEPTH.
+
+    Cost: 2·rows·columns·depth flops. Every operand is read from memory once for about 300 columns or
+    512 steps.
+    """
+    top, bottom, left, right = part
+    rows, columns = bottom - top, right - left
+    if rows <= 0 or columns <= 0:
+        return
+    count, group = -(-columns // COLUMNS), _panels_at_once(columns, depth)
+    deepest = min(depth, DEPTH)
+    zeros, panels = room, room + SIZE * COLUMNS
+    packed = panels + SIZE * group * COLUMNS * deepest
+    piece = packed + SIZE * max(ROWS * _odd_lines(deepest), 16 * deepest)
+    floats(zeros, COLUMNS)[:] = np.float32(0)
+    height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
+    pack_b = b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
+    pack_a = (a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0)
+    lowest = np.float32(-np.inf)
+    for first in range(0, count, group):
+        behind = min(first + group, count)
+        group_left = left + first * COLUMNS
+        group_width = min(behind * COLUMNS, columns) - first * COLUMNS
+        target, target_row = c, c_row
+        for from_k in range(0, depth, DEPTH):
+            deep = min(DEPTH, depth - from_k)
+            at_end = from_k + deep == depth
+            for p in range(first, behind):
+                width = min(COLUMNS, columns - p * COLUMNS)
+                if pack_b or (width < COLUMNS and not MASKED):
+                    source = b + SIZE * (from_k * b_step + (left + p * COLUMNS) * b_column)
+                    place = panels + SIZE * (p - first) * COLUMNS * deep
+                    _pack_panel(source, b_step, b_column, deep, width, place)
+            for down in range(0, rows, height):
+                tall = min(height, rows - down)
+                strip = a + SIZE * ((top + down) * a_row + from_k * a_step)
+                strip_row, strip_step = a_row, a_step
+                if pack_a and tall > 1:
+                    strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
+                    strip = packed
+                if c == 0:
+                    target, target_row = piece, _odd_lines(group * COLUMNS)
+                else:
+                    target = c + SIZE * ((top + down) * c_row + group_left)
+                for p in range(first, behind):
+                    width = min(COLUMNS, columns - p * COLUMNS)
+                    if pack_b or (width < COLUMNS and not MASKED):
+                        panel, panel_step = panels + SIZE * (p - first) * COLUMNS * deep, COLUMNS
+                    else:
+                        panel, panel_step = b + SIZE * (from_k * b_step + left + p * COLUMNS), b_step
+                    out = target + SIZE * (p - first) * COLUMNS
+                    if from_k > 0:
+                        start, start_row = out, target_row
+                    elif bias != 0:
+                        start, start_row = bias + SIZE * (left + p * COLUMNS), 0
+                    else:
+                        start, start_row = zeros, 0
+                    _multiply(
+                        strip,
+                        strip_row,
+                        strip_step,
+                        panel,
+                        panel_step,
+                        start,
+                        start_row,
+                        out,
+                        target_row,
+                        deep,
+                        0,
+                        tall,
+                        width,
+                        floor if at_end else lowest,
+                    )
+                if at_end:
+                    finish(details, top + down, group_left, tall, group_width, target, target_row)
+
+
+@njit(cache=True, nogil=True)
+def column_sums(dy, dy_row, rows, left, right, db):
+    """db[j] = Σ_i dy[i, j] for left ≤ j < right; addresses and distances as in :func:`product`."""
+    if right <= left:
+        return
+    sums = floats(db + SIZE * left, right - left)
+    sums[:] = np.float32(0)
+    for i in range(rows):
+        values = floats(dy + SIZE * (i * dy_row + left), right - left)
+        for j in range(right - left):
+            sums[j] += values[j]
+
+
+# --- whole operations ---------------------------------------------------------------------------
+
+_WORDS = 18
+
+
+def _one_product(thread, threads, barrier, arguments):
+    a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth, bias, y_below, y_row, db, room = (
+        ints(arguments, 16)
+    )
+    floor, scale = doubles(arguments + 8 * 16, 2)
+    part = share(thread, threads, rows, columns, ROWS, COLUMNS)
+    room += SIZE * thread * room_for(columns, depth)
+    product(
+        a,
+        a_row,
+        a_step,
+        b,
+        b_step,
+        b_column,
+        bias,
+        c,
+        c_row,
+        part,
+        depth,
+        np.float32(floor),
+        room,
+        Mask(y_below, y_row, np.float32(scale)),
+    )
+    if db != 0 and part[0] == 0:
+        column_sums(b, b_step, depth, part[2], part[3], db)
+
+
+_kernel = Kernel(_one_product)
+_rooms = threading.local()
+
+
+def _room(numbers):
+    """The address of working space of this thread of Python, kept for the next call."""
+    room = getattr(_rooms, "room", None)
+    if room is None or room.size < numbers:
+        room = _rooms.room = aligned_zeros(numbers, np.float32)
+    return room.ctypes.data
+
+
+def _address(array):
+    return array.__array_interface__["data"][0]
+
+
+def _distances(array):
+    """Address, row distance and column distance of any float32 matrix."""
+    row, column = array.strides
+    return _address(array), row // SIZE, column // SIZE
+
+
+def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None):
+    """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
+    (rows, depth), columns = a.shape, b.shape[1]
+    threads = 1 if rows * columns * depth < ALONE else thread_count(threads)
+    arguments = np.empty(_WORDS, np.int64)
+    arguments[:16] = (
+        *_distances(a),
+        *_distances(b),
+        _address(c),
+        c.strides[0] // SIZE,
+        rows,
+        columns,
+        depth,
+        0 if bias is None else _address(bias),
+        0 if y_below is None else _address(y_below),
+        0 if y_below is None else y_below.strides[0] // SIZE,
+        0 if db is None else _address(db),
+        _room(threads * room_for(columns, depth)),
+    )
+    arguments[16:].view(np.float64)[:] = 0.0 if relu else -np.inf, scale
+    _kernel(arguments, threads)
 
 
 def matmul(a, b, out=None, threads=None):
@@ -44,13 +352,13 @@ def matmul(a, b, out=None, threads=None):
     Shapes: a [M, K], b [K, N], out [M, N].
     Dtypes: all float32; a and b may be any views (transposed, padded, every other row …), out must
     have the numbers of a row next to each other and must not overlap a or b.
-    ``threads``: at most so many; by default all that Numba has. The bits do not depend on it.
+    ``threads``: at most so many; by default FASTDIGIT_THREADS, else all processors. The bits do not
+    depend on it.
     Writes: out (a new array if None), and returns it.
     Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit.
-    Cost: 2·M·N·K flops; parts of a and b are copied to buffers of about 0.6 MB a thread. The first
+    Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread. The first
     call on a machine compiles for some seconds, later processes read that from Numba's cache.
-    Rounding: one a step of K, in order, in blocks of 1024 steps: error ≤ γ_K·(|a|·|b|) with
-    γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴).
+    Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴).
     """
     for name, array in (("a", a), ("b", b), ("out", out)):
         if array is not None and (not isinstance(array, np.ndarray) or array.dtype != np.float32):
@@ -69,20 +377,7 @@ def matmul(a, b, out=None, threads=None):
     if a.shape[1] == 0:
         out[...] = 0
     elif out.size:
-        a, b = _whole_strides(a), _whole_strides(b)
-        left, right, target = ([distance // SIZE for distance in x.strides] for x in (a, b, out))
-        with _one_at_a_time:
-            _product(
-                a.ctypes.data,
-                *left,
-                b.ctypes.data,
-                *right,
-                out.ctypes.data,
-                target[0],
-                *shape,
-                a.shape[1],
-                min(threads or get_num_threads(), get_num_threads()),
-            )
+        _run(_whole_strides(a), _whole_strides(b), out, threads)
     return out
 
 
@@ -101,128 +396,68 @@ def _whole_strides(x):
     return x if all(distance % SIZE == 0 for distance in x.strides) else np.ascontiguousarray(x)
 
 
-@njit(cache=True, nogil=True)
-def _pack_panel(b, b_step, b_column, depth, columns, panel):
-    """Copy ``columns`` columns of b next to each other; what is missing of a panel becomes zero."""
-    for k in range(depth):
-        source, target = b + SIZE * k * b_step, panel + SIZE * k * COLUMNS
-        for j in range(columns):
-            write(target + SIZE * j, read(source + SIZE * j * b_column))
-        for j in range(columns, COLUMNS):
-            write(target + SIZE * j, np.float32(0))
+def _check(**arrays):
+    """TypeError or ValueError unless all are float32 arrays whose rows are contiguous."""
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise TypeError(f"{name} must be a float32 array, got {array.dtype}")
+        if array.ndim == 2:
+            row_distance(array)
+        elif array.size > 1 and array.strides[0] != SIZE:
+            raise ValueError(f"the numbers of {name} must be next to each other")
 
 
-@njit(cache=True, nogil=True)
-def _pack_rows(a, a_row, a_step, depth, rows, packed):
-    """Copy ``rows`` rows of a so that the numbers of one step lie next to each other."""
-    if a_row == 1:  # they do so already, only too far from those of the next step
-        for k in range(depth):
-            for i in range(rows):
-                write(packed + SIZE * (k * ROWS + i), read(a + SIZE * (i + k * a_step)))
-        return
-    for i in range(rows):
-        for k in range(depth):
-            write(packed + SIZE * (k * ROWS + i), read(a + SIZE * (i * a_row + k * a_step)))
+def _fit(**shapes):
+    """ValueError unless each (actual, wanted) pair of shapes is equal."""
+    for name, (actual, wanted) in shapes.items():
+        if actual != wanted:
+            raise ValueError(f"{name} has shape {actual}, the others ask for {wanted}")
 
 
-@njit(cache=True, nogil=True)
-def _block(a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth, add, panels, packed, edges):
-    """One thread's part: c (+)= a·b for the rows, columns and steps given, as addresses.
+def dense(x, w, b, y, relu, threads=None):
+    """y = x·w + b, and then max(y, 0) if ``relu``; NaN stays NaN. One pass.
 
-    ``panels``, ``packed`` and ``edges`` are arrays to work in. They are arguments, because the caller
-    then keeps them: Numba frees an array after its last use, and does not count its address as one.
+    Shapes: x [B, I], w [I, O], b [O], y [B, O]; rows may be further apart than they are long.
+    Dtypes: all float32.
+    Writes: y, which must not overlap the others.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit.
+    Cost: 2·B·I·O flops; reads B·I + I·O + O numbers, writes B·O.
     """
-    pack_b = b_column != 1 or b_step >= FAR
-    pack_a = a_row % FAR == 0 or a_step % FAR == 0
-    count = -(-columns // COLUMNS)
-    group = min(count, panels.size // (COLUMNS * depth))
-    height = -(-rows // -(-rows // ROWS))  # nearly equal tiles instead of a low last one
-    for first in range(0, count, group):
-        last = min(first + group, count)
-        for p in range(first, last):
-            width = min(COLUMNS, columns - p * COLUMNS)
-            if pack_b or width < COLUMNS:
-                target = panels.ctypes.data + SIZE * (p - first) * COLUMNS * depth
-                _pack_panel(b + SIZE * p * COLUMNS * b_column, b_step, b_column, depth, width, target)
-        for top in range(0, rows, height):
-            tall = min(height, rows - top)
-            left, left_row, left_step = a + SIZE * top * a_row, a_row, a_step
-            if pack_a:
-                _pack_rows(left, a_row, a_step, depth, tall, packed.ctypes.data)
-                left, left_row, left_step = packed.ctypes.data, 1, ROWS
-            for p in range(first, last):
-                width = min(COLUMNS, columns - p * COLUMNS)
-                right, right_step = b + SIZE * p * COLUMNS, b_step
-                if pack_b or width < COLUMNS:
-                    right = panels.ctypes.data + SIZE * (p - first) * COLUMNS * depth
-                    right_step = COLUMNS
-                out = c + SIZE * (top * c_row + p * COLUMNS)
-                if width == COLUMNS:
-                    _multiply(left, left_row, left_step, right, right_step, out, c_row, depth, tall, add)
-                    continue
-                edge = edges.ctypes.data
-                _multiply(left, left_row, left_step, right, right_step, edge, COLUMNS, depth, tall, False)
-                for i in range(tall):
-                    for j in range(width):
-                        number, to = read(edge + SIZE * (i * COLUMNS + j)), out + SIZE * (i * c_row + j)
-                        write(to, read(to) + number if add else number)
+    _check(x=x, w=w, b=b, y=y)
+    _fit(w=(w.shape[0], x.shape[1]), b=(b.shape, w.shape[1:]), y=(y.shape, (x.shape[0], w.shape[1])))
+    if y.size:
+        _run(x, w, y, threads, bias=b, relu=relu)
 
 
-@njit(cache=True, nogil=True)
-def _part(a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth):
-    """One thread's part, at most MAX_DEPTH steps at a time."""
-    deepest = min(depth, MAX_DEPTH)
-    group = max(1, min(-(-columns // COLUMNS), PANELS_BYTES // (SIZE * COLUMNS * deepest)))
-    panels = np.empty(group * COLUMNS * deepest, np.float32)
-    packed = np.empty(ROWS * deepest, np.float32)
-    edges = np.empty(ROWS * COLUMNS, np.float32)
-    for start in range(0, depth, MAX_DEPTH):
-        _block(
-            a + SIZE * start * a_step,
-            a_row,
-            a_step,
-            b + SIZE * start * b_step,
-            b_step,
-            b_column,
-            c,
-            c_row,
-            rows,
-            columns,
-            min(MAX_DEPTH, depth - start),
-            start > 0,
-            panels,
-            packed,
-            edges,
-        )
+def dense_grad_input(dy, w, y_below, dx, scale, threads=None):
+    """dx = scale · dy·wᵀ, and zero where ``y_below`` ≤ 0. One pass.
 
-
-@njit(cache=True, nogil=True, parallel=True)
-def _product(a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth, threads):
-    """c = a·b with ``threads`` threads, each with its own panels or its own rows.
-
-    Addresses are integers, distances count numbers.
+    Shapes: dy [B, O], w [I, O], y_below [B, I] or None (no mask), dx [B, I]; rows may be further
+    apart than they are long.
+    Dtypes: all float32; scale is a number.
+    Writes: dx, which must not overlap the others.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit.
+    Cost: 2·B·I·O flops; reads B·O + I·O + B·I numbers, writes B·I.
     """
-    panels, tiles = -(-columns // COLUMNS), -(-rows // ROWS)
-    # By panels, unless the largest share of rows is clearly smaller: a panel is then copied once.
-    by_panels = -(-panels // threads) * tiles <= 1.1 * (-(-tiles // threads) * panels)
-    for thread in prange(threads):
-        top, bottom, left, right = 0, rows, 0, columns
-        if by_panels:
-            left = panels * thread // threads * COLUMNS
-            right = min(panels * (thread + 1) // threads * COLUMNS, columns)
-        else:
-            top, bottom = rows * thread // threads, rows * (thread + 1) // threads
-        if bottom > top and right > left:
-            _part(
-                a + SIZE * top * a_row,
-                a_row,
-                a_step,
-                b + SIZE * left * b_column,
-                b_step,
-                b_column,
-                c + SIZE * (top * c_row + left),
-                c_row,
-                bottom - top,
-                right - left,
-                depth,
-            )
+    _check(dy=dy, w=w, dx=dx)
+    _fit(w=(w.shape[1], dy.shape[1]), dx=(dx.shape, (dy.shape[0], w.shape[0])))
+    if y_below is not None:
+        _check(y_below=y_below)
+        _fit(y_below=(y_below.shape, dx.shape))
+    if dx.size:
+        _run(dy, w.T, dx, threads, y_below=y_below, scale=scale)
+
+
+def dense_grad_weight(x, dy, dw, db, threads=None):
+    """dw = xᵀ·dy and db = the column sums of dy.
+
+    Shapes: x [B, I], dy [B, O], dw [I, O], db [O]; rows may be further apart than they are long.
+    Dtypes: all float32.
+    Writes: dw, db, which must not overlap the others.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit.
+    Cost: 2·B·I·O flops; reads B·I + B·O numbers, writes I·O + O.
+    """
+    _check(x=x, dy=dy, dw=dw, db=db)
+    _fit(dy=(dy.shape[0], x.shape[0]), dw=(dw.shape, (x.shape[1], dy.shape[1])), db=(db.shape, dy.shape[1:]))
+    if dw.size:
+        _run(x.T, dy, dw, threads, db=db)

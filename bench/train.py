@@ -1,0 +1,321 @@
+"""Training throughput beside the libraries that one would use instead: images per second of whole steps.
+
+    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 3]
+        [--seconds 4] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
+
+A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (rows of bf16 are apart),
+on real MNIST. Every side starts from the same weights and trains on the same batches in the same order with
+the same rate. It gets a time only if the losses of its first steps agree with a loop in float64: within
+1e-3 of them, or 2e-2 in bf16, where products have 8 bits.
+
+Each side runs in a process of its own, because pools of threads disturb each other, and the sides take turns
+for so many rounds. A round gives one speed for each chunk of about 0.3 s (ours: for each epoch); from all
+of them come the median and the quartiles, from the rounds' medians the ratio of ours to the best peer, pair
+by pair. Where the quartiles lie further apart than 10 % of the median, the row says that it is noisy; and it
+says how much of the machine others used meanwhile. "First call" is what the first steps took beyond the same
+steps later: compiling, mostly.
+
+Peers get more than they would in real life: their images are shuffled, scaled to float32 and made contiguous
+before any time is taken, so that a batch is a slice. Ours gathers and scales shuffled uint8 within it. On
+the other hand ours is timed by its log, which counts the steps alone; the speed by the wall clock of the
+whole ``fd.fit`` stands beside it.
+
+``--python`` names the interpreter for the peers' processes: pip install -r bench/requirements-peers.txt in a
+virtual environment that also has fastdigit.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import fastdigit as fd
+
+from . import cases, machine, peers
+
+NAMES = {cases.SMALL: "small", cases.MEDIUM: "medium", cases.WIDE: "wide", cases.DEEP: "deep"}
+NETWORKS = {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network in cases.NETWORKS}
+# At 0.1 the deep network's loss jumps up and down, and roundings grow in each step until even float32 and
+# float64 are 7e-3 apart after ten of them; at 0.01 it is 7e-6.
+RATE, RATE_DEEP = 0.1, 0.01
+CHECKED_STEPS = 50
+TOLERANCE = {"float32": 1e-3, "bf16": 2e-2}  # of a step's loss, relative
+NOISY = 0.1  # distance of the quartiles, relative to the median
+BUSY = 0.1  # cores used by other processes that are worth a word
+EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
+PATIENCE = 900  # seconds for one process
+
+# --- in the processes of the sides ------------------------------------------------------------
+
+
+def say(**facts):
+    """A line for the process that waits for it."""
+    print(json.dumps(facts), flush=True)
+
+
+def child(name, folder, seconds):
+    """What the process of a side does: check, then time; every fact is a line of JSON.
+
+    ``no_time`` says why there is no time to report.
+    """
+    side, task = peers.SIDES[name], peers.Task.load(folder)
+    expected = np.load(Path(folder) / "expected.npy")
+    try:
+        trainer = side.make(task)
+    except ModuleNotFoundError as error:
+        say(no_time=f"{error.name} is not installed: pip install -r bench/requirements-peers.txt")
+        return
+    except (fd.ConfigError, fd.BackendError) as error:
+        say(no_time=str(error))
+        return
+    say(used=trainer.used)
+    begun = time.perf_counter()
+    losses = trainer.first(len(expected))
+    first = time.perf_counter() - begun
+    difference = largest_difference(losses, expected)
+    say(loss=losses[-1], largest_loss_difference=difference)
+    if not difference <= TOLERANCE[side.precision]:  # also if it is not a number
+        say(no_time=f"refused: loss differs by {difference:.2g}, more than {TOLERANCE[side.precision]:g}")
+        return
+    others = OtherProcesses()
+    speeds = trainer.speeds(seconds)
+    others = others.cores()
+    again = len(losses) * task.network.batch / float(np.median(speeds))
+    wall = getattr(trainer, "wall", None)
+    say(speeds=speeds, first_call_seconds=max(0.0, first - again), wall=wall, others=others)
+
+
+class OtherProcesses:
+    """How many cores other processes have used since this was made, of all of the machine's.
+
+    On Linux; elsewhere it does not tell. Threads that wait by spinning wait long where a core is taken:
+    half a core can cost a side most of its speed.
+    """
+
+    def __init__(self):
+        self.begun = self._seconds()
+
+    def cores(self):
+        if self.begun is None:
+            return None
+        wall, busy, own = (now - then for now, then in zip(self._seconds(), self.begun, strict=True))
+        return max(0.0, (busy - own) / wall)
+
+    @staticmethod
+    def _seconds():
+        """(by the clock, of all cores at work, of this process)"""
+        try:
+            line = Path("/proc/stat").read_text().split("\n", 1)[0]
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq, stolen = map(int, line.split()[1:9])
+        ticks = user + nice + system + irq + softirq + stolen
+        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def largest_difference(losses, expected):
+    """Of the losses of the steps that are expected, relative to these."""
+    if len(losses) < len(expected):
+        return float("nan")
+    losses = np.array(losses[: len(expected)], np.float64)
+    return float((np.abs(losses - expected) / np.abs(expected)).max())
+
+
+# --- in the process that compares -------------------------------------------------------------
+
+
+def expected_losses(task, steps):
+    """The loss of each of the first steps, by the textbook in float64."""
+    layers = [(w.astype(np.float64), b.astype(np.float64)) for w, b in task.layers]
+    batch, losses = task.network.batch, []
+    for step in range(steps):
+        chosen = task.order[step * batch : (step + 1) * batch]
+        x, true = [task.images[chosen] / 255], task.labels[chosen]
+        for w, b in layers[:-1]:
+            x.append(np.maximum(x[-1] @ w + b, 0))
+        z = x[-1] @ layers[-1][0] + layers[-1][1]
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        losses.append(-np.log(p[np.arange(batch), true]).mean())
+        p[np.arange(batch), true] -= 1
+        dy = p / batch
+        for layer in reversed(range(len(layers))):
+            w, b = layers[layer]
+            dx = (dy @ w.T) * (x[layer] > 0)
+            layers[layer] = w - task.rate * (x[layer].T @ dy), b - task.rate * dy.sum(axis=0)
+            dy = dx
+    return np.array(losses)
+
+
+def task_of(network, data, backend="auto"):
+    """The task of a network, on as many of the images as make an epoch of sensible length."""
+    most = EPOCH_FLOPS / (network.batch * network.flops_per_image)
+    count = min(len(data.labels) // network.batch, max(FEWEST_STEPS, int(most))) * network.batch
+    parameters = fd.Network(network.layer_sizes, backend="numpy", seed=0).get_parameters()
+    images = data.images[:count].reshape(count, -1)
+    rate = RATE_DEEP if network.layer_sizes == cases.DEEP else RATE
+    return peers.Task(network, images, data.labels[:count], parameters, rate, backend)
+
+
+def run(command, environment=None):
+    """The facts that a side's process says, in one dict."""
+    variables = {**os.environ, **(environment or {})}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return {"no_time": f"failed: no end within {PATIENCE} s"}
+    except OSError as error:
+        return {"no_time": f"failed: {error}"}
+    facts = gathered(result.stdout)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        facts["no_time"] = f"failed: {last}"
+    return facts
+
+
+def gathered(output):
+    """One dict of all lines of JSON; libraries may print others in between."""
+    facts = {}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            facts.update(json.loads(line))
+    return facts
+
+
+def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.executable):
+    """A network's results: a row for each side, the best peer of each precision, our ratios to it."""
+    task = task_of(network, data, backend)
+    found = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        task.save(folder)
+        expected = expected_losses(task, min(CHECKED_STEPS, task.steps))
+        np.save(Path(folder) / "expected.npy", expected)
+        for _ in range(rounds):
+            for name, results in found.items():
+                if results and "no_time" in results[-1]:
+                    continue  # it would say the same again
+                side = peers.SIDES[name]
+                interpreter = sys.executable if side.ours else python
+                command = [interpreter, "-m", "fastdigit.bench.train", "--child", name]
+                command += ["--task", folder, "--seconds", str(seconds)]
+                results.append(run(command, side.environment))
+    rows = [row_of(name, network, results) for name, results in found.items()]
+    return {
+        "network": str(network),
+        "images": len(task.images),
+        "rate": task.rate,
+        "steps_checked": len(expected),
+        "expected_losses": [expected[0], expected[-1]],
+        "best_peers": compare(rows),
+        "rows": rows,
+    }
+
+
+def row_of(name, network, results):
+    """One side's row, from what its process said in each round."""
+    side, last = peers.SIDES[name], results[-1]
+    row = {"side": name, "precision": side.precision, "used": last.get("used")}
+    if "no_time" in last or "speeds" not in last:
+        return {**row, "no_time": last.get("no_time", "failed: it said nothing")}
+    speeds = np.concatenate([result["speeds"] for result in results])
+    low, middle, high = (float(q) for q in np.percentile(speeds, [25, 50, 75]))
+    others = [result["others"] for result in results if result["others"] is not None]
+    walls = [result["wall"] for result in results if result["wall"]]
+    return {
+        **row,
+        "images_per_second": middle,
+        "quartiles": [low, high],
+        "noisy": high - low > NOISY * middle,
+        "cores_used_by_others": max(others, default=None),
+        "gflops": middle * network.flops_per_image / 1e9,
+        "first_call_seconds": [result["first_call_seconds"] for result in results],
+        "rounds": [float(np.median(result["speeds"])) for result in results],
+        "largest_loss_difference": max(result["largest_loss_difference"] for result in results),
+        **({"images_per_second_wall": float(np.median(walls))} if walls else {}),
+    }
+
+
+def compare(rows):
+    """The best peer of each precision; the rows of ours get their ratio to it, round by round."""
+    timed, best = [row for row in rows if "no_time" not in row], {}
+    for row in timed:
+        kind = row["precision"]
+        if not peers.SIDES[row["side"]].ours and (
+            kind not in best or row["images_per_second"] > best[kind]["images_per_second"]
+        ):
+            best[kind] = row
+    for row in timed:
+        if peers.SIDES[row["side"]].ours and row["precision"] in best:
+            ratios = np.divide(row["rounds"], best[row["precision"]]["rounds"]).tolist()
+            row["ratio_to_best_peer"] = {"median": float(np.median(ratios)), "rounds": ratios}
+    return {kind: row["side"] for kind, row in best.items()}
+
+
+def show(result):
+    print(f"{result['network']}, {result['images']:,} images")
+    for row in result["rows"]:
+        if "no_time" in row:
+            print(f"{row['side']:>20}  {row['no_time']}")
+            continue
+        low, high = row["quartiles"]
+        line = f"{row['side']:>20} {row['images_per_second']:>9,.0f} images/s ({low:,.0f} … {high:,.0f})"
+        line += f", {row['gflops']:.0f} GFLOP/s, first call {max(row['first_call_seconds']):.1f} s"
+        if "images_per_second_wall" in row:
+            line += f", {row['images_per_second_wall']:,.0f} by the wall clock"
+        if "ratio_to_best_peer" in row:
+            ratio, best = row["ratio_to_best_peer"], result["best_peers"][row["precision"]]
+            low, high = min(ratio["rounds"]), max(ratio["rounds"])
+            line += f"; {ratio['median']:.2f} times {best} ({low:.2f} … {high:.2f})"
+        line += " NOISY" if row["noisy"] else ""
+        if (row["cores_used_by_others"] or 0) > BUSY:
+            line += f", other processes used {row['cores_used_by_others']:.1f} cores"
+        print(line, flush=True)
+
+
+def sides_for(network, asked):
+    """The sides that were asked for; by default all, those of bf16 for the deep network alone."""
+    if asked:
+        return asked
+    deep = network.layer_sizes == cases.DEEP
+    return [name for name, side in peers.SIDES.items() if side.precision == "float32" or deep]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--sides", nargs="+", choices=peers.SIDES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of training, for each side and round")
+    parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
+    parser.add_argument("--backend", default="auto", help="of fastdigit")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
+    parser.add_argument("--json", type=Path, help="write the rows and the machine to this file")
+    parser.add_argument("--child", choices=peers.SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        child(options.child, options.task, options.seconds)
+        return None
+    data, results = fd.load_mnist(options.data).train, []
+    for name in options.networks:
+        network = NETWORKS[name]
+        sides = sides_for(network, options.sides)
+        result = measure(
+            network, data, sides, options.rounds, options.seconds, options.backend, options.python
+        )
+        results.append({"name": name, **result})
+        show(result)
+    if options.json:
+        settings = {"rounds": options.rounds, "seconds": options.seconds, "backend": options.backend}
+        machine.write(options.json, **settings, networks=results)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Whole epochs in one call."""

@@ -1,0 +1,600 @@
+"""Steps of a training in one call on the CPU: gather, forward, loss, backward, update.
+
+A team of threads (:mod:`~..common.team`) runs all steps together and meets at barriers. Within a step
+a thread keeps to its own columns of the first layer, the widest as a rule, so that they stay in its
+core's cache from one step to the next; all else is cut as :mod:`~..matmul.cpu` cuts single products.
+The order of every sum is that of the single operations: the bits are those of the step-by-step path
+with the same backend, for any number of threads.
+
+Where the pictures are mostly paper, the first layer goes through :mod:`~..matmul.cpu_sparse`. Where
+nothing else needs the gradients (no clipping), each piece of them is used up by the optimizer while it
+is in the cache, and never stored.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+
+from ..common.memory import FLOAT_BYTES as SIZE
+from ..common.memory import aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
+from ..common.team import Kernel, thread_count, wait_for_all
+from ..dropout.cpu import dropout_rows
+from ..dropout.reference import keep_threshold
+from ..gather.cpu import gather_rows
+from ..matmul import cpu as dense
+from ..matmul import cpu_sparse as sparse
+from ..matmul.cpu import Mask, column_sums, finish, product, share
+from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
+from ..softmax_xent.cpu import softmax_xent_rows
+
+SGD, ADAM = 0, 1
+FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradients are stored
+
+# What is sparse enough: of the pixels, those where one of two pictures has ink, and the least number
+# of outputs of the first layer that make up for the lists.
+SPARSE_SHARE = 0.5
+SPARSE_OUTPUTS = 32
+SAMPLE = 256  # pictures that are looked at to find out
+
+# The words of the plan: one block for all, then one for each layer.
+(
+    LAYERS,
+    BATCH,
+    FIRST_STEP,
+    STEPS,
+    COUNT,
+    PIXELS,
+    IMAGES,
+    IMAGES_ROW,
+    IMAGES_FLOAT,
+    LABELS,
+    ORDER,
+    WEIGHT,
+    LOSS,
+    CORRECT,
+    X,
+    X_ROW,
+    T,
+    BATCH_WEIGHT,
+    RATES,
+    OPTIMIZER,
+    NUMBERS,
+    UPDATE,
+    SEED,
+    CLIP,
+    IS_SPARSE,
+    PARAMETERS,
+    GRADIENTS,
+    STATE_0,
+    STATE_1,
+    SIZE_OF_ALL,
+    LIST_BITS,
+    LIST_TURNED,
+    LIST_ROWS,
+    LIST_ROW_COUNTS,
+    LIST_COLUMNS,
+    LIST_COLUMN_COUNTS,
+    LARGEST,
+    SUMS,
+    ROOM,
+    ROOM_NUMBERS,
+    HEAD,
+) = range(41)
+INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
+# The float64 numbers of an optimizer.
+MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
+
+
+class Update(NamedTuple):
+    """Details for ``finish``: the piece is a gradient; update the parameters that it belongs to.
+
+    Addresses of the parameters' first number, of the same place in both states (0 where there is
+    none), the distance of rows in all of them, the optimizer, the address of its numbers, the learning
+    rate and the number of the update, from 1.
+    """
+
+    p: int
+    state_0: int
+    state_1: int
+    row: int
+    optimizer: int
+    numbers: int
+    rate: float
+    t: int
+
+
+@njit(cache=True, nogil=True)
+def _update(g, p, state_0, state_1, count, optimizer, numbers, rate, t):
+    """One pass of the optimizer over ``count`` numbers at these addresses."""
+    n = doubles(numbers, ALL_NUMBERS)
+    if optimizer == SGD:
+        sgd_span(
+            floats(p, count),
+            floats(g, count),
+            floats(state_0, count if state_0 != 0 else 0),
+            rate,
+            n[MOMENTUM],
+            n[DECAY],
+            n[NESTEROV] != 0,
+            n[DECOUPLED] != 0,
+        )
+    else:
+        adam_span(
+            floats(p, count),
+            floats(g, count),
+            floats(state_0, count),
+            floats(state_1, count),
+            t,
+            rate,
+            n[BETA_1],
+            n[BETA_2],
+            n[EPSILON],
+            n[DECAY],
+            n[DECOUPLED] != 0,
+        )
+
+
+@overload(finish)
+def _finish_update(details, top, left, rows, columns, piece, piece_row):
+    if getattr(details, "instance_class", None) is not Update:
+        return None
+
+    def update(details, top, left, rows, columns, piece, piece_row):
+        if details.p == 0:  # the gradient is stored, to be used later
+            return
+        for i in range(rows):
+            offset = SIZE * ((top + i) * details.row + left)
+            _update(
+                piece + SIZE * i * piece_row,
+                details.p + offset,
+                details.state_0 + offset if details.state_0 != 0 else 0,
+                details.state_1 + offset if details.state_1 != 0 else 0,
+                columns,
+                details.optimizer,
+                details.numbers,
+                details.rate,
+                details.t,
+            )
+
+    return update
+
+
+@njit(cache=True, nogil=True)
+def _gather(plan, start, count, first, last):
+    """Rows first … last - 1 of the batch, their targets and weights."""
+    order = ints(plan[ORDER], plan[COUNT])
+    x = matrix(plan[X], plan[X_ROW], count, plan[PIXELS])
+    if plan[IMAGES_FLOAT]:
+        rows = floats(plan[IMAGES], plan[COUNT] * plan[IMAGES_ROW]).reshape(plan[COUNT], plan[IMAGES_ROW])
+        gather_rows(rows[:, : plan[PIXELS]], order, start, x, first, last)
+    else:
+        pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
+        gather_rows(pixels, order, start, x, first, last)
+    labels, t = ints32(plan[LABELS], plan[COUNT]), ints32(plan[T], count)
+    for i in range(first, last):
+        t[i] = labels[order[start + i]]
+    if plan[WEIGHT] != 0:
+        weight, chosen = floats(plan[WEIGHT], plan[COUNT]), floats(plan[BATCH_WEIGHT], count)
+        for i in range(first, last):
+            chosen[i] = weight[order[start + i]]
+
+
+@njit(cache=True, nogil=True)
+def _layer(plan, number):
+    """The words of one layer."""
+    return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
+
+
+@njit(cache=True, nogil=True)
+def _own(thread, threads, plan, layer, number, rows):
+    """A thread's part of an output as wide as a layer's, with as many rows as given."""
+    if number == 0 and plan[IS_SPARSE]:
+        return share(thread, threads, rows, layer[OUTPUTS], sparse.STRIP, dense.LANES)
+    return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
+
+
+@njit(cache=True, nogil=True)
+def _forward(thread, threads, barrier, plan, count, room, step):
+    """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
+    none = Mask(0, 0, np.float32(1))
+    x, x_row = plan[X], plan[X_ROW]
+    for number in range(plan[LAYERS] - 1):
+        layer = _layer(plan, number)
+        part = _own(thread, threads, plan, layer, number, count)
+        if number == 0 and plan[IS_SPARSE]:
+            sparse.sparse_product(
+                x,
+                x_row,
+                1,
+                layer[W],
+                layer[W_ROW],
+                layer[B],
+                layer[Y],
+                layer[Y_ROW],
+                part,
+                count,
+                np.float32(0),
+                plan[LIST_ROWS],
+                sparse.list_row_for(plan[PIXELS]),
+                plan[LIST_ROW_COUNTS],
+                room,
+                none,
+            )
+        else:
+            product(
+                x,
+                x_row,
+                1,
+                layer[W],
+                layer[W_ROW],
+                1,
+                layer[B],
+                layer[Y],
+                layer[Y_ROW],
+                part,
+                layer[INPUTS],
+                np.float32(0),
+                room,
+                none,
+            )
+        wait_for_all(barrier, threads)
+        if layer[DROP]:
+            y = matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS])
+            kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number])
+            first, last = count * thread // threads, count * (thread + 1) // threads
+            dropout_rows(y, layer[THRESHOLD], kept, plan[SEED], number, step, first, last)
+            wait_for_all(barrier, threads)
+        x, x_row = layer[Y], layer[Y_ROW]
+
+
+@njit(cache=True, nogil=True)
+def _loss(thread, threads, plan, start, count, room):
+    """Logits, loss and the logits' gradient for a thread's own rows."""
+    number = plan[LAYERS] - 1
+    layer = _layer(plan, number)
+    x, x_row = plan[X], plan[X_ROW]
+    if number > 0:
+        below = _layer(plan, number - 1)
+        x, x_row = below[Y], below[Y_ROW]
+    first, last = count * thread // threads, count * (thread + 1) // threads
+    product(
+        x,
+        x_row,
+        1,
+        layer[W],
+        layer[W_ROW],
+        1,
+        layer[B],
+        layer[Y],
+        layer[Y_ROW],
+        (first, last, 0, layer[OUTPUTS]),
+        layer[INPUTS],
+        np.float32(-np.inf),
+        room,
+        Mask(0, 0, np.float32(1)),
+    )
+    softmax_xent_rows(
+        matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS]),
+        ints32(plan[T], count),
+        floats(plan[BATCH_WEIGHT], count if plan[WEIGHT] != 0 else 0),
+        floats(plan[LOSS] + SIZE * start, count),
+        bytes_at(plan[CORRECT] + start, count),
+        matrix(layer[DY], layer[DY_ROW], count, layer[OUTPUTS]),
+        np.float32(1 / count),
+        first,
+        last,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _at(address, plan, base):
+    """Where in another flat buffer a parameter's number lies; 0 if there is no such buffer."""
+    return address - plan[PARAMETERS] + base if base != 0 else 0
+
+
+@njit(cache=True, nogil=True)
+def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
+    """A thread's own part of dw and db, stored or used up."""
+    layer = _layer(plan, number)
+    x, x_row = plan[X], plan[X_ROW]
+    if number > 0:
+        below = _layer(plan, number - 1)
+        x, x_row = below[Y], below[Y_ROW]
+    part = _own(thread, threads, plan, layer, number, layer[INPUTS])
+    details = Update(
+        layer[W] if fused else 0,
+        _at(layer[W], plan, plan[STATE_0]),
+        _at(layer[W], plan, plan[STATE_1]),
+        layer[W_ROW],
+        plan[OPTIMIZER],
+        plan[NUMBERS],
+        rate,
+        t,
+    )
+    dw = 0 if fused else _at(layer[W], plan, plan[GRADIENTS])
+    db = _at(layer[B], plan, plan[GRADIENTS])
+    if part[0] == 0:
+        column_sums(layer[DY], layer[DY_ROW], count, part[2], part[3], db)
+    if number == 0 and plan[IS_SPARSE]:
+        sparse.sparse_product(
+            x,
+            1,
+            x_row,
+            layer[DY],
+            layer[DY_ROW],
+            0,
+            dw,
+            layer[W_ROW],
+            part,
+            layer[INPUTS],
+            np.float32(-np.inf),
+            plan[LIST_COLUMNS],
+            sparse.list_row_for(count),
+            plan[LIST_COLUMN_COUNTS],
+            room,
+            details,
+        )
+    else:
+        product(
+            x,
+            1,
+            x_row,
+            layer[DY],
+            layer[DY_ROW],
+            1,
+            0,
+            dw,
+            layer[W_ROW],
+            part,
+            count,
+            np.float32(-np.inf),
+            room,
+            details,
+        )
+    if fused and part[0] == 0 and part[3] > part[2]:
+        offset = SIZE * part[2]
+        _update(
+            db + offset,
+            layer[B] + offset,
+            _at(layer[B], plan, plan[STATE_0]) + offset if plan[STATE_0] != 0 else 0,
+            _at(layer[B], plan, plan[STATE_1]) + offset if plan[STATE_1] != 0 else 0,
+            part[3] - part[2],
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+
+
+@njit(cache=True, nogil=True)
+def _grad_input(thread, threads, plan, number, count, room):
+    """A thread's own part of the gradient of the layer below."""
+    layer, below = _layer(plan, number), _layer(plan, number - 1)
+    kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
+    part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.COLUMNS)
+    product(
+        layer[DY],
+        layer[DY_ROW],
+        1,
+        layer[W],
+        1,
+        layer[W_ROW],
+        0,
+        below[DY],
+        below[DY_ROW],
+        part,
+        layer[OUTPUTS],
+        np.float32(-np.inf),
+        room,
+        Mask(below[Y], below[Y_ROW], kept),
+    )
+
+
+def _steps(thread, threads, barrier, arguments):
+    head = ints(arguments, HEAD)
+    plan = ints(arguments, HEAD + head[LAYERS] * LAYER)
+    batch, size = plan[BATCH], plan[SIZE_OF_ALL]
+    room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
+    fused = plan[CLIP] == 0 and batch <= FUSED_BATCH
+    words = sparse.words_for(plan[PIXELS])
+    for i in range(plan[STEPS]):
+        start = (plan[FIRST_STEP] + i) * batch
+        count = min(batch, plan[COUNT] - start)
+        rate, t = doubles(plan[RATES], plan[STEPS])[i], plan[UPDATE] + i + 1
+        pairs = (count + 1) // 2
+        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+        _gather(plan, start, count, 2 * first, min(2 * last, count))
+        if plan[IS_SPARSE]:
+            sparse.bits_of_rows(
+                plan[X], plan[X_ROW], 2 * first, min(2 * last, count), plan[PIXELS], plan[LIST_BITS]
+            )
+            sparse.lists_of_pairs(
+                plan[LIST_BITS], count, plan[PIXELS], first, last, plan[LIST_ROWS], plan[LIST_ROW_COUNTS]
+            )
+        wait_for_all(barrier, threads)
+        if plan[IS_SPARSE]:  # its own words of bits, so the pixels of these: no barrier needed between
+            word, behind = words * thread // threads, words * (thread + 1) // threads
+            sparse.bits_of_columns(plan[LIST_BITS], count, plan[PIXELS], word, behind, plan[LIST_TURNED])
+            sparse.lists_of_pairs(
+                plan[LIST_TURNED],
+                plan[PIXELS],
+                count,
+                32 * word,
+                min(32 * behind, (plan[PIXELS] + 1) // 2),
+                plan[LIST_COLUMNS],
+                plan[LIST_COLUMN_COUNTS],
+            )
+        _forward(thread, threads, barrier, plan, count, room, t - 1)
+        _loss(thread, threads, plan, start, count, room)
+        wait_for_all(barrier, threads)
+        for number in range(plan[LAYERS] - 1, -1, -1):
+            if number > 0:
+                _grad_input(thread, threads, plan, number, count, room)
+                wait_for_all(barrier, threads)  # the weights are read: now they may change
+            _grad_weight(thread, threads, plan, number, count, room, fused, rate, t)
+        wait_for_all(barrier, threads)
+        if not fused:
+            if plan[CLIP]:
+                chunks = -(-size // CHUNK)
+                clip_norm_share(
+                    floats(plan[GRADIENTS], size),
+                    floats(plan[LARGEST], chunks),
+                    doubles(plan[SUMS], chunks),
+                    doubles(plan[NUMBERS], ALL_NUMBERS)[LIMIT],
+                    thread,
+                    threads,
+                    barrier,
+                )
+                wait_for_all(barrier, threads)
+            lines = -(-size // 16)
+            left, right = lines * thread // threads * 16, min(lines * (thread + 1) // threads * 16, size)
+            if right > left:
+                _update(
+                    plan[GRADIENTS] + SIZE * left,
+                    plan[PARAMETERS] + SIZE * left,
+                    plan[STATE_0] + SIZE * left if plan[STATE_0] != 0 else 0,
+                    plan[STATE_1] + SIZE * left if plan[STATE_1] != 0 else 0,
+                    right - left,
+                    plan[OPTIMIZER],
+                    plan[NUMBERS],
+                    rate,
+                    t,
+                )
+            wait_for_all(barrier, threads)
+
+
+_kernel = Kernel(_steps)
+
+
+# --- for the backend ------------------------------------------------------------------------------
+
+
+def is_sparse(images, outputs):
+    """Whether the first layer, with so many outputs, is quicker over lists of pixels that have ink.
+
+    Looks at some of the images, always the same ones.
+    """
+    if outputs < SPARSE_OUTPUTS or len(images) < 2:
+        return False
+    some = images[:: max(1, len(images) // SAMPLE)][: SAMPLE // 2 * 2]
+    ink = some[: len(some) // 2 * 2] != 0
+    return bool((ink[::2] | ink[1::2]).mean() <= SPARSE_SHARE)
+
+
+def train_epoch(plan, images, labels, order, loss, correct):
+    """The steps of a ``fastdigit.backend.TrainPlan`` in one call.
+
+    Shapes: images [N, I], labels, loss and correct [N], order [N].
+    Dtypes: images uint8 or float32, labels int32, order int64, correct uint8, all else float32.
+    Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps;
+    gradients only where they are clipped or the batch has more than 512 images.
+    Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer, which over lists
+    has a third of that on MNIST). Memory: lists of up to 4 bytes a pixel of the batch, and about 0.6 MB
+    a thread at most.
+    """
+    threads = thread_count(plan.threads)
+    tensors, sizes = plan.layout.tensors, plan.layout.layer_sizes
+    count, pixels = images.shape
+    batch, hidden = plan.batch_size, sizes[1:-1]
+    rows = min(batch, count)
+    with_lists = bool(hidden) and plan.sparse_input is not False
+    if with_lists and plan.sparse_input is None:
+        with_lists = is_sparse(images, hidden[0])
+
+    def address(array):
+        return 0 if array is None else array.__array_interface__["data"][0]
+
+    def space(numbers, dtype):
+        kept.append(aligned_zeros(numbers, dtype))
+        return address(kept[-1])
+
+    kept = []  # what has only its address in the plan
+    optimizer = plan.optimizer
+    numbers = np.zeros(ALL_NUMBERS + len(sizes), np.float64)
+    numbers[MOMENTUM] = getattr(optimizer, "momentum", 0.0)
+    numbers[NESTEROV] = getattr(optimizer, "nesterov", False)
+    numbers[BETA_1] = getattr(optimizer, "beta1", 0.0)
+    numbers[BETA_2] = getattr(optimizer, "beta2", 0.0)
+    numbers[EPSILON] = getattr(optimizer, "epsilon", 0.0)
+    numbers[DECAY], numbers[DECOUPLED] = optimizer.weight_decay, optimizer.decoupled
+    numbers[LIMIT] = plan.clip_norm or 0.0
+    numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
+    numbers[ALL_NUMBERS + len(hidden) :] = 1
+    room = sparse.room_for()
+    for inputs, outputs in pairwise(sizes):
+        products = (outputs, inputs), (inputs, outputs), (outputs, rows)
+        room = max(room, *(dense.room_for(columns, depth) for columns, depth in products))
+    room = -(-room // 32) * 32
+    buffers, state = plan.buffers, [*plan.state, None, None]
+    words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)
+    rates = np.ascontiguousarray(plan.learning_rates, np.float64)
+    values = {
+        LAYERS: len(sizes) - 1,
+        BATCH: batch,
+        FIRST_STEP: plan.first_step,
+        STEPS: len(rates),
+        COUNT: count,
+        PIXELS: pixels,
+        IMAGES: address(images),
+        IMAGES_ROW: images.strides[0] // images.itemsize,
+        IMAGES_FLOAT: images.dtype != np.uint8,
+        LABELS: address(labels),
+        ORDER: address(order),
+        WEIGHT: address(plan.weight),
+        LOSS: address(loss),
+        CORRECT: address(correct),
+        X: address(buffers.x),
+        X_ROW: buffers.x.strides[0] // SIZE,
+        T: address(buffers.t),
+        BATCH_WEIGHT: address(buffers.weight),
+        RATES: address(rates),
+        OPTIMIZER: ADAM if len(plan.state) == 2 else SGD,
+        NUMBERS: address(numbers),
+        UPDATE: plan.update,
+        SEED: plan.seed,
+        CLIP: plan.clip_norm is not None,
+        IS_SPARSE: with_lists,
+        PARAMETERS: address(plan.parameters),
+        GRADIENTS: address(plan.gradients),
+        STATE_0: address(state[0]),
+        STATE_1: address(state[1]),
+        SIZE_OF_ALL: plan.layout.size,
+        LARGEST: space(-(-plan.layout.size // CHUNK), np.float32),
+        SUMS: space(-(-plan.layout.size // CHUNK), np.float64),
+        ROOM: space(room * threads, np.float32),
+        ROOM_NUMBERS: room,
+    }
+    if with_lists:
+        pairs, pixel_pairs = (rows + 1) // 2, (pixels + 1) // 2
+        values |= {
+            LIST_BITS: space(rows * sparse.words_for(pixels), np.int64),
+            LIST_TURNED: space(pixels * sparse.words_for(rows), np.int64),
+            LIST_ROWS: space(pairs * sparse.list_row_for(pixels), np.uint16),
+            LIST_ROW_COUNTS: space(pairs, np.int64),
+            LIST_COLUMNS: space(pixel_pairs * sparse.list_row_for(rows), np.uint16),
+            LIST_COLUMN_COUNTS: space(pixel_pairs, np.int64),
+        }
+    words[list(values)] = list(values.values())
+    for number in range(len(sizes) - 1):
+        w, b = tensors[2 * number : 2 * number + 2]
+        y, dy = buffers.y[number], buffers.dy[number]
+        rate = plan.dropout[number] if number < len(hidden) else 0
+        at = HEAD + number * LAYER
+        layer = {
+            INPUTS: sizes[number],
+            OUTPUTS: sizes[number + 1],
+            W: address(plan.parameters) + SIZE * w.offset,
+            W_ROW: w.row,
+            B: address(plan.parameters) + SIZE * b.offset,
+            Y: address(y),
+            Y_ROW: y.strides[0] // SIZE,
+            DY: address(dy),
+            DY_ROW: dy.strides[0] // SIZE,
+            DROP: rate > 0,
+            THRESHOLD: keep_threshold(rate),
+        }
+        words[[at + place for place in layer]] = list(layer.values())
+    _kernel(words, threads)

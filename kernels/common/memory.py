@@ -63,6 +63,13 @@ def ints(address, count):
 
 
 @njit(cache=True, nogil=True)
+def fill(vector, value):
+    """Set every element; a slice assignment does the same and takes a second to compile."""
+    for i in range(vector.size):
+        vector[i] = value
+
+
+@njit(cache=True, nogil=True)
 def matrix(address, distance, rows, columns):
     """A float32 matrix at an address, its rows ``distance`` numbers apart."""
     return carray(_float32_at(address), (rows, distance))[:, :columns]
@@ -154,7 +161,7 @@ def matrix_address(name, matrix, dtype, shape=None, written=False):
     Errors: TypeError for another dtype, ValueError for another shape or rows that overlap.
     """
     _expect(name, matrix, dtype, 2, shape, written)
-    distance = row_distance(matrix)
+    distance = row_distance(matrix) if matrix.size else matrix.shape[1]
     if distance < matrix.shape[1]:
         raise ValueError(f"the rows of {name} must lie one behind the other")
     return matrix.ctypes.data, distance
@@ -207,3 +214,17 @@ def float_of(typing, bits):
         return build.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Have the cache line at an address fetched while other work goes on."""
+
+    def generate(context, build, signature, arguments):
+        pointer, word = build.inttoptr(arguments[0], ir.IntType(8).as_pointer()), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        fetch = build.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+        build.call(fetch, [pointer, word(0), word(3), word(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate

@@ -8,7 +8,7 @@ from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.team import Kernel, thread_count
 from .reference import keep_threshold
 
-# Elements a thread: fewer take some 15 µs, about as long as it takes to wake a thread that sleeps.
+# Elements a thread: so many take some 15 µs, less than it takes to wake a thread that sleeps.
 SHARE = 32_768
 
 ZERO = np.float32(0)

@@ -26,11 +26,13 @@ from ..dropout.reference import keep_threshold
 from ..gather.cpu import gather_rows
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
-from ..matmul.cpu import Mask, column_sums, finish, product, share
+from ..matmul.cpu import column_sums, finish, mask_row, product, share
 from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
 from ..softmax_xent.cpu import softmax_xent_rows
 
 SGD, ADAM = 0, 1
+# Numbers that are not known to be constant: Numba compiles a function anew for each constant.
+ONE, ZERO = np.int64(1), np.int64(0)
 FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradients are stored
 
 # What is sparse enough: of the pixels, those where one of two pictures has ink, and the least number
@@ -88,18 +90,24 @@ INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = ran
 MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
 
 
-class Update(NamedTuple):
-    """Details for ``finish``: the piece is a gradient; update the parameters that it belongs to.
+NOTHING, MASK, UPDATE_WEIGHTS = range(3)
 
-    Addresses of the parameters' first number, of the same place in both states (0 where there is
-    none), the distance of rows in all of them, the optimizer, the address of its numbers, the learning
-    rate and the number of the update, from 1.
+
+class After(NamedTuple):
+    """Details for ``finish``: what becomes of a piece of an output. One type, as each type that a
+    product gets is compiled by itself.
+
+    MASK: piece · scale where ``at``, a matrix like the output, is positive, else 0. UPDATE_WEIGHTS: the
+    piece is a gradient; update the parameters at ``at`` by it, and the states that lie ``state_0`` and
+    ``state_1`` bytes further (0: no such state). ``row`` is the distance of rows in these.
     """
 
-    p: int
+    kind: int
+    at: int
+    row: int
+    scale: np.float32
     state_0: int
     state_1: int
-    row: int
     optimizer: int
     numbers: int
     rate: float
@@ -138,28 +146,37 @@ def _update(g, p, state_0, state_1, count, optimizer, numbers, rate, t):
 
 
 @overload(finish)
-def _finish_update(details, top, left, rows, columns, piece, piece_row):
-    if getattr(details, "instance_class", None) is not Update:
+def _finish_after(details, top, left, rows, columns, piece, piece_row):
+    if getattr(details, "instance_class", None) is not After:
         return None
 
-    def update(details, top, left, rows, columns, piece, piece_row):
-        if details.p == 0:  # the gradient is stored, to be used later
+    def after(details, top, left, rows, columns, piece, piece_row):
+        if details.kind == NOTHING:
             return
         for i in range(rows):
-            offset = SIZE * ((top + i) * details.row + left)
-            _update(
-                piece + SIZE * i * piece_row,
-                details.p + offset,
-                details.state_0 + offset if details.state_0 != 0 else 0,
-                details.state_1 + offset if details.state_1 != 0 else 0,
-                columns,
-                details.optimizer,
-                details.numbers,
-                details.rate,
-                details.t,
-            )
+            here, there = piece + SIZE * i * piece_row, details.at + SIZE * ((top + i) * details.row + left)
+            if details.kind == MASK:
+                mask_row(floats(here, columns), floats(there, columns), details.scale)
+            else:
+                _update(
+                    here,
+                    there,
+                    there + details.state_0 if details.state_0 != 0 else 0,
+                    there + details.state_1 if details.state_1 != 0 else 0,
+                    columns,
+                    details.optimizer,
+                    details.numbers,
+                    details.rate,
+                    details.t,
+                )
 
-    return update
+    return after
+
+
+@njit(inline="always")
+def _nothing():
+    """Details for a product that is ready as it is."""
+    return After(NOTHING, 0, 0, np.float32(1), 0, 0, 0, 0, 0.0, 0)
 
 
 @njit(cache=True, nogil=True)
@@ -182,13 +199,13 @@ def _gather(plan, start, count, first, last):
             chosen[i] = weight[order[start + i]]
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _layer(plan, number):
     """The words of one layer."""
     return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
     if number == 0 and plan[IS_SPARSE]:
@@ -196,10 +213,10 @@ def _own(thread, threads, plan, layer, number, rows):
     return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _forward(thread, threads, barrier, plan, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
-    none = Mask(0, 0, np.float32(1))
+    none = _nothing()
     x, x_row = plan[X], plan[X_ROW]
     for number in range(plan[LAYERS] - 1):
         layer = _layer(plan, number)
@@ -208,7 +225,7 @@ def _forward(thread, threads, barrier, plan, count, room, step):
             sparse.sparse_product(
                 x,
                 x_row,
-                1,
+                ONE,
                 layer[W],
                 layer[W_ROW],
                 layer[B],
@@ -227,10 +244,10 @@ def _forward(thread, threads, barrier, plan, count, room, step):
             product(
                 x,
                 x_row,
-                1,
+                ONE,
                 layer[W],
                 layer[W_ROW],
-                1,
+                ONE,
                 layer[B],
                 layer[Y],
                 layer[Y_ROW],
@@ -250,7 +267,7 @@ def _forward(thread, threads, barrier, plan, count, room, step):
         x, x_row = layer[Y], layer[Y_ROW]
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _loss(thread, threads, plan, start, count, room):
     """Logits, loss and the logits' gradient for a thread's own rows."""
     number = plan[LAYERS] - 1
@@ -263,18 +280,18 @@ def _loss(thread, threads, plan, start, count, room):
     product(
         x,
         x_row,
-        1,
+        ONE,
         layer[W],
         layer[W_ROW],
-        1,
+        ONE,
         layer[B],
         layer[Y],
         layer[Y_ROW],
-        (first, last, 0, layer[OUTPUTS]),
+        (first, last, ZERO, layer[OUTPUTS]),
         layer[INPUTS],
         np.float32(-np.inf),
         room,
-        Mask(0, 0, np.float32(1)),
+        _nothing(),
     )
     softmax_xent_rows(
         matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS]),
@@ -289,13 +306,7 @@ def _loss(thread, threads, plan, start, count, room):
     )
 
 
-@njit(cache=True, nogil=True)
-def _at(address, plan, base):
-    """Where in another flat buffer a parameter's number lies; 0 if there is no such buffer."""
-    return address - plan[PARAMETERS] + base if base != 0 else 0
-
-
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
@@ -304,28 +315,34 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
         below = _layer(plan, number - 1)
         x, x_row = below[Y], below[Y_ROW]
     part = _own(thread, threads, plan, layer, number, layer[INPUTS])
-    details = Update(
-        layer[W] if fused else 0,
-        _at(layer[W], plan, plan[STATE_0]),
-        _at(layer[W], plan, plan[STATE_1]),
-        layer[W_ROW],
-        plan[OPTIMIZER],
-        plan[NUMBERS],
-        rate,
-        t,
-    )
-    dw = 0 if fused else _at(layer[W], plan, plan[GRADIENTS])
-    db = _at(layer[B], plan, plan[GRADIENTS])
+    to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
+    to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
+    details = _nothing()
+    if fused:
+        details = After(
+            UPDATE_WEIGHTS,
+            layer[W],
+            layer[W_ROW],
+            np.float32(1),
+            to_state_0,
+            to_state_1,
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+    to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
+    dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
     if part[0] == 0:
         column_sums(layer[DY], layer[DY_ROW], count, part[2], part[3], db)
     if number == 0 and plan[IS_SPARSE]:
         sparse.sparse_product(
             x,
-            1,
+            ONE,
             x_row,
             layer[DY],
             layer[DY_ROW],
-            0,
+            ZERO,
             dw,
             layer[W_ROW],
             part,
@@ -340,12 +357,12 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
     else:
         product(
             x,
-            1,
+            ONE,
             x_row,
             layer[DY],
             layer[DY_ROW],
-            1,
-            0,
+            ONE,
+            ZERO,
             dw,
             layer[W_ROW],
             part,
@@ -359,8 +376,8 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
         _update(
             db + offset,
             layer[B] + offset,
-            _at(layer[B], plan, plan[STATE_0]) + offset if plan[STATE_0] != 0 else 0,
-            _at(layer[B], plan, plan[STATE_1]) + offset if plan[STATE_1] != 0 else 0,
+            layer[B] + offset + to_state_0 if to_state_0 != 0 else 0,
+            layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
             part[3] - part[2],
             plan[OPTIMIZER],
             plan[NUMBERS],
@@ -369,7 +386,7 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
         )
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
@@ -378,18 +395,18 @@ def _grad_input(thread, threads, plan, number, count, room):
     product(
         layer[DY],
         layer[DY_ROW],
-        1,
+        ONE,
         layer[W],
-        1,
+        ONE,
         layer[W_ROW],
-        0,
+        ZERO,
         below[DY],
         below[DY_ROW],
         part,
         layer[OUTPUTS],
         np.float32(-np.inf),
         room,
-        Mask(below[Y], below[Y_ROW], kept),
+        After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0),
     )
 
 

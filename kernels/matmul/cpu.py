@@ -23,7 +23,7 @@ from numba import njit
 from numba.extending import overload, register_jitable
 
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import aligned_zeros, doubles, floats, ints, row_distance
+from ..common.memory import aligned_zeros, doubles, fill, floats, ints, row_distance
 from ..common.simd import micro_kernel, read, transposer, write
 from ..common.team import Kernel, thread_count
 from ..common.tiles import host_tile
@@ -87,7 +87,7 @@ def room_for(columns, depth):
 def _pack_panel(b, b_step, b_column, depth, width, panel):
     """Copy ``width`` columns of b next to each other; what is missing of a panel becomes zero."""
     if width < COLUMNS:
-        floats(panel, COLUMNS * depth)[:] = np.float32(0)
+        fill(floats(panel, COLUMNS * depth), 0)
     if b_column == 1 and width == COLUMNS:
         for k in range(depth):
             source, target = (
@@ -115,7 +115,9 @@ def _pack_strip(a, a_row, a_step, depth, rows, packed):
     if a_step == 1:
         row = _odd_lines(depth)
         for i in range(rows):
-            floats(packed + SIZE * i * row, depth)[:] = floats(a + SIZE * i * a_row, depth)
+            source, target = floats(a + SIZE * i * a_row, depth), floats(packed + SIZE * i * row, depth)
+            for k in range(depth):
+                target[k] = source[k]
         return row, 1
     if a_row == 1 and rows == ROWS:
         for k in range(depth):
@@ -146,6 +148,13 @@ class Mask(NamedTuple):
     scale: np.float32
 
 
+@njit(cache=True, nogil=True)
+def mask_row(target, y_below, scale):
+    """target · scale where y_below is positive, else 0, for contiguous vectors."""
+    for j in range(target.size):
+        target[j] = target[j] * scale if y_below[j] > 0 else np.float32(0)
+
+
 @overload(finish)
 def _finish_mask(details, top, left, rows, columns, piece, piece_row):
     if getattr(details, "instance_class", None) is not Mask:
@@ -161,9 +170,9 @@ def _finish_mask(details, top, left, rows, columns, piece, piece_row):
                 for j in range(columns):
                     target[j] = target[j] * scale
                 continue
-            mask = floats(details.y_below + SIZE * ((top + i) * details.y_row + left), columns)
-            for j in range(columns):
-                target[j] = target[j] * scale if mask[j] > 0 else np.float32(0)
+            mask_row(
+                target, floats(details.y_below + SIZE * ((top + i) * details.y_row + left), columns), scale
+            )
 
     return mask_and_scale
 
@@ -191,7 +200,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     zeros, panels = room, room + SIZE * COLUMNS
     packed = panels + SIZE * group * COLUMNS * deepest
     piece = packed + SIZE * max(ROWS * _odd_lines(deepest), 16 * deepest)
-    floats(zeros, COLUMNS)[:] = np.float32(0)
+    fill(floats(zeros, COLUMNS), 0)
     height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
     pack_b = b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
     pack_a = (a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0)
@@ -260,7 +269,7 @@ def column_sums(dy, dy_row, rows, left, right, db):
     if right <= left:
         return
     sums = floats(db + SIZE * left, right - left)
-    sums[:] = np.float32(0)
+    fill(sums, 0)
     for i in range(rows):
         values = floats(dy + SIZE * (i * dy_row + left), right - left)
         for j in range(right - left):

@@ -17,7 +17,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import floats, ints
+from ..common.memory import fill, floats, ints
 from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, write_16
 from ..common.tiles import Tile, can_compress
 from .cpu import LANES, finish
@@ -143,7 +143,7 @@ def sparse_product(
     top, bottom, left, right = part
     if bottom <= top or right <= left:
         return
-    floats(room, COLUMNS)[:] = np.float32(0)
+    fill(floats(room, COLUMNS), 0)
     found = ints(counts, -(-rows // ROWS))
     piece, piece_row = room + SIZE * COLUMNS, COLUMNS
     for column in range(left, right, COLUMNS):

@@ -6,7 +6,7 @@ from numba import njit
 from ..common.memory import ints, matrix, matrix_address, row, share
 from ..common.team import Kernel, thread_count
 
-# Elements a thread: fewer take some 5 µs, less than it takes to wake a thread that sleeps.
+# Elements a thread: so many take some 5 µs, less than it takes to wake a thread that sleeps.
 SHARE = 32_768
 
 ZERO = np.float32(0)

@@ -26,7 +26,7 @@ from ..common.memory import (
 )
 from ..common.team import Kernel, thread_count
 
-# Elements a thread: fewer take some 20 µs, about as long as it takes to wake a thread that sleeps.
+# Elements a thread: so many take some 50 µs, about as long as it takes to wake a thread that sleeps.
 SHARE = 32_768
 
 LANES = 64  # rows at a time: several vectors, so that one's latencies hide behind the others

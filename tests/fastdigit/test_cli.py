@@ -410,7 +410,8 @@ def test_damaged_settings(trained, tmp_path, capsys, content):
 
 
 def test_evaluate(trained, tmp_path, capsys):
-    arguments = ["evaluate", str(trained), "--json", "result.json", "--png", "mistakes.png"]
+    files = ["--json", "result.json", "--png", "mistakes.png"]
+    arguments = ["evaluate", str(trained), "--backend", "numpy", *files]
     assert main(arguments) == 0
     output = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())

@@ -7,8 +7,10 @@ given. Atomic operations are sequentially consistent.
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
+
+from .compiling import jit
 
 FLOAT_BYTES = 4
 _WORD = ir.IntType(64)
@@ -32,50 +34,50 @@ _int64_at = _pointer_to(types.int64)
 _float64_at = _pointer_to(types.float64)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def floats(address, count):
     """``count`` float32 numbers that start at an address."""
     return carray(_float32_at(address), (count,))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def doubles(address, count):
     """``count`` float64 numbers that start at an address."""
     return carray(_float64_at(address), (count,))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def bytes_at(address, count):
     """``count`` bytes that start at an address."""
     return carray(_uint8_at(address), (count,))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def ints32(address, count):
     """``count`` int32 numbers that start at an address."""
     return carray(_int32_at(address), (count,))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def ints(address, count):
     """``count`` int64 numbers that start at an address."""
     return carray(_int64_at(address), (count,))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def fill(vector, value):
     """Set every element; a slice assignment does the same and takes a second to compile."""
     for i in range(vector.size):
         vector[i] = value
 
 
-@njit(cache=True, nogil=True)
+@jit
 def matrix(address, distance, rows, columns):
     """A float32 matrix at an address, its rows ``distance`` numbers apart."""
     return carray(_float32_at(address), (rows, distance))[:, :columns]
 
 
-@njit(cache=True, nogil=True)
+@jit
 def row(matrix, index):
     """One row of a float32 matrix as contiguous numbers, which loops over it can load as vectors."""
     return floats(matrix.ctypes.data + index * matrix.strides[0], matrix.shape[1])
@@ -184,13 +186,13 @@ def word_of(number):
     return int(np.float64(number).view(np.int64))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def number(arguments, index):
     """The float64 number in a word of arguments."""
     return doubles(arguments + 8 * index, 1)[0]
 
 
-@njit(cache=True, nogil=True)
+@jit
 def share(count, thread, threads):
     """The first of a thread's things, and the first that is no longer its own."""
     return count * thread // threads, count * (thread + 1) // threads

@@ -19,9 +19,10 @@ from functools import cached_property
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from .compiling import c_function, jit
 from .memory import aligned_zeros, atomic_add, atomic_read, atomic_write
 
 ENVIRONMENT_VARIABLE = "FASTDIGIT_THREADS"
@@ -75,7 +76,7 @@ def _call(typing, function, thread, threads, barrier, arguments):
     return types.void(*[types.int64] * 5), generate
 
 
-@njit(cache=True, nogil=True)
+@jit
 def wait_for_all(barrier, threads):
     """Return when all threads of the kernel have called this. What they wrote before is seen after."""
     if threads == 1:
@@ -94,12 +95,12 @@ def wait_for_all(barrier, threads):
             _sched_yield()
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _alone(function, barrier, arguments):
     _call(function, 0, 1, barrier, arguments)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _together(shared, number, function, threads, arguments, all_awake):
     """Hand a piece of work to the members and do the caller's share; True when all are done.
 
@@ -133,7 +134,7 @@ def _together(shared, number, function, threads, arguments, all_awake):
     return True
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _member(shared, index):
     """Do what the caller hands out, until there was nothing for a while."""
     member = shared + 8 * (MEMBERS + 2 * LINE * index)
@@ -267,7 +268,7 @@ class Kernel:
 
     @cached_property
     def _compiled(self):
-        return cfunc(types.void(*[types.int64] * 4), nopython=True, cache=True)(self.function)
+        return c_function(self.function)
 
     def __call__(self, arguments, threads=None):
         words = np.array(arguments, np.int64)

@@ -1,8 +1,8 @@
 """Inverted dropout on the CPU: the definition of :mod:`.reference`, its Philox in vectors."""
 
 import numpy as np
-from numba import njit
 
+from ..common.compiling import jit
 from ..common.memory import ints, matrix, matrix_address, number, row, share, word_of
 from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.team import Kernel, thread_count
@@ -14,10 +14,10 @@ SHARE = 32_768
 ZERO = np.float32(0)
 
 # LLVM holds the ten rounds for too long to inline, and what it calls it does not turn into vectors.
-_philox = njit(cache=True, nogil=True, forceinline=True)(philox4x32)
+_philox = jit(philox4x32, forceinline=True)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def dropout_rows(y, threshold, scale, seed, layer, step, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`dropout`.
 

@@ -15,9 +15,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload
 
+from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
 from ..common.team import Kernel, thread_count, wait_for_all
@@ -114,7 +114,7 @@ class After(NamedTuple):
     t: int
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _update(g, p, state_0, state_1, count, optimizer, numbers, rate, t):
     """One pass of the optimizer over ``count`` numbers at these addresses."""
     n = doubles(numbers, ALL_NUMBERS)
@@ -173,13 +173,13 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
     return after
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _nothing():
     """Details for a product that is ready as it is."""
     return After(NOTHING, 0, 0, np.float32(1), 0, 0, 0, 0, 0.0, 0)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _gather(plan, start, count, first, last):
     """Rows first … last - 1 of the batch, their targets and weights."""
     order = ints(plan[ORDER], plan[COUNT])
@@ -199,13 +199,13 @@ def _gather(plan, start, count, first, last):
             chosen[i] = weight[order[start + i]]
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _layer(plan, number):
     """The words of one layer."""
     return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
     if number == 0 and plan[IS_SPARSE]:
@@ -213,7 +213,7 @@ def _own(thread, threads, plan, layer, number, rows):
     return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _forward(thread, threads, barrier, plan, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
     none = _nothing()
@@ -267,7 +267,7 @@ def _forward(thread, threads, barrier, plan, count, room, step):
         x, x_row = layer[Y], layer[Y_ROW]
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _loss(thread, threads, plan, start, count, room):
     """Logits, loss and the logits' gradient for a thread's own rows."""
     number = plan[LAYERS] - 1
@@ -306,7 +306,7 @@ def _loss(thread, threads, plan, start, count, room):
     )
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
@@ -386,7 +386,7 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
         )
 
 
-@njit(inline="always")
+@jit(inline="always")
 def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)

@@ -1,9 +1,10 @@
 """Gathering a mini-batch on the CPU."""
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from ..common.compiling import jit
 from ..common.memory import (
     bytes_at,
     floats,
@@ -38,12 +39,12 @@ def _image_of(images, index):
     return lambda images, index: row(images, index)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _address(images, index):
     return images.ctypes.data + index * images.strides[0]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def gather_rows(images, order, start, out, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`gather`; ``order`` is not checked."""
     scale = PIXEL if images.itemsize == 1 else ONE  # known when it is compiled: ·1 costs nothing
@@ -57,7 +58,7 @@ def gather_rows(images, order, start, out, first, last):
             target[c] = np.float32(source[c]) * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def gather_span(values, order, start, out, first, last):
     """Elements ``first`` … ``last`` - 1 of :func:`gather_values`; ``order`` is not checked."""
     for i in range(first, last):

@@ -19,9 +19,9 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.extending import overload, register_jitable
 
+from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import aligned_zeros, doubles, fill, floats, ints, row_distance
 from ..common.simd import micro_kernel, read, transposer, write
@@ -44,7 +44,7 @@ _transpose = transposer(LANES)
 # --- pieces for jitted code ---------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@jit
 def share(thread, threads, rows, columns, tall, wide):
     """The part (top, bottom, left, right) of an output that one of some threads computes.
 
@@ -83,7 +83,7 @@ def room_for(columns, depth):
     return COLUMNS + group * deep + strip + ROWS * _odd_lines(group)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _pack_panel(b, b_step, b_column, depth, width, panel):
     """Copy ``width`` columns of b next to each other; what is missing of a panel becomes zero."""
     if width < COLUMNS:
@@ -109,7 +109,7 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
             write(panel + SIZE * (k * COLUMNS + j), read(b + SIZE * (k * b_step + j * b_column)))
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _pack_strip(a, a_row, a_step, depth, rows, packed):
     """Copy a strip of a to where its rows do not share cache sets; its new row and step distance."""
     if a_step == 1:
@@ -148,7 +148,7 @@ class Mask(NamedTuple):
     scale: np.float32
 
 
-@njit(cache=True, nogil=True)
+@jit
 def mask_row(target, y_below, scale):
     """target · scale where y_below is positive, else 0, for contiguous vectors."""
     for j in range(target.size):
@@ -177,7 +177,7 @@ def _finish_mask(details, top, left, rows, columns, piece, piece_row):
     return mask_and_scale
 
 
-@njit(cache=True, nogil=True)
+@jit
 def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, room, details):
     """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
 
@@ -263,7 +263,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                     finish(details, top + down, group_left, tall, group_width, target, target_row)
 
 
-@njit(cache=True, nogil=True)
+@jit
 def column_sums(dy, dy_row, rows, left, right, db):
     """db[j] = Σ_i dy[i, j] for left ≤ j < right; addresses and distances as in :func:`product`."""
     if right <= left:

@@ -13,9 +13,9 @@ Source: Warren, "Hacker's Delight" (2012), section 7-3, for transposing bits.
 """
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
+from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import fill, floats, ints
 from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, write_16
@@ -44,7 +44,7 @@ def list_row_for(count):
     return -(-count // 64) * 64 + 32
 
 
-@njit(cache=True, nogil=True)
+@jit
 def bits_of_rows(x, x_row, first, last, columns, bits):
     """For the rows first … last - 1 of x: bit k % 64 of word k // 64 says whether x[row, k] is not 0.
 
@@ -61,7 +61,7 @@ def bits_of_rows(x, x_row, first, last, columns, bits):
             target[word] = value
 
 
-@njit(cache=True, nogil=True)
+@jit
 def bits_of_columns(bits, rows, columns, first, last, turned):
     """The same bits by columns, for the words first … last - 1 of a row of ``bits``: bit r % 64 of word
     r // 64 of column k. Column k has ``words_for(rows)`` words at turned + 8·k·words_for(rows)."""
@@ -90,7 +90,7 @@ def bits_of_columns(bits, rows, columns, first, last, turned):
                 target[(64 * word + k) * turned_words + above] = square[k]
 
 
-@njit(cache=True, nogil=True)
+@jit
 def lists_of_pairs(bits, rows, length, first, last, lists, counts):
     """For the pairs first … last - 1 of rows of bits, the places of the bits that either has set.
 
@@ -110,7 +110,7 @@ def lists_of_pairs(bits, rows, length, first, last, lists, counts):
         found[pair] = n
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _list_word(value, base, place, n):
     """Append base + i for every bit i that is set; the new length."""
     if COMPRESS:
@@ -127,7 +127,7 @@ def _list_word(value, base, place, n):
     return n
 
 
-@njit(cache=True, nogil=True)
+@jit
 def sparse_product(
     a, a_row, a_step, b, b_step, bias, c, c_row, part, rows, floor, lists, list_row, counts, room, details
 ):

@@ -8,8 +8,8 @@ buffers among threads gives the same bits; the norm is summed in chunks whose or
 import math
 
 import numpy as np
-from numba import njit
 
+from ..common.compiling import jit
 from ..common.memory import (
     doubles,
     float_of,
@@ -35,7 +35,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 # --- pieces -------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def sgd_span(p, g, v, lr, momentum, decay, nesterov, decoupled):
     """:func:`sgd` on vectors; v has no elements where there is no momentum."""
     # Without decay these are 0 and 1, which change no finite number: one loop less to compile.
@@ -58,7 +58,7 @@ def sgd_span(p, g, v, lr, momentum, decay, nesterov, decoupled):
             p[i] = p[i] * shrink - lr * velocity
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def adam_span(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
     """:func:`adam` on vectors."""
     l2 = np.float32(0 if decoupled else decay)
@@ -75,7 +75,7 @@ def adam_span(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
         p[i] = p[i] * shrink - rate * mean / (math.sqrt(square) * correction + epsilon)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def largest_of(g):
     """The largest |g|, NaN where there is one.
 
@@ -89,7 +89,7 @@ def largest_of(g):
 
 
 # The one sum that may be reordered, into vectors: always in the same way for the same length.
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+@jit(fastmath={"reassoc"})
 def sum_of_squares(g, largest):
     """Σ (g / largest)² for one chunk, in float64, where no square of a float32 overflows or vanishes."""
     total, scale = 0.0, 1 / np.float64(largest)
@@ -98,7 +98,7 @@ def sum_of_squares(g, largest):
     return total * scale * scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def clip_factor(sums, largest, limit):
     """What to multiply a gradient with, from its chunks' sums of squares relative to ``largest``."""
     total = 0.0
@@ -108,7 +108,7 @@ def clip_factor(sums, largest, limit):
     return 1.0 if norm <= limit else limit / norm  # NaN is not ≤ limit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def scale_span(g, factor):
     """g ← g · factor; in float64, as the factor of a huge gradient is none that float32 has."""
     factor = np.float64(factor)
@@ -116,7 +116,7 @@ def scale_span(g, factor):
         g[i] = np.float32(np.float64(g[i]) * factor)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def clip_norm_share(g, largest, sums, limit, thread, threads, barrier):
     """One thread's part of :func:`clip_norm`; all threads of a kernel must call it.
 
@@ -139,7 +139,7 @@ def clip_norm_share(g, largest, sums, limit, thread, threads, barrier):
 # --- for a team of threads ------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _span(count, thread, threads):
     """A thread's share of a vector, cut between cache lines."""
     first, last = share(-(-count // CACHE_LINE), thread, threads)

@@ -1,8 +1,8 @@
 """ReLU and its gradient on the CPU: :mod:`.reference` in loops that LLVM turns into vectors."""
 
 import numpy as np
-from numba import njit
 
+from ..common.compiling import jit
 from ..common.memory import ints, matrix, matrix_address, row, share
 from ..common.team import Kernel, thread_count
 
@@ -12,7 +12,7 @@ SHARE = 32_768
 ZERO = np.float32(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def _copy(source, target):
     """The numbers of ``source`` into ``target``, which may be ``source`` itself.
 
@@ -24,7 +24,7 @@ def _copy(source, target):
             target[c] = source[c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def relu_rows(x, y, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`relu`."""
     for r in range(first, last):
@@ -34,7 +34,7 @@ def relu_rows(x, y, first, last):
             target[c] = ZERO if target[c] <= ZERO else target[c]  # a NaN is not ≤ 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@jit
 def relu_grad_rows(y, dy, dx, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`relu_grad`."""
     for r in range(first, last):

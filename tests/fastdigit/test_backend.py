@@ -343,6 +343,6 @@ def test_a_broken_installation_is_a_reason_not_a_crash(monkeypatch, fresh_loader
         "cpu": "ok",
         "cupy": "RuntimeError while it was loaded: libcuda is upside down",
     }
-    assert fd.get_backend("auto").name == "numpy"
+    assert fd.get_backend("auto").name == "cpu"
     with pytest.raises(fd.BackendError, match="'cupy' cannot run here: RuntimeError"):
         fd.get_backend("cupy")

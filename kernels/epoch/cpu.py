@@ -23,7 +23,7 @@ from ..common.memory import aligned_zeros, bytes_at, doubles, floats, ints, ints
 from ..common.team import Kernel, thread_count, wait_for_all
 from ..dropout.cpu import dropout_rows
 from ..dropout.reference import keep_threshold
-from ..gather.cpu import gather_rows
+from ..gather.cpu import gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
 from ..matmul.cpu import column_sums, finish, mask_row, product, share
@@ -58,6 +58,7 @@ SAMPLE = 256  # pictures that are looked at to find out
     LOSS,
     CORRECT,
     X,
+    X_OTHERS,
     X_ROW,
     T,
     BATCH_WEIGHT,
@@ -68,6 +69,10 @@ SAMPLE = 256  # pictures that are looked at to find out
     SEED,
     CLIP,
     IS_SPARSE,
+    WIDE,
+    PANELS,
+    PANELS_0,
+    PANELS_1,
     PARAMETERS,
     GRADIENTS,
     STATE_0,
@@ -84,13 +89,13 @@ SAMPLE = 256  # pictures that are looked at to find out
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(41)
+) = range(46)
 INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
 # The float64 numbers of an optimizer.
 MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
 
 
-NOTHING, MASK, UPDATE_WEIGHTS = range(3)
+NOTHING, MASK, UPDATE_WEIGHTS, UPDATE_PANELS = range(4)
 
 
 class After(NamedTuple):
@@ -100,6 +105,7 @@ class After(NamedTuple):
     MASK: piece · scale where ``at``, a matrix like the output, is positive, else 0. UPDATE_WEIGHTS: the
     piece is a gradient; update the parameters at ``at`` by it, and the states that lie ``state_0`` and
     ``state_1`` bytes further (0: no such state). ``row`` is the distance of rows in these.
+    UPDATE_PANELS: the same, where ``row`` is the number of rows of panels.
     """
 
     kind: int
@@ -153,6 +159,20 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
     def after(details, top, left, rows, columns, piece, piece_row):
         if details.kind == NOTHING:
             return
+        if details.kind == UPDATE_PANELS:  # a piece of a panel is one span
+            there = details.at + SIZE * (left * details.row + top * piece_row)
+            _update(
+                piece,
+                there,
+                there + details.state_0 if details.state_0 != 0 else 0,
+                there + details.state_1 if details.state_1 != 0 else 0,
+                rows * piece_row,
+                details.optimizer,
+                details.numbers,
+                details.rate,
+                details.t,
+            )
+            return
         for i in range(rows):
             here, there = piece + SIZE * i * piece_row, details.at + SIZE * ((top + i) * details.row + left)
             if details.kind == MASK:
@@ -180,23 +200,26 @@ def _nothing():
 
 
 @jit
-def _gather(plan, start, count, first, last):
-    """Rows first … last - 1 of the batch, their targets and weights."""
+def _gather(plan, start, count, x_address, first, last):
+    """Rows first … last - 1 of the batch."""
     order = ints(plan[ORDER], plan[COUNT])
-    x = matrix(plan[X], plan[X_ROW], count, plan[PIXELS])
+    x = matrix(x_address, plan[X_ROW], count, plan[PIXELS])
     if plan[IMAGES_FLOAT]:
         rows = floats(plan[IMAGES], plan[COUNT] * plan[IMAGES_ROW]).reshape(plan[COUNT], plan[IMAGES_ROW])
         gather_rows(rows[:, : plan[PIXELS]], order, start, x, first, last)
     else:
         pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
         gather_rows(pixels, order, start, x, first, last)
-    labels, t = ints32(plan[LABELS], plan[COUNT]), ints32(plan[T], count)
-    for i in range(first, last):
-        t[i] = labels[order[start + i]]
+
+
+@jit
+def _gather_targets(plan, start, count, first, last):
+    """Targets and weights of the rows first … last - 1 of the batch."""
+    order = ints(plan[ORDER], plan[COUNT])
+    gather_span(ints32(plan[LABELS], plan[COUNT]), order, start, ints32(plan[T], count), first, last)
     if plan[WEIGHT] != 0:
-        weight, chosen = floats(plan[WEIGHT], plan[COUNT]), floats(plan[BATCH_WEIGHT], count)
-        for i in range(first, last):
-            chosen[i] = weight[order[start + i]]
+        chosen = floats(plan[BATCH_WEIGHT], count)
+        gather_span(floats(plan[WEIGHT], plan[COUNT]), order, start, chosen, first, last)
 
 
 @jit(inline="always")
@@ -209,15 +232,15 @@ def _layer(plan, number):
 def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
     if number == 0 and plan[IS_SPARSE]:
-        return share(thread, threads, rows, layer[OUTPUTS], sparse.STRIP, dense.LANES)
+        return share(thread, threads, rows, layer[OUTPUTS], sparse.STRIP, plan[WIDE])
     return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
 
 
 @jit(inline="always")
-def _forward(thread, threads, barrier, plan, count, room, step):
+def _forward(thread, threads, barrier, plan, x, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
     none = _nothing()
-    x, x_row = plan[X], plan[X_ROW]
+    x_row = plan[X_ROW]
     for number in range(plan[LAYERS] - 1):
         layer = _layer(plan, number)
         part = _own(thread, threads, plan, layer, number, count)
@@ -226,12 +249,14 @@ def _forward(thread, threads, barrier, plan, count, room, step):
                 x,
                 x_row,
                 ONE,
-                layer[W],
-                layer[W_ROW],
+                plan[PANELS],
+                plan[WIDE],
+                plan[PIXELS],
                 layer[B],
                 layer[Y],
                 layer[Y_ROW],
                 part,
+                plan[WIDE],
                 count,
                 np.float32(0),
                 plan[LIST_ROWS],
@@ -268,11 +293,11 @@ def _forward(thread, threads, barrier, plan, count, room, step):
 
 
 @jit(inline="always")
-def _loss(thread, threads, plan, start, count, room):
+def _loss(thread, threads, plan, x, start, count, room):
     """Logits, loss and the logits' gradient for a thread's own rows."""
     number = plan[LAYERS] - 1
     layer = _layer(plan, number)
-    x, x_row = plan[X], plan[X_ROW]
+    x_row = plan[X_ROW]
     if number > 0:
         below = _layer(plan, number - 1)
         x, x_row = below[Y], below[Y_ROW]
@@ -307,10 +332,10 @@ def _loss(thread, threads, plan, start, count, room):
 
 
 @jit(inline="always")
-def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
+def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
-    x, x_row = plan[X], plan[X_ROW]
+    x_row = plan[X_ROW]
     if number > 0:
         below = _layer(plan, number - 1)
         x, x_row = below[Y], below[Y_ROW]
@@ -318,7 +343,20 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
     to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
     to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
     details = _nothing()
-    if fused:
+    if fused and number == 0 and plan[IS_SPARSE]:
+        details = After(
+            UPDATE_PANELS,
+            plan[PANELS],
+            plan[PIXELS],
+            np.float32(1),
+            plan[PANELS_0] - plan[PANELS] if plan[STATE_0] != 0 else 0,
+            plan[PANELS_1] - plan[PANELS] if plan[STATE_1] != 0 else 0,
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+    elif fused:
         details = After(
             UPDATE_WEIGHTS,
             layer[W],
@@ -342,10 +380,12 @@ def _grad_weight(thread, threads, plan, number, count, room, fused, rate, t):
             x_row,
             layer[DY],
             layer[DY_ROW],
+            ONE,
             ZERO,
             dw,
             layer[W_ROW],
             part,
+            plan[WIDE],
             layer[INPUTS],
             np.float32(-np.inf),
             plan[LIST_COLUMNS],
@@ -410,26 +450,52 @@ def _grad_input(thread, threads, plan, number, count, room):
     )
 
 
+@jit
+def _panels(thread, threads, plan, with_states, back):
+    """Copy a thread's part of the first layer's weights, and of its states, into panels or back."""
+    layer = _layer(plan, 0)
+    part = _own(thread, threads, plan, layer, 0, layer[INPUTS])
+    for state in range(3):
+        base = plan[PARAMETERS] if state == 0 else plan[STATE_0] if state == 1 else plan[STATE_1]
+        panels = plan[PANELS] if state == 0 else plan[PANELS_0] if state == 1 else plan[PANELS_1]
+        if base != 0 and (state == 0 or with_states):
+            w = base + layer[W] - plan[PARAMETERS]
+            sparse.pack_panels(
+                w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back
+            )
+
+
 def _steps(thread, threads, barrier, arguments):
     head = ints(arguments, HEAD)
     plan = ints(arguments, HEAD + head[LAYERS] * LAYER)
     batch, size = plan[BATCH], plan[SIZE_OF_ALL]
     room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
+    x = plan[X]
+    if plan[X_OTHERS] != 0 and thread > 0:
+        x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
     fused = plan[CLIP] == 0 and batch <= FUSED_BATCH
     words = sparse.words_for(plan[PIXELS])
+    if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
+        _panels(thread, threads, plan, True, False)
     for i in range(plan[STEPS]):
         start = (plan[FIRST_STEP] + i) * batch
         count = min(batch, plan[COUNT] - start)
         rate, t = doubles(plan[RATES], plan[STEPS])[i], plan[UPDATE] + i + 1
         pairs = (count + 1) // 2
         first, last = pairs * thread // threads, pairs * (thread + 1) // threads
-        _gather(plan, start, count, 2 * first, min(2 * last, count))
+        behind = min(2 * last, count)
+        if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+            _gather(plan, start, count, x, 0, count)
+        else:
+            _gather(plan, start, count, x, 2 * first, behind)
+        _gather_targets(plan, start, count, 2 * first, behind)
         if plan[IS_SPARSE]:
-            sparse.bits_of_rows(
-                plan[X], plan[X_ROW], 2 * first, min(2 * last, count), plan[PIXELS], plan[LIST_BITS]
-            )
+            if not fused:
+                _panels(thread, threads, plan, False, False)
+            bits = plan[LIST_BITS]
+            sparse.bits_of_rows(x, plan[X_ROW], 2 * first, behind, plan[PIXELS], bits)
             sparse.lists_of_pairs(
-                plan[LIST_BITS], count, plan[PIXELS], first, last, plan[LIST_ROWS], plan[LIST_ROW_COUNTS]
+                bits, count, plan[PIXELS], first, last, plan[LIST_ROWS], plan[LIST_ROW_COUNTS]
             )
         wait_for_all(barrier, threads)
         if plan[IS_SPARSE]:  # its own words of bits, so the pixels of these: no barrier needed between
@@ -444,14 +510,14 @@ def _steps(thread, threads, barrier, arguments):
                 plan[LIST_COLUMNS],
                 plan[LIST_COLUMN_COUNTS],
             )
-        _forward(thread, threads, barrier, plan, count, room, t - 1)
-        _loss(thread, threads, plan, start, count, room)
+        _forward(thread, threads, barrier, plan, x, count, room, t - 1)
+        _loss(thread, threads, plan, x, start, count, room)
         wait_for_all(barrier, threads)
         for number in range(plan[LAYERS] - 1, -1, -1):
             if number > 0:
                 _grad_input(thread, threads, plan, number, count, room)
                 wait_for_all(barrier, threads)  # the weights are read: now they may change
-            _grad_weight(thread, threads, plan, number, count, room, fused, rate, t)
+            _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t)
         wait_for_all(barrier, threads)
         if not fused:
             if plan[CLIP]:
@@ -481,6 +547,8 @@ def _steps(thread, threads, barrier, arguments):
                     t,
                 )
             wait_for_all(barrier, threads)
+    if plan[IS_SPARSE] and fused:
+        _panels(thread, threads, plan, True, True)
 
 
 _kernel = Kernel(_steps)
@@ -584,7 +652,18 @@ def train_epoch(plan, images, labels, order, loss, correct):
         ROOM: space(room * threads, np.float32),
         ROOM_NUMBERS: room,
     }
+    copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
+    if 0 < copies <= plan.layout.size:
+        values[X_OTHERS] = space(copies, np.float32)
     if with_lists:
+        wide = sparse.panel_width(hidden[0], threads)
+        panels = pixels * -(-hidden[0] // wide) * wide
+        values |= {
+            WIDE: wide,
+            PANELS: space(panels, np.float32),
+            PANELS_0: space(panels, np.float32) if state[0] is not None else 0,
+            PANELS_1: space(panels, np.float32) if state[1] is not None else 0,
+        }
         pairs, pixel_pairs = (rows + 1) // 2, (pixels + 1) // 2
         values |= {
             LIST_BITS: space(rows * sparse.words_for(pixels), np.int64),

@@ -127,31 +127,87 @@ def _list_word(value, base, place, n):
     return n
 
 
+@register_jitable
+def panel_width(columns, threads):
+    """How many columns the panels of :func:`sparse_product` get, so that threads have equal shares.
+
+    A multiple of a vector, at most COLUMNS; narrower panels read the lists more often.
+    """
+    vectors, best, width = -(-columns // LANES), 0.0, COLUMNS
+    for n in range(LISTED.vectors, 0, -1):
+        panels = -(-vectors // n)
+        largest_share = -(-panels // threads) * n
+        cost = largest_share * (1.0 + 0.1 * (LISTED.vectors - n))
+        if best == 0 or cost < best:
+            best, width = cost, n * LANES
+    return width
+
+
+@jit
+def pack_panels(w, w_row, rows, columns, part, wide, panels, back):
+    """Copy a part of a matrix into panels, or ``back``; addresses as for :func:`~.cpu.product`.
+
+    The panel of the columns that start at c is at panels + 4·c·rows, its rows ``wide`` numbers apart:
+    next to each other, as the first-level cache and the tables of pages like it.
+    """
+    top, bottom, left, right = part
+    for column in range(left, right, wide):
+        width = min(wide, columns - column)
+        for r in range(top, bottom):
+            flat = floats(w + SIZE * (r * w_row + column), width)
+            packed = floats(panels + SIZE * (column * rows + r * wide), width)
+            if back:
+                for j in range(width):
+                    flat[j] = packed[j]
+            else:
+                for j in range(width):
+                    packed[j] = flat[j]
+
+
 @jit
 def sparse_product(
-    a, a_row, a_step, b, b_step, bias, c, c_row, part, rows, floor, lists, list_row, counts, room, details
+    a,
+    a_row,
+    a_step,
+    b,
+    b_step,
+    b_column,
+    bias,
+    c,
+    c_row,
+    part,
+    wide,
+    rows,
+    floor,
+    lists,
+    list_row,
+    counts,
+    room,
+    details,
 ):
     """c = max(a·b + bias, floor), then ``finish``, for one thread's ``part``, over lists of k.
 
-    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`; ``rows`` is how many a
-    has, and the part starts at an even one. ``room`` holds :func:`room_for` numbers.
+    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`, but the columns of b
+    that start at j are at b + 4·j·b_column for each j that is a multiple of ``wide``: panels
+    (:func:`pack_panels`), or a plain matrix where b_column is 1. ``rows`` is how many a has; the part
+    starts at a multiple of STRIP and of ``wide``. ``room`` holds :func:`room_for` numbers. Pieces that
+    are not stored have rows ``wide`` numbers apart, and zeros behind their columns.
 
-    Cost: 4 flops for each column and each k of the list of two rows; every 64 columns the rows of b on
-    the lists are read once for each two rows of a, from the second-level cache if b's columns of this
-    thread fit there.
+    Cost: 4 flops for each column and each k of the list of two rows. The rows of b on a list are read
+    once for each two rows of a, from the second-level cache if b's columns of this thread fit there.
     """
     top, bottom, left, right = part
     if bottom <= top or right <= left:
         return
-    fill(floats(room, COLUMNS), 0)
+    fill(floats(room, COLUMNS + STRIP * COLUMNS), 0)
     found = ints(counts, -(-rows // ROWS))
-    piece, piece_row = room + SIZE * COLUMNS, COLUMNS
-    for column in range(left, right, COLUMNS):
-        width = min(COLUMNS, right - column)
+    piece = room + SIZE * COLUMNS
+    for column in range(left, right, wide):
+        width = min(wide, right - column)
         start = bias + SIZE * column if bias != 0 else room
         for strip in range(top, bottom, STRIP):
             tall = min(STRIP, bottom - strip)
-            target, target_row = piece, piece_row
+            target, target_row = piece, wide
             if c != 0:
                 target, target_row = c + SIZE * (strip * c_row + column), c_row
             for r in range(strip, strip + tall, ROWS):
@@ -160,7 +216,7 @@ def sparse_product(
                     a + SIZE * r * a_row,
                     a_row,
                     a_step,
-                    b + SIZE * column,
+                    b + SIZE * column * b_column,
                     b_step,
                     start,
                     0,

@@ -1,0 +1,729 @@
+"""prof Steps of a training in one call on the CPU: gather, forward, loss, backward, update.
+
+A team of threads (:mod:`~..common.team`) runs all steps together and meets at barriers. Within a step
+a thread keeps to its own columns of the first layer, the widest as a rule, so that they stay in its
+core's cache from one step to the next; all else is cut as :mod:`~..matmul.cpu` cuts single products.
+The order of every sum is that of the single operations: the bits are those of the step-by-step path
+with the same backend, for any number of threads.
+
+Where the pictures are mostly paper, the first layer goes through :mod:`~..matmul.cpu_sparse`. Where
+nothing else needs the gradients (no clipping), each piece of them is used up by the optimizer while it
+is in the cache, and never stored.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import overload
+
+from ..common.compiling import jit
+from ..common.memory import FLOAT_BYTES as SIZE
+from ..common.memory import aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
+from ..common.team import Kernel, thread_count, wait_for_all
+from ..dropout.cpu import dropout_rows
+from ..dropout.reference import keep_threshold
+from ..gather.cpu import gather_rows, gather_span
+from ..matmul import cpu as dense
+from ..matmul import cpu_sparse as sparse
+from ..matmul.cpu import column_sums, finish, mask_row, product, share
+from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
+from ..softmax_xent.cpu import softmax_xent_rows
+
+SGD, ADAM = 0, 1
+# Numbers that are not known to be constant: Numba compiles a function anew for each constant.
+ONE, ZERO = np.int64(1), np.int64(0)
+FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradients are stored
+
+# What is sparse enough: of the pixels, those where one of two pictures has ink, and the least number
+# of outputs of the first layer that make up for the lists.
+SPARSE_SHARE = 0.5
+SPARSE_OUTPUTS = 32
+SAMPLE = 256  # pictures that are looked at to find out
+
+# The words of the plan: one block for all, then one for each layer.
+(
+    LAYERS,
+    BATCH,
+    FIRST_STEP,
+    STEPS,
+    COUNT,
+    PIXELS,
+    IMAGES,
+    IMAGES_ROW,
+    IMAGES_FLOAT,
+    LABELS,
+    ORDER,
+    WEIGHT,
+    LOSS,
+    CORRECT,
+    X,
+    X_OTHERS,
+    X_ROW,
+    T,
+    BATCH_WEIGHT,
+    RATES,
+    OPTIMIZER,
+    NUMBERS,
+    UPDATE,
+    SEED,
+    CLIP,
+    IS_SPARSE,
+    WIDE,
+    PANELS,
+    PANELS_0,
+    PANELS_1,
+    PARAMETERS,
+    GRADIENTS,
+    STATE_0,
+    STATE_1,
+    SIZE_OF_ALL,
+    LIST_BITS,
+    LIST_TURNED,
+    LIST_ROWS,
+    LIST_ROW_COUNTS,
+    LIST_COLUMNS,
+    LIST_COLUMN_COUNTS,
+    LARGEST,
+    SUMS,
+    ROOM,
+    ROOM_NUMBERS,
+    TICKW,
+    HEAD,
+) = range(47)
+INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
+# The float64 numbers of an optimizer.
+MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
+
+
+NOTHING, MASK, UPDATE_WEIGHTS, UPDATE_PANELS = range(4)
+
+
+class After(NamedTuple):
+    """Details for ``finish``: what becomes of a piece of an output. One type, as each type that a
+    product gets is compiled by itself.
+
+    MASK: piece · scale where ``at``, a matrix like the output, is positive, else 0. UPDATE_WEIGHTS: the
+    piece is a gradient; update the parameters at ``at`` by it, and the states that lie ``state_0`` and
+    ``state_1`` bytes further (0: no such state). ``row`` is the distance of rows in these.
+    UPDATE_PANELS: the same, where ``row`` is the number of rows of panels.
+    """
+
+    kind: int
+    at: int
+    row: int
+    scale: np.float32
+    state_0: int
+    state_1: int
+    optimizer: int
+    numbers: int
+    rate: float
+    t: int
+
+
+@jit
+def _update(g, p, state_0, state_1, count, optimizer, numbers, rate, t):
+    """One pass of the optimizer over ``count`` numbers at these addresses."""
+    n = doubles(numbers, ALL_NUMBERS)
+    if optimizer == SGD:
+        sgd_span(
+            floats(p, count),
+            floats(g, count),
+            floats(state_0, count if state_0 != 0 else 0),
+            rate,
+            n[MOMENTUM],
+            n[DECAY],
+            n[NESTEROV] != 0,
+            n[DECOUPLED] != 0,
+        )
+    else:
+        adam_span(
+            floats(p, count),
+            floats(g, count),
+            floats(state_0, count),
+            floats(state_1, count),
+            t,
+            rate,
+            n[BETA_1],
+            n[BETA_2],
+            n[EPSILON],
+            n[DECAY],
+            n[DECOUPLED] != 0,
+        )
+
+
+@overload(finish)
+def _finish_after(details, top, left, rows, columns, piece, piece_row):
+    if getattr(details, "instance_class", None) is not After:
+        return None
+
+    def after(details, top, left, rows, columns, piece, piece_row):
+        if details.kind == NOTHING:
+            return
+        if details.kind == UPDATE_PANELS:  # a piece of a panel is one span
+            there = details.at + SIZE * (left * details.row + top * piece_row)
+            _update(
+                piece,
+                there,
+                there + details.state_0 if details.state_0 != 0 else 0,
+                there + details.state_1 if details.state_1 != 0 else 0,
+                rows * piece_row,
+                details.optimizer,
+                details.numbers,
+                details.rate,
+                details.t,
+            )
+            return
+        for i in range(rows):
+            here, there = piece + SIZE * i * piece_row, details.at + SIZE * ((top + i) * details.row + left)
+            if details.kind == MASK:
+                mask_row(floats(here, columns), floats(there, columns), details.scale)
+            else:
+                _update(
+                    here,
+                    there,
+                    there + details.state_0 if details.state_0 != 0 else 0,
+                    there + details.state_1 if details.state_1 != 0 else 0,
+                    columns,
+                    details.optimizer,
+                    details.numbers,
+                    details.rate,
+                    details.t,
+                )
+
+    return after
+
+
+@jit(inline="always")
+def _nothing():
+    """Details for a product that is ready as it is."""
+    return After(NOTHING, 0, 0, np.float32(1), 0, 0, 0, 0, 0.0, 0)
+
+
+@jit
+def _gather(plan, start, count, x_address, first, last):
+    """Rows first … last - 1 of the batch."""
+    order = ints(plan[ORDER], plan[COUNT])
+    x = matrix(x_address, plan[X_ROW], count, plan[PIXELS])
+    if plan[IMAGES_FLOAT]:
+        rows = floats(plan[IMAGES], plan[COUNT] * plan[IMAGES_ROW]).reshape(plan[COUNT], plan[IMAGES_ROW])
+        gather_rows(rows[:, : plan[PIXELS]], order, start, x, first, last)
+    else:
+        pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
+        gather_rows(pixels, order, start, x, first, last)
+
+
+@jit
+def _gather_targets(plan, start, count, first, last):
+    """Targets and weights of the rows first … last - 1 of the batch."""
+    order = ints(plan[ORDER], plan[COUNT])
+    gather_span(ints32(plan[LABELS], plan[COUNT]), order, start, ints32(plan[T], count), first, last)
+    if plan[WEIGHT] != 0:
+        chosen = floats(plan[BATCH_WEIGHT], count)
+        gather_span(floats(plan[WEIGHT], plan[COUNT]), order, start, chosen, first, last)
+
+
+@jit(inline="always")
+def _layer(plan, number):
+    """The words of one layer."""
+    return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
+
+
+@jit(inline="always")
+def _own(thread, threads, plan, layer, number, rows):
+    """A thread's part of an output as wide as a layer's, with as many rows as given."""
+    if number == 0 and plan[IS_SPARSE]:
+        return share(thread, threads, rows, layer[OUTPUTS], sparse.STRIP, plan[WIDE])
+    return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
+
+
+@jit(inline="always")
+def _forward(thread, threads, barrier, plan, x, count, room, step):
+    """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
+    none = _nothing()
+    x_row = plan[X_ROW]
+    for number in range(plan[LAYERS] - 1):
+        layer = _layer(plan, number)
+        part = _own(thread, threads, plan, layer, number, count)
+        if number == 0 and plan[IS_SPARSE]:
+            sparse.sparse_product(
+                x,
+                x_row,
+                ONE,
+                plan[PANELS],
+                plan[WIDE],
+                plan[PIXELS],
+                layer[B],
+                layer[Y],
+                layer[Y_ROW],
+                part,
+                plan[WIDE],
+                count,
+                np.float32(0),
+                plan[LIST_ROWS],
+                sparse.list_row_for(plan[PIXELS]),
+                plan[LIST_ROW_COUNTS],
+                room,
+                none,
+            )
+        else:
+            product(
+                x,
+                x_row,
+                ONE,
+                layer[W],
+                layer[W_ROW],
+                ONE,
+                layer[B],
+                layer[Y],
+                layer[Y_ROW],
+                part,
+                layer[INPUTS],
+                np.float32(0),
+                room,
+                none,
+            )
+        wait_for_all(barrier, threads)
+        if layer[DROP]:
+            y = matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS])
+            kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number])
+            first, last = count * thread // threads, count * (thread + 1) // threads
+            dropout_rows(y, layer[THRESHOLD], kept, plan[SEED], number, step, first, last)
+            wait_for_all(barrier, threads)
+        x, x_row = layer[Y], layer[Y_ROW]
+
+
+@jit(inline="always")
+def _loss(thread, threads, plan, x, start, count, room):
+    """Logits, loss and the logits' gradient for a thread's own rows."""
+    number = plan[LAYERS] - 1
+    layer = _layer(plan, number)
+    x_row = plan[X_ROW]
+    if number > 0:
+        below = _layer(plan, number - 1)
+        x, x_row = below[Y], below[Y_ROW]
+    first, last = count * thread // threads, count * (thread + 1) // threads
+    product(
+        x,
+        x_row,
+        ONE,
+        layer[W],
+        layer[W_ROW],
+        ONE,
+        layer[B],
+        layer[Y],
+        layer[Y_ROW],
+        (first, last, ZERO, layer[OUTPUTS]),
+        layer[INPUTS],
+        np.float32(-np.inf),
+        room,
+        _nothing(),
+    )
+    softmax_xent_rows(
+        matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS]),
+        ints32(plan[T], count),
+        floats(plan[BATCH_WEIGHT], count if plan[WEIGHT] != 0 else 0),
+        floats(plan[LOSS] + SIZE * start, count),
+        bytes_at(plan[CORRECT] + start, count),
+        matrix(layer[DY], layer[DY_ROW], count, layer[OUTPUTS]),
+        np.float32(1 / count),
+        first,
+        last,
+    )
+
+
+@jit(inline="always")
+def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
+    """A thread's own part of dw and db, stored or used up."""
+    layer = _layer(plan, number)
+    x_row = plan[X_ROW]
+    if number > 0:
+        below = _layer(plan, number - 1)
+        x, x_row = below[Y], below[Y_ROW]
+    part = _own(thread, threads, plan, layer, number, layer[INPUTS])
+    to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
+    to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
+    details = _nothing()
+    if fused and number == 0 and plan[IS_SPARSE]:
+        details = After(
+            UPDATE_PANELS,
+            plan[PANELS],
+            plan[PIXELS],
+            np.float32(1),
+            plan[PANELS_0] - plan[PANELS] if plan[STATE_0] != 0 else 0,
+            plan[PANELS_1] - plan[PANELS] if plan[STATE_1] != 0 else 0,
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+    elif fused:
+        details = After(
+            UPDATE_WEIGHTS,
+            layer[W],
+            layer[W_ROW],
+            np.float32(1),
+            to_state_0,
+            to_state_1,
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+    to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
+    dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
+    if part[0] == 0:
+        column_sums(layer[DY], layer[DY_ROW], count, part[2], part[3], db)
+    if number == 0 and plan[IS_SPARSE]:
+        sparse.sparse_product(
+            x,
+            ONE,
+            x_row,
+            layer[DY],
+            layer[DY_ROW],
+            ONE,
+            ZERO,
+            dw,
+            layer[W_ROW],
+            part,
+            plan[WIDE],
+            layer[INPUTS],
+            np.float32(-np.inf),
+            plan[LIST_COLUMNS],
+            sparse.list_row_for(count),
+            plan[LIST_COLUMN_COUNTS],
+            room,
+            details,
+        )
+    else:
+        product(
+            x,
+            ONE,
+            x_row,
+            layer[DY],
+            layer[DY_ROW],
+            ONE,
+            ZERO,
+            dw,
+            layer[W_ROW],
+            part,
+            count,
+            np.float32(-np.inf),
+            room,
+            details,
+        )
+    if fused and part[0] == 0 and part[3] > part[2]:
+        offset = SIZE * part[2]
+        _update(
+            db + offset,
+            layer[B] + offset,
+            layer[B] + offset + to_state_0 if to_state_0 != 0 else 0,
+            layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
+            part[3] - part[2],
+            plan[OPTIMIZER],
+            plan[NUMBERS],
+            rate,
+            t,
+        )
+
+
+@jit(inline="always")
+def _grad_input(thread, threads, plan, number, count, room):
+    """A thread's own part of the gradient of the layer below."""
+    layer, below = _layer(plan, number), _layer(plan, number - 1)
+    kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
+    part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.COLUMNS)
+    product(
+        layer[DY],
+        layer[DY_ROW],
+        ONE,
+        layer[W],
+        ONE,
+        layer[W_ROW],
+        ZERO,
+        below[DY],
+        below[DY_ROW],
+        part,
+        layer[OUTPUTS],
+        np.float32(-np.inf),
+        room,
+        After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0),
+    )
+
+
+@jit
+def _panels(thread, threads, plan, with_states, back):
+    """Copy a thread's part of the first layer's weights, and of its states, into panels or back."""
+    layer = _layer(plan, 0)
+    part = _own(thread, threads, plan, layer, 0, layer[INPUTS])
+    for state in range(3):
+        base = plan[PARAMETERS] if state == 0 else plan[STATE_0] if state == 1 else plan[STATE_1]
+        panels = plan[PANELS] if state == 0 else plan[PANELS_0] if state == 1 else plan[PANELS_1]
+        if base != 0 and (state == 0 or with_states):
+            w = base + layer[W] - plan[PARAMETERS]
+            sparse.pack_panels(
+                w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back
+            )
+
+
+
+from llvmlite import ir as _ir
+from numba.extending import intrinsic as _intr
+from numba import types as _ty
+@_intr
+def _clock(typing):
+    def gen(context, build, sig, args):
+        f=build.module.globals.get("llvm.readcyclecounter") or _ir.Function(build.module,_ir.FunctionType(_ir.IntType(64),[]),"llvm.readcyclecounter")
+        return build.call(f,[])
+    return _ty.int64(), gen
+TICKS = np.zeros(64*16, np.int64)
+TADDR = int(TICKS.ctypes.data)
+@jit(inline="always")
+def _tick(ticks, k, before):
+    now = _clock()
+    ticks[k] += now - before
+    return now
+def _steps(thread, threads, barrier, arguments):
+    head = ints(arguments, HEAD)
+    plan = ints(arguments, HEAD + head[LAYERS] * LAYER)
+    batch, size = plan[BATCH], plan[SIZE_OF_ALL]
+    room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
+    x = plan[X]
+    if plan[X_OTHERS] != 0 and thread > 0:
+        x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
+    fused = plan[CLIP] == 0 and batch <= FUSED_BATCH
+    words = sparse.words_for(plan[PIXELS])
+    if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
+        _panels(thread, threads, plan, True, False)
+    ticks = ints(plan[TICKW], 1024)[thread * 64 : thread * 64 + 64]
+    now = _clock()
+    for i in range(plan[STEPS]):
+        start = (plan[FIRST_STEP] + i) * batch
+        count = min(batch, plan[COUNT] - start)
+        rate, t = doubles(plan[RATES], plan[STEPS])[i], plan[UPDATE] + i + 1
+        pairs = (count + 1) // 2
+        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+        behind = min(2 * last, count)
+        if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+            _gather(plan, start, count, x, 0, count)
+        else:
+            _gather(plan, start, count, x, 2 * first, behind)
+        _gather_targets(plan, start, count, 2 * first, behind)
+        if plan[IS_SPARSE]:
+            if not fused:
+                _panels(thread, threads, plan, False, False)
+            bits = plan[LIST_BITS]
+            sparse.bits_of_rows(x, plan[X_ROW], 2 * first, behind, plan[PIXELS], bits)
+            sparse.lists_of_pairs(
+                bits, count, plan[PIXELS], first, last, plan[LIST_ROWS], plan[LIST_ROW_COUNTS]
+            )
+        now = _tick(ticks, 1, now)
+        wait_for_all(barrier, threads)
+        now = _tick(ticks, 2, now)
+        if plan[IS_SPARSE]:  # its own words of bits, so the pixels of these: no barrier needed between
+            word, behind = words * thread // threads, words * (thread + 1) // threads
+            sparse.bits_of_columns(plan[LIST_BITS], count, plan[PIXELS], word, behind, plan[LIST_TURNED])
+            sparse.lists_of_pairs(
+                plan[LIST_TURNED],
+                plan[PIXELS],
+                count,
+                32 * word,
+                min(32 * behind, (plan[PIXELS] + 1) // 2),
+                plan[LIST_COLUMNS],
+                plan[LIST_COLUMN_COUNTS],
+            )
+        now = _tick(ticks, 3, now)
+        _forward(thread, threads, barrier, plan, x, count, room, t - 1)
+        now = _tick(ticks, 4, now)
+        _loss(thread, threads, plan, x, start, count, room)
+        now = _tick(ticks, 5, now)
+        wait_for_all(barrier, threads)
+        now = _tick(ticks, 6, now)
+        for number in range(plan[LAYERS] - 1, -1, -1):
+            if number > 0:
+                _grad_input(thread, threads, plan, number, count, room)
+                now = _tick(ticks, 7, now)
+                wait_for_all(barrier, threads)
+                now = _tick(ticks, 8, now)  # the weights are read: now they may change
+            _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t)
+            now = _tick(ticks, 9 + number, now)
+        wait_for_all(barrier, threads)
+        now = _tick(ticks, 20, now)
+        if not fused:
+            if plan[CLIP]:
+                chunks = -(-size // CHUNK)
+                clip_norm_share(
+                    floats(plan[GRADIENTS], size),
+                    floats(plan[LARGEST], chunks),
+                    doubles(plan[SUMS], chunks),
+                    doubles(plan[NUMBERS], ALL_NUMBERS)[LIMIT],
+                    thread,
+                    threads,
+                    barrier,
+                )
+                wait_for_all(barrier, threads)
+            lines = -(-size // 16)
+            left, right = lines * thread // threads * 16, min(lines * (thread + 1) // threads * 16, size)
+            if right > left:
+                _update(
+                    plan[GRADIENTS] + SIZE * left,
+                    plan[PARAMETERS] + SIZE * left,
+                    plan[STATE_0] + SIZE * left if plan[STATE_0] != 0 else 0,
+                    plan[STATE_1] + SIZE * left if plan[STATE_1] != 0 else 0,
+                    right - left,
+                    plan[OPTIMIZER],
+                    plan[NUMBERS],
+                    rate,
+                    t,
+                )
+            wait_for_all(barrier, threads)
+    if plan[IS_SPARSE] and fused:
+        _panels(thread, threads, plan, True, True)
+
+
+
+_kernel = Kernel(_steps)
+
+
+
+# --- for the backend ------------------------------------------------------------------------------
+
+
+def is_sparse(images, outputs):
+    """Whether the first layer, with so many outputs, is quicker over lists of pixels that have ink.
+
+    Looks at some of the images, always the same ones.
+    """
+    if outputs < SPARSE_OUTPUTS or len(images) < 2:
+        return False
+    some = images[:: max(1, len(images) // SAMPLE)][: SAMPLE // 2 * 2]
+    ink = some[: len(some) // 2 * 2] != 0
+    return bool((ink[::2] | ink[1::2]).mean() <= SPARSE_SHARE)
+
+
+def train_epoch(plan, images, labels, order, loss, correct):
+    """The steps of a ``fastdigit.backend.TrainPlan`` in one call.
+
+    Shapes: images [N, I], labels, loss and correct [N], order [N].
+    Dtypes: images uint8 or float32, labels int32, order int64, correct uint8, all else float32.
+    Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps;
+    gradients only where they are clipped or the batch has more than 512 images.
+    Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer, which over lists
+    has a third of that on MNIST). Memory: lists of up to 4 bytes a pixel of the batch, and about 0.6 MB
+    a thread at most.
+    """
+    threads = thread_count(plan.threads)
+    tensors, sizes = plan.layout.tensors, plan.layout.layer_sizes
+    count, pixels = images.shape
+    batch, hidden = plan.batch_size, sizes[1:-1]
+    rows = min(batch, count)
+    with_lists = bool(hidden) and plan.sparse_input is not False
+    if with_lists and plan.sparse_input is None:
+        with_lists = is_sparse(images, hidden[0])
+
+    def address(array):
+        return 0 if array is None else array.__array_interface__["data"][0]
+
+    def space(numbers, dtype):
+        kept.append(aligned_zeros(numbers, dtype))
+        return address(kept[-1])
+
+    kept = []  # what has only its address in the plan
+    optimizer = plan.optimizer
+    numbers = np.zeros(ALL_NUMBERS + len(sizes), np.float64)
+    numbers[MOMENTUM] = getattr(optimizer, "momentum", 0.0)
+    numbers[NESTEROV] = getattr(optimizer, "nesterov", False)
+    numbers[BETA_1] = getattr(optimizer, "beta1", 0.0)
+    numbers[BETA_2] = getattr(optimizer, "beta2", 0.0)
+    numbers[EPSILON] = getattr(optimizer, "epsilon", 0.0)
+    numbers[DECAY], numbers[DECOUPLED] = optimizer.weight_decay, optimizer.decoupled
+    numbers[LIMIT] = plan.clip_norm or 0.0
+    numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
+    numbers[ALL_NUMBERS + len(hidden) :] = 1
+    room = sparse.room_for()
+    for inputs, outputs in pairwise(sizes):
+        products = (outputs, inputs), (inputs, outputs), (outputs, rows)
+        room = max(room, *(dense.room_for(columns, depth) for columns, depth in products))
+    room = -(-room // 32) * 32
+    buffers, state = plan.buffers, [*plan.state, None, None]
+    words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)
+    rates = np.ascontiguousarray(plan.learning_rates, np.float64)
+    values = {
+        LAYERS: len(sizes) - 1,
+        BATCH: batch,
+        FIRST_STEP: plan.first_step,
+        STEPS: len(rates),
+        COUNT: count,
+        PIXELS: pixels,
+        IMAGES: address(images),
+        IMAGES_ROW: images.strides[0] // images.itemsize,
+        IMAGES_FLOAT: images.dtype != np.uint8,
+        LABELS: address(labels),
+        ORDER: address(order),
+        WEIGHT: address(plan.weight),
+        LOSS: address(loss),
+        CORRECT: address(correct),
+        X: address(buffers.x),
+        X_ROW: buffers.x.strides[0] // SIZE,
+        T: address(buffers.t),
+        BATCH_WEIGHT: address(buffers.weight),
+        RATES: address(rates),
+        OPTIMIZER: ADAM if len(plan.state) == 2 else SGD,
+        NUMBERS: address(numbers),
+        UPDATE: plan.update,
+        SEED: plan.seed,
+        CLIP: plan.clip_norm is not None,
+        IS_SPARSE: with_lists,
+        PARAMETERS: address(plan.parameters),
+        GRADIENTS: address(plan.gradients),
+        STATE_0: address(state[0]),
+        STATE_1: address(state[1]),
+        SIZE_OF_ALL: plan.layout.size,
+        LARGEST: space(-(-plan.layout.size // CHUNK), np.float32),
+        SUMS: space(-(-plan.layout.size // CHUNK), np.float64),
+        ROOM: space(room * threads, np.float32),
+        ROOM_NUMBERS: room,
+    }
+    copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
+    if 0 < copies <= plan.layout.size:
+        values[X_OTHERS] = space(copies, np.float32)
+    if with_lists:
+        wide = sparse.panel_width(hidden[0], threads)
+        panels = pixels * -(-hidden[0] // wide) * wide
+        values |= {
+            WIDE: wide,
+            PANELS: space(panels, np.float32),
+            PANELS_0: space(panels, np.float32) if state[0] is not None else 0,
+            PANELS_1: space(panels, np.float32) if state[1] is not None else 0,
+        }
+        pairs, pixel_pairs = (rows + 1) // 2, (pixels + 1) // 2
+        values |= {
+            LIST_BITS: space(rows * sparse.words_for(pixels), np.int64),
+            LIST_TURNED: space(pixels * sparse.words_for(rows), np.int64),
+            LIST_ROWS: space(pairs * sparse.list_row_for(pixels), np.uint16),
+            LIST_ROW_COUNTS: space(pairs, np.int64),
+            LIST_COLUMNS: space(pixel_pairs * sparse.list_row_for(rows), np.uint16),
+            LIST_COLUMN_COUNTS: space(pixel_pairs, np.int64),
+        }
+    words[list(values)] = list(values.values())
+    words[HEAD - 1] = TADDR
+    for number in range(len(sizes) - 1):
+        w, b = tensors[2 * number : 2 * number + 2]
+        y, dy = buffers.y[number], buffers.dy[number]
+        rate = plan.dropout[number] if number < len(hidden) else 0
+        at = HEAD + number * LAYER
+        layer = {
+            INPUTS: sizes[number],
+            OUTPUTS: sizes[number + 1],
+            W: address(plan.parameters) + SIZE * w.offset,
+            W_ROW: w.row,
+            B: address(plan.parameters) + SIZE * b.offset,
+            Y: address(y),
+            Y_ROW: y.strides[0] // SIZE,
+            DY: address(dy),
+            DY_ROW: dy.strides[0] // SIZE,
+            DROP: rate > 0,
+            THRESHOLD: keep_threshold(rate),
+        }
+        words[[at + place for place in layer]] = list(layer.values())
+    _kernel(words, threads)

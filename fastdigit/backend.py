@@ -169,7 +169,7 @@ def _load_cpu():
         name="cpu",
         device=f"CPU, {threads} threads, vectors of {host_tile().lanes} float32, Numba {numba.__version__}",
         row_align=16,
-        precisions=("float32",),
+        precisions=matmul.PRECISIONS,
         **_host_memory(),
         gather=gather.gather,
         gather_values=gather.gather_values,

@@ -113,6 +113,8 @@ def fit(
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
             raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel: use path='auto'")
+        if path == "step" and net.precision == "bf16":
+            raise ConfigError("precision 'bf16' is for the whole-epoch kernel alone: use path='auto'")
         data = TrainingData.of(net, train, validation, sample_weight, seed)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")

@@ -17,6 +17,22 @@ BYTES = ir.IntType(8).as_pointer()
 FLOAT = ir.FloatType()
 
 
+class _BFloat(ir.Type):
+    """bfloat16, which llvmlite does not know: the upper half of a float32."""
+
+    def __str__(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash(_BFloat)
+
+
+BFLOAT = _BFloat()
+
+
 def _declared(module, name, result, arguments):
     """An LLVM function of that name, declared once a module."""
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
@@ -55,9 +71,24 @@ def _masked_store(build, value, pointer, mask):
     build.call(store, [value, pointer, INT32(FLOAT_BYTES), mask])
 
 
-def _micro_kernel(module, rows, vectors, lanes, listed, masked):
+def _multiply_add(module, vector, pairs):
+    """(left, right, sum) -> sum + left·right, lane by lane; lanes of two bfloat16 add two products."""
+    if not pairs:
+        fma = _fma(module, vector)
+        return lambda build, left, right, total: build.call(fma, [left, right, total])
+    halves = ir.VectorType(BFLOAT, 2 * vector.count)
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    dot = _declared(module, name, vector, [vector, halves, halves])
+
+    def add(build, left, right, total):
+        return build.call(dot, [total, build.bitcast(left, halves), build.bitcast(right, halves)])
+
+    return add
+
+
+def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     """The LLVM function for ``rows`` × ``vectors`` registers; see :func:`micro_kernel`."""
-    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{'_listed' * listed}"
+    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{'_listed' * listed}{'_pairs' * pairs}"
     if name in module.globals:
         return module.globals[name]
     vector = ir.VectorType(FLOAT, lanes)
@@ -107,14 +138,14 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked):
         a_moving.add_incoming(a, entry)
         b_moving.add_incoming(b, entry)
         a_now, b_now = a_moving, b_moving
-    fma = _fma(module, vector)
+    add = _multiply_add(module, vector, pairs)
     right = [load(build, b_now, v, masked) for v in range(vectors)]
     new, a_here = [], a_now
     for r in range(rows):
         number = build.load(build.inttoptr(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
         a_here = build.add(a_here, a_row)
         left = _broadcast(build, number, FLOAT, lanes)
-        new.append([build.call(fma, [left, right[v], sums[r][v]]) for v in range(vectors)])
+        new.append([add(build, left, right[v], sums[r][v]) for v in range(vectors)])
     next_step = build.add(step, INT(1))
     step.add_incoming(next_step, loop)
     if not listed:
@@ -144,7 +175,7 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked):
     return function
 
 
-def micro_kernel(tile, listed=False):
+def micro_kernel(tile, listed=False, pairs=False):
     """A function for jitted code that multiplies one tile, made for a :class:`~.tiles.Tile`.
 
     ``multiply(a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns,
@@ -158,6 +189,10 @@ def micro_kernel(tile, listed=False):
     ``listed``, over the ``depth`` uint16 numbers at the address ``steps``. Addresses are integers
     (``array.ctypes.data``), distances count float32 numbers. Nothing is checked. The sum runs over k
     in order, with one rounding a step. A floor of -inf changes nothing; NaN passes any floor.
+
+    With ``pairs``, each 4 bytes of a and b hold two bfloat16 numbers, of two neighbouring k (the lower
+    half first), whose two products are added without rounding in between; all distances and ``depth``
+    then count pairs. For processors with AVX-512 BF16.
 
     Where ``tile.masked`` is not set, whole vectors of b are read: its rows must go on behind
     ``columns`` to a multiple of the lanes.
@@ -204,7 +239,9 @@ def micro_kernel(tile, listed=False):
                     block = build.append_basic_block(f"tile_{count}x{vectors}")
                     choice.add_case(INT((vectors - 1) * (tile.rows + 1) + count), block)
                     with build.goto_block(block):
-                        kernel = _micro_kernel(build.module, count, vectors, tile.lanes, listed, tile.masked)
+                        kernel = _micro_kernel(
+                            build.module, count, vectors, tile.lanes, listed, tile.masked, pairs
+                        )
                         build.call(kernel, passed)
                         build.branch(end)
             build.position_at_end(end)
@@ -215,11 +252,74 @@ def micro_kernel(tile, listed=False):
     return multiply
 
 
-def transposer(lanes):
+def _halved(build, low, high):
+    """Two vectors of float32, one behind the other, as one of bfloat16 (round to nearest, even)."""
+    count = low.type.count
+    order = ir.VectorType(INT32, 2 * count)([INT32(i) for i in range(2 * count)])
+    both = build.shuffle_vector(low, high, order)
+    return build.fptrunc(both, ir.VectorType(BFLOAT, 2 * count))
+
+
+@intrinsic
+def halve_32(typing, source, target):
+    """Round 32 float32 numbers at an address to bfloat16 at another."""
+
+    def generate(context, build, signature, arguments):
+        vector = ir.VectorType(FLOAT, 16)
+        low, high = (
+            build.load(
+                build.inttoptr(build.add(arguments[0], INT(offset)), vector.as_pointer()), align=FLOAT_BYTES
+            )
+            for offset in (0, 64)
+        )
+        halves = _halved(build, low, high)
+        build.store(halves, build.inttoptr(arguments[1], halves.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def pair_rows(typing, first, second, first_count, second_count, target):
+    """Round 16 numbers of each of two rows to bfloat16, in pairs: first[0], second[0], first[1] …
+
+    Of the rows only the first so many numbers are read; the rest counts as zero.
+    """
+
+    def generate(context, build, signature, arguments):
+        vector = ir.VectorType(FLOAT, 16)
+        rows = [
+            _masked_load(build, vector, build.inttoptr(row, vector.as_pointer()), _first(build, 16, count))
+            for row, count in zip(arguments[:2], arguments[2:4], strict=True)
+        ]
+        halves = _halved(build, *rows)
+        order = ir.VectorType(INT32, 32)([INT32(i // 2 + 16 * (i % 2)) for i in range(32)])
+        pairs = build.shuffle_vector(halves, halves.type(ir.Undefined), order)
+        build.store(pairs, build.inttoptr(arguments[4], pairs.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@intrinsic
+def write_half(typing, address, value):
+    """Store a float32 number rounded to bfloat16 at an address."""
+
+    def generate(context, build, signature, arguments):
+        half = build.fptrunc(arguments[1], BFLOAT)
+        build.store(half, build.inttoptr(arguments[0], BFLOAT.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float32), generate
+
+
+def transposer(lanes, halve=False):
     """A function for jitted code that transposes a square of ``lanes`` × ``lanes`` numbers.
 
     ``transpose(source, source_row, target, target_row)``: target[j, i] = source[i, j], with addresses
-    and distances as in :func:`micro_kernel`. Cost: lanes loads and stores, lanes · log₂ lanes shuffles.
+    and distances as in :func:`micro_kernel`. With ``halve``, the source's rows have 2·lanes numbers,
+    which are rounded to bfloat16 first; pairs of them are the numbers that change places.
+    Cost: lanes loads and stores, lanes · log₂ lanes shuffles.
     """
 
     @intrinsic
@@ -233,6 +333,13 @@ def transposer(lanes):
                 return build.inttoptr(build.add(address, offset), vector.as_pointer())
 
             now = [build.load(pointer(source, source_row, r), align=FLOAT_BYTES) for r in range(lanes)]
+            if halve:
+                source = build.add(source, INT(FLOAT_BYTES * lanes))
+                behind = [build.load(pointer(source, source_row, r), align=FLOAT_BYTES) for r in range(lanes)]
+                now = [
+                    build.bitcast(_halved(build, low, high), vector)
+                    for low, high in zip(now, behind, strict=True)
+                ]
             # Squares of side 2, 4, … are transposed inside squares of twice the side: rows r and
             # r + side exchange every second piece of ``side`` numbers.
             side = 1

@@ -45,6 +45,11 @@ def can_compress():
     return "+avx512vbmi2" in _features() and llvm_version_info[0] >= 19  # LLVM's name for it is young
 
 
+def has_bfloat16():
+    """Whether the processor multiplies pairs of bfloat16 numbers (AVX-512 BF16)."""
+    return {"+avx512f", "+avx512bf16"} <= _features()
+
+
 def host_tile():
     """The tile for the processor that Numba compiles for."""
     features = _features()

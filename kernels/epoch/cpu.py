@@ -68,6 +68,7 @@ SAMPLE = 256  # pictures that are looked at to find out
     UPDATE,
     SEED,
     CLIP,
+    HALF,
     IS_SPARSE,
     WIDE,
     PANELS,
@@ -89,7 +90,7 @@ SAMPLE = 256  # pictures that are looked at to find out
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(46)
+) = range(47)
 INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
 # The float64 numbers of an optimizer.
 MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
@@ -279,6 +280,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 part,
                 layer[INPUTS],
                 np.float32(0),
+                plan[HALF] != 0,
                 room,
                 none,
             )
@@ -315,6 +317,7 @@ def _loss(thread, threads, plan, x, start, count, room):
         (first, last, ZERO, layer[OUTPUTS]),
         layer[INPUTS],
         np.float32(-np.inf),
+        False,
         room,
         _nothing(),
     )
@@ -408,6 +411,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             part,
             count,
             np.float32(-np.inf),
+            plan[HALF] != 0 and number < plan[LAYERS] - 1,
             room,
             details,
         )
@@ -445,6 +449,7 @@ def _grad_input(thread, threads, plan, number, count, room):
         part,
         layer[OUTPUTS],
         np.float32(-np.inf),
+        plan[HALF] != 0 and number < plan[LAYERS] - 1,
         room,
         After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0),
     )
@@ -460,9 +465,7 @@ def _panels(thread, threads, plan, with_states, back):
         panels = plan[PANELS] if state == 0 else plan[PANELS_0] if state == 1 else plan[PANELS_1]
         if base != 0 and (state == 0 or with_states):
             w = base + layer[W] - plan[PARAMETERS]
-            sparse.pack_panels(
-                w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back
-            )
+            sparse.pack_panels(w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back)
 
 
 def _steps(thread, threads, barrier, arguments):
@@ -641,6 +644,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         UPDATE: plan.update,
         SEED: plan.seed,
         CLIP: plan.clip_norm is not None,
+        HALF: plan.precision == "bf16",
         IS_SPARSE: with_lists,
         PARAMETERS: address(plan.parameters),
         GRADIENTS: address(plan.gradients),

@@ -24,9 +24,17 @@ from numba.extending import overload, register_jitable
 from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import aligned_zeros, doubles, fill, floats, ints, row_distance
-from ..common.simd import micro_kernel, read, transposer, write
+from ..common.simd import (
+    halve_32,
+    micro_kernel,
+    pair_rows,
+    read,
+    transposer,
+    write,
+    write_half,
+)
 from ..common.team import Kernel, thread_count
-from ..common.tiles import host_tile
+from ..common.tiles import has_bfloat16, host_tile
 
 TILE = host_tile()
 ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
@@ -37,8 +45,14 @@ FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
 ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
+HALF = has_bfloat16()
+PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
+
 _multiply = micro_kernel(TILE)
 _transpose = transposer(LANES)
+# Elsewhere the names exist, so that code compiles, but nothing may call them.
+_multiply_pairs = micro_kernel(TILE, pairs=True) if HALF else _multiply
+_transpose_pairs = transposer(LANES, halve=True) if HALF else _transpose
 
 
 # --- pieces for jitted code ---------------------------------------------------------------------
@@ -131,6 +145,57 @@ def _pack_strip(a, a_row, a_step, depth, rows, packed):
     return 1, 16
 
 
+@jit
+def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
+    """As :func:`_pack_panel`, in pairs of bfloat16; an odd last step is paired with zeros."""
+    pairs = -(-depth // 2)
+    if b_column == 1:
+        for k in range(pairs):
+            row, after = b + SIZE * 2 * k * b_step, 2 * k + 1 < depth
+            for j in range(0, COLUMNS, 16):
+                count = max(0, min(16, width - j))
+                below = row + SIZE * (b_step + j) if after else row
+                place = panel + SIZE * (k * COLUMNS + j)
+                pair_rows(row + SIZE * j, below, count, count if after else 0, place)
+        return
+    if width < COLUMNS or depth % 2:
+        fill(floats(panel, COLUMNS * pairs), 0)
+    across, down = 0, 0
+    if b_step == 1:
+        across, down = width // LANES * LANES, depth // (2 * LANES) * LANES
+        for j in range(0, across, LANES):
+            for k in range(0, down, LANES):
+                source = b + SIZE * (j * b_column + 2 * k)
+                _transpose_pairs(source, b_column, panel + SIZE * (k * COLUMNS + j), COLUMNS)
+    for k in range(depth):
+        for j in range(across if k < 2 * down else 0, width):
+            place = panel + SIZE * (k // 2 * COLUMNS + j) + 2 * (k % 2)
+            write_half(place, read(b + SIZE * (k * b_step + j * b_column)))
+
+
+@jit
+def _pack_strip_pairs(a, a_row, a_step, depth, rows, packed):
+    """As :func:`_pack_strip`, in pairs of bfloat16; distances count pairs."""
+    pairs = -(-depth // 2)
+    if a_row == 1:
+        for k in range(pairs):
+            row, after = a + SIZE * 2 * k * a_step, 2 * k + 1 < depth
+            below = row + SIZE * a_step if after else row
+            pair_rows(row, below, rows, rows if after else 0, packed + SIZE * k * 16)
+        return 1, 16
+    distance = _odd_lines(pairs)
+    for i in range(rows):
+        source, target = a + SIZE * i * a_row, packed + SIZE * i * distance
+        whole = depth // 32 * 32 if a_step == 1 else 0
+        for k in range(0, whole, 32):
+            halve_32(source + SIZE * k, target + 2 * k)
+        for k in range(whole, depth):
+            write_half(target + 2 * k, read(source + SIZE * k * a_step))
+        if depth % 2:
+            write_half(target + 2 * depth, np.float32(0))
+    return distance, 1
+
+
 def finish(details, top, left, rows, columns, piece, piece_row):
     """What :func:`product` calls for every finished piece of the output, while it is in the cache.
 
@@ -178,15 +243,16 @@ def _finish_mask(details, top, left, rows, columns, piece, piece_row):
 
 
 @jit
-def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, room, details):
+def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details):
     """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
 
     ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
     a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
     ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
-    none. ``part`` is what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers
-    that no other thread uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece
-    in ``room``; depth must then be at most DEPTH.
+    none. ``half`` rounds a and b to bfloat16, where HALF says that the processor can multiply these;
+    the sums are float32. ``part`` is what :func:`share` gives. ``room`` is the address of
+    :func:`room_for` numbers that no other thread uses. Where ``c`` is 0 the product is not stored:
+    ``finish`` gets each piece in ``room``; depth must then be at most DEPTH.
 
     Cost: 2·rows·columns·depth flops. Every operand is read from memory once for about 300 columns or
     512 steps.
@@ -202,28 +268,40 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     piece = packed + SIZE * max(ROWS * _odd_lines(deepest), 16 * deepest)
     fill(floats(zeros, COLUMNS), 0)
     height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
-    pack_b = b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
-    pack_a = (a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0)
-    lowest = np.float32(-np.inf)
+    block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
+    pack_b = half or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
+    pack_a = (
+        half
+        or (a_row >= CONFLICT and a_row % CONFLICT == 0)
+        or (a_step >= CONFLICT and a_step % CONFLICT == 0)
+    )
+    none = np.float32(-np.inf)
     for first in range(0, count, group):
         behind = min(first + group, count)
         group_left = left + first * COLUMNS
         group_width = min(behind * COLUMNS, columns) - first * COLUMNS
         target, target_row = c, c_row
-        for from_k in range(0, depth, DEPTH):
-            deep = min(DEPTH, depth - from_k)
+        for from_k in range(0, depth, block):
+            deep = min(block, depth - from_k)
+            steps = -(-deep // 2) if half else deep
             at_end = from_k + deep == depth
             for p in range(first, behind):
                 width = min(COLUMNS, columns - p * COLUMNS)
                 if pack_b or (width < COLUMNS and not MASKED):
                     source = b + SIZE * (from_k * b_step + (left + p * COLUMNS) * b_column)
-                    place = panels + SIZE * (p - first) * COLUMNS * deep
-                    _pack_panel(source, b_step, b_column, deep, width, place)
+                    place = panels + SIZE * (p - first) * COLUMNS * steps
+                    if HALF and half:
+                        _pack_panel_pairs(source, b_step, b_column, deep, width, place)
+                    else:
+                        _pack_panel(source, b_step, b_column, deep, width, place)
             for down in range(0, rows, height):
                 tall = min(height, rows - down)
                 strip = a + SIZE * ((top + down) * a_row + from_k * a_step)
                 strip_row, strip_step = a_row, a_step
-                if pack_a and tall > 1:
+                if HALF and half:
+                    strip_row, strip_step = _pack_strip_pairs(strip, a_row, a_step, deep, tall, packed)
+                    strip = packed
+                elif pack_a and tall > 1:
                     strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
                     strip = packed
                 if c == 0:
@@ -233,7 +311,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                 for p in range(first, behind):
                     width = min(COLUMNS, columns - p * COLUMNS)
                     if pack_b or (width < COLUMNS and not MASKED):
-                        panel, panel_step = panels + SIZE * (p - first) * COLUMNS * deep, COLUMNS
+                        panel, panel_step = panels + SIZE * (p - first) * COLUMNS * steps, COLUMNS
                     else:
                         panel, panel_step = b + SIZE * (from_k * b_step + left + p * COLUMNS), b_step
                     out = target + SIZE * (p - first) * COLUMNS
@@ -243,22 +321,41 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                         start, start_row = bias + SIZE * (left + p * COLUMNS), 0
                     else:
                         start, start_row = zeros, 0
-                    _multiply(
-                        strip,
-                        strip_row,
-                        strip_step,
-                        panel,
-                        panel_step,
-                        start,
-                        start_row,
-                        out,
-                        target_row,
-                        deep,
-                        0,
-                        tall,
-                        width,
-                        floor if at_end else lowest,
-                    )
+                    lowest = floor if at_end else none
+                    if HALF and half:
+                        _multiply_pairs(
+                            strip,
+                            strip_row,
+                            strip_step,
+                            panel,
+                            panel_step,
+                            start,
+                            start_row,
+                            out,
+                            target_row,
+                            steps,
+                            0,
+                            tall,
+                            width,
+                            lowest,
+                        )
+                    else:
+                        _multiply(
+                            strip,
+                            strip_row,
+                            strip_step,
+                            panel,
+                            panel_step,
+                            start,
+                            start_row,
+                            out,
+                            target_row,
+                            steps,
+                            0,
+                            tall,
+                            width,
+                            lowest,
+                        )
                 if at_end:
                     finish(details, top + down, group_left, tall, group_width, target, target_row)
 
@@ -278,14 +375,13 @@ def column_sums(dy, dy_row, rows, left, right, db):
 
 # --- whole operations ---------------------------------------------------------------------------
 
-_WORDS = 18
+_WORDS = 19
 
 
 def _one_product(thread, threads, barrier, arguments):
-    a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth, bias, y_below, y_row, db, room = (
-        ints(arguments, 16)
-    )
-    floor, scale = doubles(arguments + 8 * 16, 2)
+    a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
+    bias, y_below, y_row, db, room, half = ints(arguments + 8 * 11, 6)
+    floor, scale = doubles(arguments + 8 * 17, 2)
     part = share(thread, threads, rows, columns, ROWS, COLUMNS)
     room += SIZE * thread * room_for(columns, depth)
     product(
@@ -301,6 +397,7 @@ def _one_product(thread, threads, barrier, arguments):
         part,
         depth,
         np.float32(floor),
+        half != 0,
         room,
         Mask(y_below, y_row, np.float32(scale)),
     )
@@ -330,12 +427,12 @@ def _distances(array):
     return _address(array), row // SIZE, column // SIZE
 
 
-def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None):
+def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None, half=False):
     """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
     (rows, depth), columns = a.shape, b.shape[1]
     threads = 1 if rows * columns * depth < ALONE else thread_count(threads)
     arguments = np.empty(_WORDS, np.int64)
-    arguments[:16] = (
+    arguments[:17] = (
         *_distances(a),
         *_distances(b),
         _address(c),
@@ -348,12 +445,13 @@ def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=No
         0 if y_below is None else y_below.strides[0] // SIZE,
         0 if db is None else _address(db),
         _room(threads * room_for(columns, depth)),
+        half,
     )
-    arguments[16:].view(np.float64)[:] = 0.0 if relu else -np.inf, scale
+    arguments[17:].view(np.float64)[:] = 0.0 if relu else -np.inf, scale
     _kernel(arguments, threads)
 
 
-def matmul(a, b, out=None, threads=None):
+def matmul(a, b, out=None, threads=None, precision="float32"):
     """out = a·b.
 
     ``matmul(x, w)``; ``matmul(x, w, out=y, threads=1)``
@@ -363,8 +461,11 @@ def matmul(a, b, out=None, threads=None):
     have the numbers of a row next to each other and must not overlap a or b.
     ``threads``: at most so many; by default FASTDIGIT_THREADS, else all processors. The bits do not
     depend on it.
+    ``precision``: "bf16" rounds a and b to bfloat16 and sums their products in float32, on processors
+    with AVX-512 BF16.
     Writes: out (a new array if None), and returns it.
-    Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit.
+    Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit, and for a
+    precision that the processor does not have.
     Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread. The first
     call on a machine compiles for some seconds, later processes read that from Numba's cache.
     Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴).
@@ -386,18 +487,18 @@ def matmul(a, b, out=None, threads=None):
     if a.shape[1] == 0:
         out[...] = 0
     elif out.size:
-        _run(_whole_strides(a), _whole_strides(b), out, threads)
+        _run(_whole_strides(a), _whole_strides(b), out, threads, half=precision == "bf16")
     return out
 
 
-def matmul_tn(a, b, out=None, threads=None):
+def matmul_tn(a, b, out=None, threads=None, precision="float32"):
     """out = aᵀ·b, for a [K, M] and b [K, N]; the rest as :func:`matmul`."""
-    return matmul(a.T, b, out, threads)
+    return matmul(a.T, b, out, threads, precision)
 
 
-def matmul_nt(a, b, out=None, threads=None):
+def matmul_nt(a, b, out=None, threads=None, precision="float32"):
     """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
-    return matmul(a, b.T, out, threads)
+    return matmul(a, b.T, out, threads, precision)
 
 
 def _whole_strides(x):

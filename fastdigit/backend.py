@@ -52,6 +52,10 @@ class Backend:
     # where the backend has only single operations.
     train_epoch: Callable[..., None] | None = None
 
+    # (layout, parameters) -> a function (images, result, probabilities) of NumPy arrays that writes
+    # the logits, or their softmax, of all images in one call; None as above.
+    predictor: Callable[..., Callable[..., None]] | None = None
+
     def __deepcopy__(self, memo):
         return self  # nothing in it changes
 
@@ -157,6 +161,7 @@ def _load_cpu():
     from .kernels.dropout import cpu as dropout
     from .kernels.epoch import cpu as epoch
     from .kernels.gather import cpu as gather
+    from .kernels.inference import cpu as inference
     from .kernels.matmul import cpu as matmul
     from .kernels.optimizer import cpu as optimizer
     from .kernels.softmax_xent import cpu as softmax_xent
@@ -183,6 +188,7 @@ def _load_cpu():
         adam=optimizer.adam,
         clip_norm=optimizer.clip_norm,
         train_epoch=epoch.train_epoch,
+        predictor=inference.predictor,
     )
 
 

@@ -31,6 +31,9 @@ def as_inputs(images, size, *, what="images", dtype="float32", pixels=True):
     Errors: DataError for another shape, a dtype that is not numeric, NaN or infinity (with the
     row), integers outside 0 … 255.
     """
+    ready = type(images) is np.ndarray and images.dtype == np.uint8 and images.flags.c_contiguous
+    if ready and (images.shape == (size,) or images.shape[1:] == (size,)):
+        return images.reshape(-1, size)  # nothing to check: one image shall not wait for it
     array = _as_array(images, what)
     if array.ndim >= 1 and array.size == size and array.shape[1:] != (size,):
         array = array.reshape(1, size)

@@ -71,6 +71,9 @@ class Network:
         self._parameters = self.backend.zeros((self.layout.size,), self.dtype)
         self._gradients = self.backend.zeros((self.layout.size,), self.dtype)
         self._layers = self.layout.layers(self._parameters)
+        self._predictor = None
+        if self.backend.predictor is not None and self.dtype == "float32":
+            self._predictor = self.backend.predictor(self.layout, self._parameters)
         self._capacity = 0
         self._buffers = {}
         self._renew_locks()
@@ -157,17 +160,22 @@ class Network:
 
     # --- forward and backward ---------------------------------------------------------------
 
-    def _outputs(self, inputs, last):
-        """What ``last(buffers)`` makes of the logits of all inputs, batch by batch."""
-        results = []
+    def _outputs(self, images, probabilities):
+        """The logits of all images, or their softmax."""
+        inputs = self.as_inputs(images)
+        result = np.empty((len(inputs), self.layer_sizes[-1]), self.dtype)
         with self._lock:
+            if self._predictor is not None:
+                self._predictor(inputs, result, probabilities)
+                return result
             for start in range(0, len(inputs), PREDICT_BATCH):
                 buffers = self._gathered(inputs[start : start + PREDICT_BATCH])
                 forward(self.backend, self._layers, buffers)
-                results.append(np.array(self.backend.to_host(last(buffers))))
-        if not results:
-            return np.zeros((0, self.layer_sizes[-1]), self.dtype)
-        return np.concatenate(results)
+                if probabilities:
+                    self.backend.softmax(buffers.y[-1], buffers.dy[-1])
+                outputs = (buffers.dy if probabilities else buffers.y)[-1]
+                result[start : start + PREDICT_BATCH] = self.backend.to_host(outputs)
+        return result
 
     def _gathered(self, inputs):
         """The buffers for a batch of host inputs, with the batch in them."""
@@ -185,16 +193,11 @@ class Network:
 
     def logits(self, images):
         """What goes into the softmax. Shapes: images as in :meth:`predict`; returns [N, C]."""
-        return self._outputs(self.as_inputs(images), lambda buffers: buffers.y[-1])
+        return self._outputs(images, probabilities=False)
 
     def predict_proba(self, images):
         """The probability of each class. Shapes: images as in :meth:`predict`; returns [N, C]."""
-
-        def probabilities(buffers):
-            self.backend.softmax(buffers.y[-1], buffers.dy[-1])
-            return buffers.dy[-1]
-
-        return self._outputs(self.as_inputs(images), probabilities)
+        return self._outputs(images, probabilities=True)
 
     def predict(self, images):
         """The label of the most probable class of each image.

@@ -15,6 +15,9 @@ from .compiling import jit
 FLOAT_BYTES = 4
 _WORD = ir.IntType(64)
 
+# Numbers that are not known to be constant: Numba compiles a function anew for each constant argument.
+ZERO, ONE = np.int64(0), np.int64(1)
+
 
 def _pointer_to(kind):
     @intrinsic

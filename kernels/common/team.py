@@ -270,6 +270,14 @@ class Kernel:
     def _compiled(self):
         return c_function(self.function)
 
+    @cached_property
+    def _address(self):
+        return self._compiled.address
+
     def __call__(self, arguments, threads=None):
         words = np.array(arguments, np.int64)
-        _team.run(self._compiled.address, words.ctypes.data, thread_count(threads))
+        self.run(words.ctypes.data, thread_count(threads))
+
+    def run(self, arguments, threads):
+        """The same for words that are in memory already, at an address that stays theirs meanwhile."""
+        _team.run(self._address, arguments, threads)

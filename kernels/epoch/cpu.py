@@ -19,7 +19,7 @@ from numba.extending import overload
 
 from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
+from ..common.memory import ONE, ZERO, aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
 from ..common.team import Kernel, thread_count, wait_for_all
 from ..dropout.cpu import dropout_rows
 from ..dropout.reference import keep_threshold
@@ -31,8 +31,6 @@ from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
 from ..softmax_xent.cpu import softmax_xent_rows
 
 SGD, ADAM = 0, 1
-# Numbers that are not known to be constant: Numba compiles a function anew for each constant.
-ONE, ZERO = np.int64(1), np.int64(0)
 FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradients are stored
 
 # What is sparse enough: of the pixels, those where one of two pictures has ink, and the least number
@@ -195,7 +193,7 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
 
 
 @jit(inline="always")
-def _nothing():
+def nothing():
     """Details for a product that is ready as it is."""
     return After(NOTHING, 0, 0, np.float32(1), 0, 0, 0, 0, 0.0, 0)
 
@@ -240,7 +238,7 @@ def _own(thread, threads, plan, layer, number, rows):
 @jit(inline="always")
 def _forward(thread, threads, barrier, plan, x, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
-    none = _nothing()
+    none = nothing()
     x_row = plan[X_ROW]
     for number in range(plan[LAYERS] - 1):
         layer = _layer(plan, number)
@@ -280,7 +278,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 part,
                 layer[INPUTS],
                 np.float32(0),
-                plan[HALF] != 0,
+                plan[HALF],
                 room,
                 none,
             )
@@ -317,9 +315,9 @@ def _loss(thread, threads, plan, x, start, count, room):
         (first, last, ZERO, layer[OUTPUTS]),
         layer[INPUTS],
         np.float32(-np.inf),
-        False,
+        ZERO,  # the output layer stays in float32
         room,
-        _nothing(),
+        nothing(),
     )
     softmax_xent_rows(
         matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS]),
@@ -345,7 +343,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
     part = _own(thread, threads, plan, layer, number, layer[INPUTS])
     to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
     to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
-    details = _nothing()
+    details = nothing()
     if fused and number == 0 and plan[IS_SPARSE]:
         details = After(
             UPDATE_PANELS,
@@ -411,7 +409,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             part,
             count,
             np.float32(-np.inf),
-            plan[HALF] != 0 and number < plan[LAYERS] - 1,
+            plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
             room,
             details,
         )
@@ -449,7 +447,7 @@ def _grad_input(thread, threads, plan, number, count, room):
         part,
         layer[OUTPUTS],
         np.float32(-np.inf),
-        plan[HALF] != 0 and number < plan[LAYERS] - 1,
+        plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
         room,
         After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0),
     )

@@ -59,6 +59,16 @@ def gather_rows(images, order, start, out, first, last):
 
 
 @jit
+def copy_rows(images, start, out):
+    """out[i] = images[start + i], scaled as in :func:`gather`."""
+    scale = PIXEL if images.itemsize == 1 else ONE
+    for r in range(out.shape[0]):
+        source, target = _image(images, start + r), row(out, r)
+        for c in range(target.size):
+            target[c] = np.float32(source[c]) * scale
+
+
+@jit
 def gather_span(values, order, start, out, first, last):
     """Elements ``first`` … ``last`` - 1 of :func:`gather_values`; ``order`` is not checked."""
     for i in range(first, last):

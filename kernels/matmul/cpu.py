@@ -79,7 +79,7 @@ def share(thread, threads, rows, columns, tall, wide):
 
 
 @register_jitable
-def _odd_lines(numbers):
+def odd_lines(numbers):
     """At least so many numbers, and an odd number of cache lines: such rows use all cache sets."""
     return (-(-numbers // 16) | 1) * 16
 
@@ -93,8 +93,8 @@ def _panels_at_once(columns, depth):
 def room_for(columns, depth):
     """How many float32 numbers of working space :func:`product` needs, for ``columns`` or fewer."""
     group, deep = _panels_at_once(columns, depth) * COLUMNS, min(depth, DEPTH)
-    strip = max(ROWS * _odd_lines(deep), 16 * deep)
-    return COLUMNS + group * deep + strip + ROWS * _odd_lines(group)
+    strip = max(ROWS * odd_lines(deep), 16 * deep)
+    return COLUMNS + group * deep + strip + ROWS * odd_lines(group)
 
 
 @jit
@@ -127,7 +127,7 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
 def _pack_strip(a, a_row, a_step, depth, rows, packed):
     """Copy a strip of a to where its rows do not share cache sets; its new row and step distance."""
     if a_step == 1:
-        row = _odd_lines(depth)
+        row = odd_lines(depth)
         for i in range(rows):
             source, target = floats(a + SIZE * i * a_row, depth), floats(packed + SIZE * i * row, depth)
             for k in range(depth):
@@ -183,7 +183,7 @@ def _pack_strip_pairs(a, a_row, a_step, depth, rows, packed):
             below = row + SIZE * a_step if after else row
             pair_rows(row, below, rows, rows if after else 0, packed + SIZE * k * 16)
         return 1, 16
-    distance = _odd_lines(pairs)
+    distance = odd_lines(pairs)
     for i in range(rows):
         source, target = a + SIZE * i * a_row, packed + SIZE * i * distance
         whole = depth // 32 * 32 if a_step == 1 else 0
@@ -249,7 +249,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
     a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
     ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
-    none. ``half`` rounds a and b to bfloat16, where HALF says that the processor can multiply these;
+    none. ``half`` = 1 rounds a and b to bfloat16, where HALF says that the processor can multiply these;
     the sums are float32. ``part`` is what :func:`share` gives. ``room`` is the address of
     :func:`room_for` numbers that no other thread uses. Where ``c`` is 0 the product is not stored:
     ``finish`` gets each piece in ``room``; depth must then be at most DEPTH.
@@ -265,13 +265,13 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     deepest = min(depth, DEPTH)
     zeros, panels = room, room + SIZE * COLUMNS
     packed = panels + SIZE * group * COLUMNS * deepest
-    piece = packed + SIZE * max(ROWS * _odd_lines(deepest), 16 * deepest)
+    piece = packed + SIZE * max(ROWS * odd_lines(deepest), 16 * deepest)
     fill(floats(zeros, COLUMNS), 0)
     height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
     block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
-    pack_b = half or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
+    pack_b = half != 0 or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
     pack_a = (
-        half
+        half != 0
         or (a_row >= CONFLICT and a_row % CONFLICT == 0)
         or (a_step >= CONFLICT and a_step % CONFLICT == 0)
     )
@@ -305,7 +305,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                     strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
                     strip = packed
                 if c == 0:
-                    target, target_row = piece, _odd_lines(group * COLUMNS)
+                    target, target_row = piece, odd_lines(group * COLUMNS)
                 else:
                     target = c + SIZE * ((top + down) * c_row + group_left)
                 for p in range(first, behind):
@@ -397,7 +397,7 @@ def _one_product(thread, threads, barrier, arguments):
         part,
         depth,
         np.float32(floor),
-        half != 0,
+        half,
         room,
         Mask(y_below, y_row, np.float32(scale)),
     )

@@ -1,0 +1,264 @@
+"""Prediction with 784-128-10 from Python, beside onnxruntime, torch and NumPy.
+
+    python -m fastdigit.bench.predict [--rounds 3] [--data DIR] [--backend auto] [--python INTERPRETER]
+        [--json FILE]
+
+The latency of one image, for its label and for its probabilities: the median of many calls; and how many
+images per second go through when 10,000 come at once. Each side runs in a process of its own, and they take
+turns. A side is timed only if its probabilities of all 10,000 images are within 1e-5 of a float64 formula's
+and its labels are the same.
+
+Peers are handed float32 in 0 … 1, ours is handed the uint8 image and converts and checks it within the time.
+For one image torch and onnxruntime compute with one thread, which is quicker there; 10,000 go through all
+cores, at once or in batches of 1,000, whichever is quicker.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import fastdigit as fd
+
+from . import cases, machine
+from .peers import cores
+from .train import run, say
+
+TOLERANCE = 1e-5
+CALLS = 3000  # of one image
+WARM = 200
+REPEAT = 7  # of all images
+SPLITS = (1_000, 10_000)
+
+
+def fastdigit(weights, backend):
+    net = fd.Network(cases.SMALL, backend=backend)
+    net.set_parameters(weights)
+    return {1: (net.predict, net.predict_proba), "all": net.predict_proba}, f"backend {net.backend.name}"
+
+
+def numpy(weights, backend):
+    w1, b1, w2, b2 = (weights[name] for name in ("w1", "b1", "w2", "b2"))
+
+    def logits(x):
+        hidden = x @ w1
+        hidden += b1
+        np.maximum(hidden, 0, out=hidden)
+        return hidden @ w2 + b2
+
+    def probabilities(x):
+        z = logits(x)
+        z -= z.max(axis=1, keepdims=True)
+        np.exp(z, out=z)
+        z /= z.sum(axis=1, keepdims=True)
+        return z
+
+    return {1: (lambda x: logits(x).argmax(axis=1), probabilities), "all": probabilities}, np.__version__
+
+
+def torch(weights, backend):
+    import torch
+    from torch.nn import functional
+
+    w1, w2 = (torch.from_numpy(np.ascontiguousarray(weights[name].T)) for name in ("w1", "w2"))
+    b1, b2 = (torch.from_numpy(weights[name]) for name in ("b1", "b2"))
+
+    def logits(x):
+        return functional.linear(functional.relu(functional.linear(torch.from_numpy(x), w1, b1)), w2, b2)
+
+    def label(x):
+        with torch.inference_mode():
+            return logits(x).argmax(1).numpy()
+
+    def probabilities(x):
+        with torch.inference_mode():
+            return functional.softmax(logits(x), 1).numpy()
+
+    def of_all(x):
+        torch.set_num_threads(cores())
+        return probabilities(x)
+
+    torch.set_num_threads(1)
+    return {1: (label, probabilities), "all": of_all}, torch.__version__
+
+
+def onnxruntime(weights, backend):
+    import onnxruntime
+
+    def session(last, threads):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        model = as_onnx(weights, last)
+        found = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return lambda x: found.run(None, {"x": x})[0]
+
+    calls = {1: (session("ArgMax", 1), session("Softmax", 1)), "all": session("Softmax", cores())}
+    return calls, onnxruntime.__version__
+
+
+def as_onnx(weights, last):
+    """The network as the bytes of an ONNX file that ends in ``last``: ArgMax or Softmax."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    argmax = last == "ArgMax"
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["y1"]),
+        helper.make_node("Relu", ["y1"], ["x2"]),
+        helper.make_node("Gemm", ["x2", "w2", "b2"], ["y2"]),
+        helper.make_node(last, ["y2"], ["y"], axis=1, **({"keepdims": 0} if argmax else {})),
+    ]
+    inputs, classes = cases.SMALL[0], cases.SMALL[-1]
+    kind, shape = (TensorProto.INT64, ["B"]) if argmax else (TensorProto.FLOAT, ["B", classes])
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", inputs])],
+        [helper.make_tensor_value_info("y", kind, shape)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    checker.check_model(model)
+    return model.SerializeToString()
+
+
+SIDES = {"numpy": numpy, "torch": torch, "onnxruntime": onnxruntime, "fastdigit": fastdigit}
+
+# --- in the processes of the sides ------------------------------------------------------------
+
+
+def child(name, folder, backend):
+    """What the process of a side does: check, then time; every fact is a line of JSON."""
+    with np.load(Path(folder) / "task.npz") as file:
+        found = dict(file)
+    images, expected = found.pop("images"), found.pop("expected")
+    try:
+        calls, version = SIDES[name](found, backend)
+    except ModuleNotFoundError as error:
+        say(no_time=f"{error.name} is not installed: pip install -r bench/requirements-peers.txt")
+        return
+    say(used=version)
+    x = images if name == "fastdigit" else images.astype(np.float32) * np.float32(1 / 255)
+    (label, probabilities), of_all = calls[1], calls["all"]
+    # One by one, as they are timed; all that is wrong with a few would be wrong with 200.
+    single = np.concatenate([probabilities(x[i : i + 1]) for i in range(200)])
+    difference = float(max(abs(of_all(x) - expected).max(), abs(single - expected[:200]).max()))
+    labels = np.concatenate([label(x[i : i + 1]) for i in range(200)])
+    if not difference <= TOLERANCE or (labels != expected[:200].argmax(axis=1)).any():
+        say(no_time=f"refused: probabilities differ by {difference:.2g}, or labels do")
+        return
+    calls, _ = SIDES[name](found, backend)  # made anew: the check of all set the number of threads
+    (label, probabilities), of_all = calls[1], calls["all"]
+    say(
+        difference=difference,
+        label=latency(label, x),
+        probabilities=latency(probabilities, x),
+        all=throughput(of_all, x),
+    )
+
+
+def latency(call, x):
+    """Microseconds of one call: [lower quartile, median, upper quartile]."""
+    single = [x[i : i + 1] for i in range(64)]
+    for i in range(WARM):
+        call(single[i % 64])
+    seconds = []
+    for i in range(CALLS):
+        image = single[i % 64]
+        begun = time.perf_counter()
+        call(image)
+        seconds.append(time.perf_counter() - begun)
+    return (1e6 * np.percentile(seconds, [25, 50, 75])).tolist()
+
+
+def throughput(call, x):
+    """Images per second, in the batches that are quickest."""
+    best = 0.0
+    for split in SPLITS:
+        seconds = []
+        for _ in range(REPEAT + 1):  # the first is the warm-up
+            begun = time.perf_counter()
+            for start in range(0, len(x), split):
+                call(x[start : start + split])
+            seconds.append(time.perf_counter() - begun)
+        best = max(best, len(x) / float(np.median(seconds[1:])))
+    return best
+
+
+# --- in the process that compares -------------------------------------------------------------
+
+
+def measure(data, sides, rounds, backend="auto", python=sys.executable):
+    """A row for each side: medians over the rounds."""
+    net = fd.Network(cases.SMALL, backend="numpy", seed=0)
+    fd.fit(net, data.train, epochs=1)
+    weights, images = net.get_parameters(), data.test.images.reshape(len(data.test), -1)
+    x = images / 255
+    hidden = np.maximum(x @ weights["w1"].astype(np.float64) + weights["b1"], 0)
+    z = hidden @ weights["w2"].astype(np.float64) + weights["b2"]
+    expected = np.exp(z - z.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    found = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "task.npz", images=images, expected=expected, **weights)
+        for _ in range(rounds):
+            for name, results in found.items():
+                interpreter = sys.executable if name == "fastdigit" else python
+                command = [interpreter, "-m", "fastdigit.bench.predict", "--child", name]
+                results.append(run([*command, "--task", folder, "--backend", backend]))
+    return [row_of(name, results) for name, results in found.items()]
+
+
+def row_of(name, results):
+    row, last = {"side": name, "used": results[-1].get("used")}, results[-1]
+    if "no_time" in last or "all" not in last:
+        return {**row, "no_time": last.get("no_time", "failed: it said nothing")}
+    label, probabilities = (
+        np.median([result[what] for result in results], axis=0).tolist()
+        for what in ("label", "probabilities")
+    )
+    return {
+        **row,
+        "microseconds_label": label[1],
+        "microseconds_label_quartiles": label[::2],
+        "microseconds_probabilities": probabilities[1],
+        "microseconds_probabilities_quartiles": probabilities[::2],
+        "images_per_second": float(np.median([result["all"] for result in results])),
+        "largest_difference": max(result["difference"] for result in results),
+    }
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
+    parser.add_argument("--backend", default="auto", help="of fastdigit")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
+    parser.add_argument("--json", type=Path, help="write the rows and the machine to this file")
+    parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        child(options.child, options.task, options.backend)
+        return None
+    data = fd.load_mnist(options.data)
+    rows = measure(data, options.sides, options.rounds, options.backend, options.python)
+    for row in rows:
+        if "no_time" in row:
+            print(f"{row['side']:>12}  {row['no_time']}")
+        else:
+            print(
+                f"{row['side']:>12} {row['microseconds_label']:7.1f} µs for a label, "
+                f"{row['microseconds_probabilities']:7.1f} µs for probabilities, "
+                f"{row['images_per_second']:>11,.0f} images/s of {len(data.test):,} ({row['used']})"
+            )
+    if options.json:
+        machine.write(options.json, rounds=options.rounds, rows=rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Predictions for many images, or one, in one call."""

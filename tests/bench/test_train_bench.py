@@ -1,0 +1,179 @@
+"""The harness of bench.train without any peer: what gets a time, what is refused one, what is missing."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit.bench import cases, peers, train
+
+TINY = cases.Network((784, 16, 10), 32)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data():
+    return fd.load_digits().train
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    """A task as the process of a side finds it."""
+    task = train.task_of(TINY, data, "numpy")
+    task.save(tmp_path)
+    np.save(tmp_path / "expected.npy", train.expected_losses(task, STEPS))
+    return tmp_path
+
+
+@pytest.fixture
+def facts_of(folder, monkeypatch, capsys):
+    """``facts_of(make)``: what the process of a side that is made so would say."""
+
+    def facts_of(make):
+        monkeypatch.setitem(peers.SIDES, "side", peers.Side(make))
+        train.child("side", folder, 0.05)
+        return train.gathered(capsys.readouterr().out)
+
+    return facts_of
+
+
+def row(facts):
+    return train.row_of("side", TINY, [facts])
+
+
+def test_numpy_and_fastdigit_are_measured_in_processes_of_their_own(data):
+    result = train.measure(TINY, data, ["numpy", "fastdigit"], 2, 0.1, "numpy")
+    theirs, ours = result["rows"]
+    for found in (theirs, ours):
+        assert "no_time" not in found
+        assert found["images_per_second"] > 0
+        assert len(found["rounds"]) == len(found["first_call_seconds"]) == 2
+        assert found["largest_loss_difference"] < 1e-5
+        assert found["gflops"] == found["images_per_second"] * TINY.flops_per_image / 1e9
+    assert result["best_peers"] == {"float32": "numpy"}
+    assert ours["ratio_to_best_peer"]["rounds"] == [
+        mine / other for mine, other in zip(ours["rounds"], theirs["rounds"], strict=True)
+    ]
+    assert ours["images_per_second_wall"] > 0
+    json.dumps(result, allow_nan=False)
+    train.show(result)
+
+
+def test_the_task_survives_its_file_and_peers_get_the_order_of_fit(data, folder):
+    task, read = train.task_of(TINY, data, "numpy"), peers.Task.load(folder)
+    assert read.network == TINY
+    assert (read.rate, read.backend, read.seed) == (train.RATE, "numpy", 0)
+    assert len(read.images) % TINY.batch == 0
+    for one, other in ((task.x, read.x), (task.y, read.y), (task.layers[1][0], read.layers[1][0])):
+        np.testing.assert_array_equal(one, other)
+    net = fd.Network(TINY.layer_sizes, backend="numpy", seed=0)
+    log = fd.fit(
+        net,
+        (read.images, read.labels),
+        optimizer=fd.SGD(read.rate),
+        schedule=fd.Constant(),
+        epochs=1,
+        batch_size=TINY.batch,
+    )
+    np.testing.assert_allclose(peers.numpy_loop(read).first(read.steps), log.step_losses, rtol=1e-5)
+
+
+def test_the_deep_network_trains_on_fewer_images_with_a_small_rate():
+    images = np.zeros((60_000, 28, 28), np.uint8)
+    data = fd.Images(images, np.zeros(len(images), np.uint8))
+    small, deep = (train.task_of(train.NETWORKS[name], data) for name in ("small-64", "deep-512"))
+    assert (small.steps, small.rate) == (937, train.RATE)
+    assert (deep.steps, deep.rate) == (train.FEWEST_STEPS, train.RATE_DEEP)
+
+
+class Wrong:
+    """Trains well, and tells another loss in one step."""
+
+    used = "a side that errs"
+
+    def __init__(self, task, error):
+        self.loop, self.error = peers.numpy_loop(task), error
+
+    def first(self, steps):
+        losses = self.loop.first(steps)
+        losses[STEPS // 2] *= self.error
+        return losses
+
+    def speeds(self, seconds):
+        return self.loop.speeds(seconds)
+
+
+@pytest.mark.parametrize("error", [1.002, 0.998, float("nan"), float("inf")])
+def test_a_wrong_loss_is_refused_a_time(facts_of, error):
+    facts = facts_of(lambda task: Wrong(task, error))
+    assert "speeds" not in facts
+    assert row(facts)["no_time"].startswith("refused: loss differs")
+
+
+def test_a_small_rounding_is_not_refused(facts_of):
+    assert "no_time" not in row(facts_of(lambda task: Wrong(task, 1.0001)))
+
+
+def test_a_wrong_update_is_refused_a_time(facts_of):
+    def make(task):
+        task.rate *= 1.05
+        return peers.numpy_loop(task)
+
+    assert "refused" in facts_of(make)["no_time"]
+
+
+def test_fewer_losses_than_expected_are_refused(facts_of):
+    def make(task):
+        loop = peers.numpy_loop(task)
+        loop.first = lambda steps: loop.train(0, steps - 1)
+        return loop
+
+    assert "refused" in facts_of(make)["no_time"]
+
+
+def test_a_missing_peer_has_a_row_that_says_how_to_get_it(facts_of):
+    found = row(facts_of(lambda task: importlib.import_module("a_peer_that_nobody_has")))
+    assert "a_peer_that_nobody_has is not installed: pip install -r bench/" in found["no_time"]
+    train.show({"network": "none", "images": 0, "best_peers": train.compare([found]), "rows": [found]})
+
+
+def test_a_precision_that_is_not_offered_has_a_row_that_says_so(facts_of):
+    facts = facts_of(lambda task: peers.Fit(task, precision="float8"))
+    assert "does not offer precision 'float8'" in facts["no_time"]
+
+
+def test_a_process_that_fails_has_a_row_with_its_last_words(tmp_path):
+    facts = train.run([train.sys.executable, "-c", "print('{\"used\": \"x\"}'); raise SystemExit('no more')"])
+    assert facts == {"used": "x", "no_time": "failed: no more"}
+    assert "failed" in train.run([str(tmp_path / "no-such-interpreter")])["no_time"]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "noisy"), [([100, 101, 102, 103], False), ([100, 120, 140, 160], True), ([7], False)]
+)
+def test_speeds_that_scatter_are_called_noisy(speeds, noisy, monkeypatch):
+    monkeypatch.setitem(peers.SIDES, "side", peers.Side(None))
+    facts = {"speeds": speeds, "first_call_seconds": 0, "wall": None, "others": None}
+    found = row({**facts, "largest_loss_difference": 0})
+    assert found["noisy"] is noisy
+    assert found["cores_used_by_others"] is None
+
+
+def test_the_best_peer_is_the_quickest_of_the_same_precision():
+    def timed(side, speed, rounds):
+        precision = peers.SIDES[side].precision
+        return {"side": side, "precision": precision, "images_per_second": speed, "rounds": rounds}
+
+    rows = [
+        timed("numpy", 10, [10, 10]),
+        timed("jax", 20, [20, 10]),
+        timed("torch-bf16", 90, [90, 90]),
+        {"side": "torch", "precision": "float32", "no_time": "refused"},
+        timed("fastdigit", 30, [30, 30]),
+        timed("fastdigit-1thread", 5, [5, 5]),
+    ]
+    assert train.compare(rows) == {"float32": "jax", "bf16": "torch-bf16"}
+    assert rows[4]["ratio_to_best_peer"] == {"median": 2.25, "rounds": [1.5, 3.0]}
+    assert "ratio_to_best_peer" not in rows[1]

@@ -40,7 +40,8 @@ TILE = host_tile()
 ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
 
 DEPTH = 512  # k at a time: a panel of 32 columns is then 64 KiB, read from the second-level cache
-PANELS = 128 * 1024  # numbers in packed panels at a time: 512 KiB, half of a second-level cache
+PANELS = 192 * 1024  # numbers in packed panels at a time: 768 KiB of a second-level cache of 1 MiB
+STRIPS = 4  # strips of a transposed a that are copied together: their numbers share cache lines
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
 ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
@@ -86,14 +87,15 @@ def odd_lines(numbers):
 
 @register_jitable
 def _panels_at_once(columns, depth):
-    return max(1, min(-(-columns // COLUMNS), PANELS // (COLUMNS * min(depth, DEPTH))))
+    count, most = -(-columns // COLUMNS), max(1, PANELS // (COLUMNS * min(depth, DEPTH)))
+    return -(-count // max(1, -(-count // most)))  # nearly equal groups instead of a small last one
 
 
 @register_jitable
 def room_for(columns, depth):
     """How many float32 numbers of working space :func:`product` needs, for ``columns`` or fewer."""
     group, deep = _panels_at_once(columns, depth) * COLUMNS, min(depth, DEPTH)
-    strip = max(ROWS * odd_lines(deep), 16 * deep)
+    strip = max(ROWS * odd_lines(deep), STRIPS * 16 * deep)
     return COLUMNS + group * deep + strip + ROWS * odd_lines(group)
 
 
@@ -126,23 +128,36 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
 @jit
 def _pack_strip(a, a_row, a_step, depth, rows, packed):
     """Copy a strip of a to where its rows do not share cache sets; its new row and step distance."""
-    if a_step == 1:
-        row = odd_lines(depth)
-        for i in range(rows):
-            source, target = floats(a + SIZE * i * a_row, depth), floats(packed + SIZE * i * row, depth)
+    distance = odd_lines(depth)
+    for i in range(rows):
+        source, target = a + SIZE * i * a_row, floats(packed + SIZE * i * distance, depth)
+        if a_step == 1:
+            numbers = floats(source, depth)
             for k in range(depth):
-                target[k] = source[k]
-        return row, 1
-    if a_row == 1 and rows == ROWS:
-        for k in range(depth):
-            source, target = floats(a + SIZE * k * a_step, ROWS), floats(packed + SIZE * k * 16, ROWS)
-            for i in range(ROWS):
-                target[i] = source[i]
-    else:
-        for k in range(depth):
-            for i in range(rows):
-                write(packed + SIZE * (k * 16 + i), read(a + SIZE * (i * a_row + k * a_step)))
-    return 1, 16
+                target[k] = numbers[k]
+        else:
+            for k in range(depth):
+                target[k] = read(source + SIZE * k * a_step)
+    return distance, 1
+
+
+@jit
+def _pack_strips(a, a_step, depth, rows, height, packed):
+    """The same for several strips of ``height`` rows, of an a whose rows are next to each other.
+
+    Strip s goes to packed + 4·s·16·depth, its steps 16 numbers apart.
+    """
+    for k in range(depth):
+        for strip in range(0, rows, height):
+            tall = min(height, rows - strip)
+            source = floats(a + SIZE * (k * a_step + strip), tall)
+            target = floats(packed + SIZE * (strip // height * 16 * depth + k * 16), tall)
+            if tall == ROWS:
+                for i in range(ROWS):
+                    target[i] = source[i]
+            else:
+                for i in range(tall):
+                    target[i] = source[i]
 
 
 @jit
@@ -265,7 +280,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     deepest = min(depth, DEPTH)
     zeros, panels = room, room + SIZE * COLUMNS
     packed = panels + SIZE * group * COLUMNS * deepest
-    piece = packed + SIZE * max(ROWS * odd_lines(deepest), 16 * deepest)
+    piece = packed + SIZE * max(ROWS * odd_lines(deepest), STRIPS * 16 * deepest)
     fill(floats(zeros, COLUMNS), 0)
     height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
     block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
@@ -301,6 +316,12 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                 if HALF and half:
                     strip_row, strip_step = _pack_strip_pairs(strip, a_row, a_step, deep, tall, packed)
                     strip = packed
+                elif pack_a and a_row == 1:
+                    number = down // height % STRIPS
+                    if number == 0:
+                        _pack_strips(strip, a_step, deep, min(STRIPS * height, rows - down), height, packed)
+                    strip_row, strip_step = 1, 16
+                    strip = packed + SIZE * number * 16 * deep
                 elif pack_a and tall > 1:
                     strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
                     strip = packed

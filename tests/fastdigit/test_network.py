@@ -625,13 +625,13 @@ def test_running_out_of_memory_leaves_a_network_that_works(backend, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("fastdigit.network.Buffers.allocate", fail)
         with pytest.raises(MemoryError):
-            net.logits(np.zeros((500, 6)))
+            net.gradients(np.zeros((500, 6)), np.zeros(500, int))
     np.testing.assert_array_equal(net.logits(x), expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_child_forked_while_a_thread_computes_does_not_hang(backend):
-    if backend.name != "numpy":
+    if backend.name not in ("numpy", "cpu"):
         pytest.skip("a GPU's context does not survive a fork")
     net = fd.Network([6, 5, 2], backend=backend, pixels=False)
     held, leave = threading.Event(), threading.Event()

@@ -86,6 +86,23 @@ def row(matrix, index):
     return floats(matrix.ctypes.data + index * matrix.strides[0], matrix.shape[1])
 
 
+@jit
+def _ends(matrix):
+    """The addresses of a matrix's first byte and of the one behind its last."""
+    first = last = matrix.ctypes.data
+    for axis in range(2):
+        reach = (matrix.shape[axis] - 1) * matrix.strides[axis]
+        first, last = first + min(reach, 0), last + max(reach, 0)
+    return first, last + matrix.itemsize
+
+
+@jit
+def overlap(a, b):
+    """Whether two matrices may share memory: whether their ends do."""
+    (a_first, a_last), (b_first, b_last) = _ends(a), _ends(b)
+    return a_first < b_last and b_first < a_last
+
+
 def row_distance(array):
     """How many elements the rows of a matrix are apart, for elements of a row next to each other.
 

@@ -16,14 +16,16 @@ Van Zee, van de Geijn, "BLIS", ACM TOMS 41 (2015).
 """
 
 import threading
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit, types
 from numba.extending import overload, register_jitable
 
-from ..common.compiling import jit
+from ..common.compiling import OPTIONS, jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import aligned_zeros, doubles, fill, floats, ints, row_distance
+from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, row_distance
 from ..common.simd import (
     halve_32,
     micro_kernel,
@@ -41,7 +43,7 @@ ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
 
 DEPTH = 512  # k at a time: a panel of 32 columns is then 64 KiB, read from the second-level cache
 PANELS = 192 * 1024  # numbers in packed panels at a time: 768 KiB of a second-level cache of 1 MiB
-STRIPS = 4  # strips of a transposed a that are copied together: their numbers share cache lines
+STRIPS = 8  # strips of a transposed a that are copied together: their numbers share cache lines
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
 ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
@@ -149,14 +151,13 @@ def _pack_strips(a, a_step, depth, rows, height, packed):
     """
     for k in range(depth):
         for strip in range(0, rows, height):
-            tall = min(height, rows - strip)
-            source = floats(a + SIZE * (k * a_step + strip), tall)
-            target = floats(packed + SIZE * (strip // height * 16 * depth + k * 16), tall)
-            if tall == ROWS:
-                for i in range(ROWS):
+            source = floats(a + SIZE * (k * a_step + strip), 16)
+            target = floats(packed + SIZE * (strip // height * 16 * depth + k * 16), 16)
+            if strip + 16 <= rows:  # whole vectors; what is too much is not used
+                for i in range(16):
                     target[i] = source[i]
             else:
-                for i in range(tall):
+                for i in range(min(height, rows - strip)):
                     target[i] = source[i]
 
 
@@ -427,6 +428,48 @@ def _one_product(thread, threads, barrier, arguments):
 
 
 _kernel = Kernel(_one_product)
+
+DONE, REFUSED, LARGE = range(3)
+_ANY = types.Array(types.float32, 2, "A")
+
+
+def _alone(a, b, out, half):
+    """A short product by the calling thread, with all checks: DONE, or why it was not begun."""
+    rows, depth = a.shape
+    columns = b.shape[1]
+    if rows * columns * depth >= ALONE:
+        return LARGE
+    fits = b.shape[0] == depth and out.shape == (rows, columns) and rows * columns * depth > 0
+    whole = (a.strides[0] | a.strides[1] | b.strides[0] | b.strides[1] | out.strides[0]) % SIZE == 0
+    if not (fits and whole and out.strides[1] == SIZE) or overlap(out, a) or overlap(out, b):
+        return REFUSED
+    room = np.empty(room_for(columns, depth), np.float32)
+    product(
+        a.ctypes.data,
+        a.strides[0] // SIZE,
+        a.strides[1] // SIZE,
+        b.ctypes.data,
+        b.strides[0] // SIZE,
+        b.strides[1] // SIZE,
+        ZERO,
+        out.ctypes.data,
+        out.strides[0] // SIZE,
+        (ZERO, rows, ZERO, columns),
+        depth,
+        np.float32(-np.inf),
+        half,
+        room.ctypes.data,
+        Mask(ZERO, ZERO, np.float32(1)),
+    )
+    return DONE if room.size else REFUSED  # room is used here, so that Numba does not free it before
+
+
+@cache
+def _compiled_alone():
+    # One version for all views. Other types are a TypeError, which matmul explains.
+    return njit(types.intp(_ANY, _ANY, _ANY, types.intp), **OPTIONS)(_alone)
+
+
 _rooms = threading.local()
 
 
@@ -489,8 +532,18 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     precision that the processor does not have.
     Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread. The first
     call on a machine compiles for some seconds, later processes read that from Numba's cache.
-    Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴).
+    Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴);
+    with bf16 each operand is rounded before, by up to 2⁻⁹ of itself.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} here, got {precision!r}")
+    half = precision == "bf16"
+    if out is not None:
+        try:
+            if _compiled_alone()(a, b, out, half) == DONE:
+                return out
+        except TypeError:
+            pass  # for one of these arrays, which is found and named below
     for name, array in (("a", a), ("b", b), ("out", out)):
         if array is not None and (not isinstance(array, np.ndarray) or array.dtype != np.float32):
             raise TypeError(f"{name} must be a float32 array, got {getattr(array, 'dtype', type(array))}")
@@ -508,7 +561,7 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     if a.shape[1] == 0:
         out[...] = 0
     elif out.size:
-        _run(_whole_strides(a), _whole_strides(b), out, threads, half=precision == "bf16")
+        _run(_whole_strides(a), _whole_strides(b), out, threads, half=half)
     return out
 
 

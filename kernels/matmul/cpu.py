@@ -46,6 +46,7 @@ PANELS = 192 * 1024  # numbers in packed panels at a time: 768 KiB of a second-l
 STRIPS = 8  # strips of a transposed a that are copied together: their numbers share cache lines
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
+SHORT = 64  # steps
 ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
 HALF = has_bfloat16()
@@ -286,10 +287,10 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
     block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
     pack_b = half != 0 or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
-    pack_a = (
-        half != 0
-        or (a_row >= CONFLICT and a_row % CONFLICT == 0)
-        or (a_step >= CONFLICT and a_step % CONFLICT == 0)
+    # Copying a pays where several panels use the copy.
+    pack_a = half != 0 or (
+        count > 1
+        and ((a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0))
     )
     none = np.float32(-np.inf)
     for first in range(0, count, group):
@@ -404,7 +405,9 @@ def _one_product(thread, threads, barrier, arguments):
     a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
     bias, y_below, y_row, db, room, half = ints(arguments + 8 * 11, 6)
     floor, scale = doubles(arguments + 8 * 17, 2)
-    part = share(thread, threads, rows, columns, ROWS, COLUMNS)
+    # Short sums write much and compute little: then threads shall not write to the same rows.
+    wide = COLUMNS if depth >= SHORT else -(-columns // COLUMNS) * COLUMNS
+    part = share(thread, threads, rows, columns, ROWS, wide)
     room += SIZE * thread * room_for(columns, depth)
     product(
         a,

@@ -66,6 +66,7 @@ SAMPLE = 256  # pictures that are looked at to find out
     UPDATE,
     SEED,
     CLIP,
+    FUSED,
     HALF,
     IS_SPARSE,
     WIDE,
@@ -88,7 +89,7 @@ SAMPLE = 256  # pictures that are looked at to find out
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(47)
+) = range(48)
 INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
 # The float64 numbers of an optimizer.
 MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
@@ -372,8 +373,23 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
         )
     to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
     dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
-    if part[0] == 0:
+    if part[0] == 0 and part[3] > part[2]:
+        offset = SIZE * part[2]
+        if fused:  # into the room, which the product does not need yet
+            db = room - offset
         column_sums(layer[DY], layer[DY_ROW], count, part[2], part[3], db)
+        if fused:
+            _update(
+                room,
+                layer[B] + offset,
+                layer[B] + offset + to_state_0 if to_state_0 != 0 else 0,
+                layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
+                part[3] - part[2],
+                plan[OPTIMIZER],
+                plan[NUMBERS],
+                rate,
+                t,
+            )
     if number == 0 and plan[IS_SPARSE]:
         sparse.sparse_product(
             x,
@@ -412,19 +428,6 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
             room,
             details,
-        )
-    if fused and part[0] == 0 and part[3] > part[2]:
-        offset = SIZE * part[2]
-        _update(
-            db + offset,
-            layer[B] + offset,
-            layer[B] + offset + to_state_0 if to_state_0 != 0 else 0,
-            layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
-            part[3] - part[2],
-            plan[OPTIMIZER],
-            plan[NUMBERS],
-            rate,
-            t,
         )
 
 
@@ -474,7 +477,7 @@ def _steps(thread, threads, barrier, arguments):
     x = plan[X]
     if plan[X_OTHERS] != 0 and thread > 0:
         x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
-    fused = plan[CLIP] == 0 and batch <= FUSED_BATCH
+    fused = plan[FUSED] != 0
     words = sparse.words_for(plan[PIXELS])
     if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
         _panels(thread, threads, plan, True, False)
@@ -576,7 +579,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
     Shapes: images [N, I], labels, loss and correct [N], order [N].
     Dtypes: images uint8 or float32, labels int32, order int64, correct uint8, all else float32.
     Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps;
-    gradients only where they are clipped or the batch has more than 512 images.
+    gradients only where they are clipped or the batch has more than 512 images (else their memory is
+    used for other things, and zero at the end).
     Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer, which over lists
     has a third of that on MNIST). Memory: lists of up to 4 bytes a pixel of the batch, and about 0.6 MB
     a thread at most.
@@ -610,10 +614,12 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
     numbers[ALL_NUMBERS + len(hidden) :] = 1
     room = sparse.room_for()
-    for inputs, outputs in pairwise(sizes):
-        products = (outputs, inputs), (inputs, outputs), (outputs, rows)
-        room = max(room, *(dense.room_for(columns, depth) for columns, depth in products))
-    room = -(-room // 32) * 32
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
+        if number > 0 or not with_lists:
+            products = (outputs, inputs), (outputs, rows), (inputs if number else 1, outputs)
+            room = max(room, *(dense.room_for(columns, depth) for columns, depth in products))
+    room = -(-max(room, *sizes) // 32) * 32
+    fused = plan.clip_norm is None and batch <= FUSED_BATCH
     buffers, state = plan.buffers, [*plan.state, None, None]
     words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)
     rates = np.ascontiguousarray(plan.learning_rates, np.float64)
@@ -642,6 +648,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         UPDATE: plan.update,
         SEED: plan.seed,
         CLIP: plan.clip_norm is not None,
+        FUSED: fused,
         HALF: plan.precision == "bf16",
         IS_SPARSE: with_lists,
         PARAMETERS: address(plan.parameters),
@@ -654,20 +661,16 @@ def train_epoch(plan, images, labels, order, loss, correct):
         ROOM: space(room * threads, np.float32),
         ROOM_NUMBERS: room,
     }
-    copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
-    if 0 < copies <= plan.layout.size:
-        values[X_OTHERS] = space(copies, np.float32)
     if with_lists:
         wide = sparse.panel_width(hidden[0], threads)
         panels = pixels * -(-hidden[0] // wide) * wide
-        values |= {
-            WIDE: wide,
-            PANELS: space(panels, np.float32),
-            PANELS_0: space(panels, np.float32) if state[0] is not None else 0,
-            PANELS_1: space(panels, np.float32) if state[1] is not None else 0,
-        }
+        in_gradients = fused and panels <= plan.layout.size  # which nothing else uses then
         pairs, pixel_pairs = (rows + 1) // 2, (pixels + 1) // 2
         values |= {
+            WIDE: wide,
+            PANELS: address(plan.gradients) if in_gradients else space(panels, np.float32),
+            PANELS_0: space(panels, np.float32) if fused and state[0] is not None else 0,
+            PANELS_1: space(panels, np.float32) if fused and state[1] is not None else 0,
             LIST_BITS: space(rows * sparse.words_for(pixels), np.int64),
             LIST_TURNED: space(pixels * sparse.words_for(rows), np.int64),
             LIST_ROWS: space(pairs * sparse.list_row_for(pixels), np.uint16),
@@ -675,6 +678,11 @@ def train_epoch(plan, images, labels, order, loss, correct):
             LIST_COLUMNS: space(pixel_pairs * sparse.list_row_for(rows), np.uint16),
             LIST_COLUMN_COUNTS: space(pixel_pairs, np.int64),
         }
+    # A batch for each thread is quicker than one that all share, where there is room for it: together
+    # with the gradients, all that a step needs besides stays below twice the parameters.
+    copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
+    if copies > 0 and sum(a.nbytes for a in kept) + SIZE * copies <= SIZE * plan.layout.size:
+        values[X_OTHERS] = space(copies, np.float32)
     words[list(values)] = list(values.values())
     for number in range(len(sizes) - 1):
         w, b = tensors[2 * number : 2 * number + 2]
@@ -696,3 +704,5 @@ def train_epoch(plan, images, labels, order, loss, correct):
         }
         words[[at + place for place in layer]] = list(layer.values())
     _kernel(words, threads)
+    if with_lists and in_gradients:
+        plan.gradients[...] = 0  # as they were: their padding must be zero

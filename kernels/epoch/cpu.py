@@ -26,7 +26,7 @@ from ..dropout.reference import keep_threshold
 from ..gather.cpu import gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
-from ..matmul.cpu import column_sums, finish, mask_row, product, share
+from ..matmul.cpu import column_sums, finish, mask_row, prefetch_matrix, prepare, product, share
 from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
 from ..softmax_xent.cpu import softmax_xent_rows
 
@@ -191,6 +191,23 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
                 )
 
     return after
+
+
+@overload(prepare)
+def _prepare_after(details, top, left, rows, columns):
+    if getattr(details, "instance_class", None) is not After:
+        return None
+
+    def ask(details, top, left, rows, columns):
+        if details.kind == UPDATE_WEIGHTS:
+            here = details.at + SIZE * (top * details.row + left)
+            prefetch_matrix(here, details.row, rows, columns)
+            if details.state_0 != 0:
+                prefetch_matrix(here + details.state_0, details.row, rows, columns)
+            if details.state_1 != 0:
+                prefetch_matrix(here + details.state_1, details.row, rows, columns)
+
+    return ask
 
 
 @jit(inline="always")

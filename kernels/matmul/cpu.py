@@ -25,7 +25,7 @@ from numba.extending import overload, register_jitable
 
 from ..common.compiling import OPTIONS, jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, row_distance
+from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, prefetch, row_distance
 from ..common.simd import (
     halve_32,
     micro_kernel,
@@ -42,7 +42,7 @@ TILE = host_tile()
 ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
 
 DEPTH = 512  # k at a time: a panel of 32 columns is then 64 KiB, read from the second-level cache
-PANELS = 192 * 1024  # numbers in packed panels at a time: 768 KiB of a second-level cache of 1 MiB
+PANELS = 160 * 1024  # numbers in packed panels at a time: 640 KiB of a second-level cache of 1 MiB
 STRIPS = 8  # strips of a transposed a that are copied together: their numbers share cache lines
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
@@ -222,6 +222,22 @@ def finish(details, top, left, rows, columns, piece, piece_row):
     raise NotImplementedError("only for jitted code")
 
 
+def prepare(details, top, left, rows, columns):
+    """What :func:`product` calls before it computes a piece: :func:`finish` can ask for its operands.
+
+    ``@overload(prepare)`` for the same types of ``details``.
+    """
+    raise NotImplementedError("only for jitted code")
+
+
+@jit
+def prefetch_matrix(address, row, rows, columns):
+    """Ask for all lines of a float32 matrix at an address."""
+    for i in range(rows):
+        for j in range(0, columns, 16):
+            prefetch(address + SIZE * (i * row + j))
+
+
 class Mask(NamedTuple):
     """Details for :func:`finish`: piece · scale where y_below is positive, else 0."""
 
@@ -327,6 +343,8 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                 elif pack_a and tall > 1:
                     strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
                     strip = packed
+                if at_end:
+                    prepare(details, top + down, group_left, tall, group_width)
                 if c == 0:
                     target, target_row = piece, odd_lines(group * COLUMNS)
                 else:
@@ -381,6 +399,13 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                         )
                 if at_end:
                     finish(details, top + down, group_left, tall, group_width, target, target_row)
+
+
+@overload(prepare)
+def _prepare_mask(details, top, left, rows, columns):
+    if getattr(details, "instance_class", None) is not Mask:
+        return None
+    return lambda details, top, left, rows, columns: None
 
 
 @jit

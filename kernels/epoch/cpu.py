@@ -390,7 +390,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
         )
     to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
     dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
-    if part[0] == 0 and part[3] > part[2]:
+    if part[0] == 0 and part[1] > 0 and part[3] > part[2]:  # one of those that share these columns
         offset = SIZE * part[2]
         if fused:  # into the room, which the product does not need yet
             db = room - offset

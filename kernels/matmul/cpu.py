@@ -451,7 +451,7 @@ def _one_product(thread, threads, barrier, arguments):
         room,
         Mask(y_below, y_row, np.float32(scale)),
     )
-    if db != 0 and part[0] == 0:
+    if db != 0 and part[0] == 0 and part[1] > 0:
         column_sums(b, b_step, depth, part[2], part[3], db)
 
 

@@ -13,8 +13,10 @@ a fork the child starts a team of its own.
 """
 
 import atexit
+import itertools
 import os
 import threading
+import time
 from functools import cached_property
 
 import numpy as np
@@ -30,7 +32,7 @@ ENVIRONMENT_VARIABLE = "FASTDIGIT_THREADS"
 # Words (int64) of the memory that the members share. Whole pairs of cache lines for each purpose:
 # processors fetch lines in pairs, and a line that two threads write travels between them.
 LINE = 16
-STARTED, CALLER_DONE = 0, 1  # the last piece of work handed out; whose share the caller has done
+TAKEN, OWNER, CALLER_DONE = 0, 1, 2  # not 0: in use; for which piece of work; whose caller's share is done
 BARRIER = LINE  # how many have arrived, and how often all have
 MEMBERS = 2 * LINE  # then two lines for each member
 WORK, FUNCTION, THREAD, THREADS, ARGUMENTS = range(5)  # the first: written by the caller
@@ -96,18 +98,27 @@ def wait_for_all(barrier, threads):
 
 
 @jit
-def _alone(function, barrier, arguments):
-    _call(function, 0, 1, barrier, arguments)
+def _take(shared, number):
+    """True if the team was free, and is now at work on piece ``number``."""
+    if atomic_add(shared + 8 * TAKEN, 1) == 0:
+        atomic_write(shared + 8 * OWNER, number)
+        return True
+    atomic_add(shared + 8 * TAKEN, -1)
+    return False
 
 
 @jit
 def _together(shared, number, function, threads, arguments, all_awake):
-    """Hand a piece of work to the members and do the caller's share; True when all are done.
+    """Hand out piece ``number`` of work, do the caller's share, and return True when all is done.
 
-    False, before the caller's share is begun, where a member is asleep. Called again with the same
-    number it goes on where it was.
+    A team that is busy is not waited for: the caller does everything. False where a member is asleep,
+    before the caller's share is begun. Called again with ``all_awake`` it goes on where it was, or
+    returns True at once if it was done.
     """
-    if atomic_read(shared + 8 * STARTED) != number:
+    if not all_awake:
+        if threads == 1 or not _take(shared, number):
+            _call(function, 0, 1, shared, arguments)  # alone, nobody uses the barrier
+            return True
         for thread in range(1, threads):
             member = shared + 8 * (MEMBERS + 2 * LINE * (thread - 1))
             atomic_write(member + 8 * FUNCTION, function)
@@ -115,11 +126,11 @@ def _together(shared, number, function, threads, arguments, all_awake):
             atomic_write(member + 8 * THREADS, threads)
             atomic_write(member + 8 * ARGUMENTS, arguments)
             atomic_write(member + 8 * WORK, number)
-        atomic_write(shared + 8 * STARTED, number)
-    if not all_awake:
         for thread in range(1, threads):
             if atomic_read(shared + 8 * (MEMBERS + 2 * LINE * (thread - 1) + ASLEEP)) == 1:
                 return False
+    elif atomic_read(shared + 8 * OWNER) != number:
+        return True
     if atomic_read(shared + 8 * CALLER_DONE) != number:
         _call(function, 0, threads, shared + 8 * BARRIER, arguments)
         atomic_write(shared + 8 * CALLER_DONE, number)
@@ -131,6 +142,8 @@ def _together(shared, number, function, threads, arguments, all_awake):
                 _pause()
             else:
                 _sched_yield()
+    atomic_write(shared + 8 * OWNER, 0)
+    atomic_add(shared + 8 * TAKEN, -1)
     return True
 
 
@@ -169,60 +182,83 @@ class _Team:
     MAX_THREADS = 256
 
     def __init__(self):
-        self.lock = threading.Lock()
         self.shared = aligned_zeros(MEMBERS + 2 * LINE * self.MAX_THREADS, np.int64)
         self.address = self.shared.ctypes.data
-        self.wakers, self.threads, self.number = [], [], 0
+        self.numbers, self.hiring = itertools.count(1), threading.Lock()
+        self.wakers, self.threads, self.dismissed = [], [], False
 
     def run(self, function, arguments, threads):
-        threads = min(threads, self.MAX_THREADS)
-        if threads == 1 or not self.lock.acquire(blocking=False):
-            _alone(function, self.address, arguments)  # alone, nobody uses the barrier
-            return
-        interrupt = None
+        if threads - 1 > len(self.threads):
+            threads = self._hire(threads)
+        work = self.address, next(self.numbers), function, threads, arguments
+        # A handler of a signal can raise anywhere here. Work that was handed out is finished all the
+        # same, as members use the arguments; compiled code alone takes the team and gives it back.
+        finished, interrupt = False, None
         try:
-            while len(self.threads) < threads - 1:
-                self._hire()
-            self.number += 1
-            all_awake = finished = False
-            # Work that was handed out is finished whatever happens: members use the arguments.
-            while not finished:
-                try:
-                    finished = _together(self.address, self.number, function, threads, arguments, all_awake)
-                    if not finished:
-                        for waker in self.wakers[: threads - 1]:
-                            waker.release()
-                        all_awake = True
-                except KeyboardInterrupt as error:
-                    interrupt = error
-        finally:
-            self.lock.release()
+            finished = _together(*work, False)
+        except BaseException as error:
+            interrupt = error
+        while not finished:
+            try:
+                for waker in self.wakers[: threads - 1]:
+                    _release(waker)
+                finished = _together(*work, True)
+            except BaseException as error:
+                interrupt = error
         if interrupt is not None:
             raise interrupt
 
-    def _hire(self):
-        index, waker = len(self.threads), threading.Semaphore(0)
+    def _hire(self, threads):
+        """Have as many threads as that, with the caller, or as many as there can be: their number."""
+        if not self.dismissed and self.hiring.acquire(blocking=False):
+            try:
+                while len(self.threads) < min(threads, self.MAX_THREADS) - 1:
+                    self._hire_one()
+                self.hiring.release()
+            except RuntimeError:  # the system gives no more: a limit of the container, or the end is near
+                self.hiring.release()
+            except BaseException:
+                _new_team()  # it is not known whether the one who was being hired is at work
+                raise
+        return min(threads, len(self.threads) + 1)
+
+    def _hire_one(self):
+        index, waker = len(self.threads), threading.Lock()
+        waker.acquire()
         self.shared[MEMBERS + 2 * LINE * index + ASLEEP] = 1
-
-        def work():
-            while not self.shared[MEMBERS + 2 * LINE * index + STOP]:
-                waker.acquire()
-                _member(self.address, index)
-
-        thread = threading.Thread(target=work, name=f"fastdigit-{index + 1}", daemon=True)
-        thread.start()
+        name = f"fastdigit-{index + 1}"
+        member = threading.Thread(target=self._be_member, args=(index, waker), name=name, daemon=True)
+        member.start()
         self.wakers.append(waker)
-        self.threads.append(thread)
+        self.threads.append(member)
+
+    def _be_member(self, index, waker):
+        while not self.shared[MEMBERS + 2 * LINE * index + STOP]:
+            waker.acquire()
+            _member(self.address, index)
 
     def dismiss(self):
-        """End all members, before the interpreter ends."""
-        with self.lock:
-            for index in range(len(self.threads)):
-                self.shared[MEMBERS + 2 * LINE * index + STOP] = 1
-                self.wakers[index].release()
-            for thread in self.threads:
-                thread.join()
-            self.wakers, self.threads = [], []
+        """End all members, before the interpreter ends. Later callers do their work alone."""
+        self.dismissed = True
+        until = time.monotonic() + 10  # the work of a daemon thread may never end
+        while not _take(self.address, next(self.numbers)):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.001)
+        for index, waker in enumerate(self.wakers):
+            self.shared[MEMBERS + 2 * LINE * index + STOP] = 1
+            _release(waker)
+        for thread in self.threads:
+            thread.join()
+
+
+def _release(waker):
+    """Let a member pass its lock, now or when it comes to it.
+
+    A threading.Semaphore stays locked for ever if a signal's handler raises at the wrong moment.
+    """
+    if waker.locked():
+        waker.release()
 
 
 _team = _Team()
@@ -231,16 +267,17 @@ atexit.register(lambda: _team.dismiss())
 
 def _new_team():
     global _team
-    _team = _Team()  # the members were threads of the parent
+    _team = _Team()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_team)
+    os.register_at_fork(after_in_child=_new_team)  # the members were threads of the parent
 
 
 def thread_count(threads=None):
     """How many threads to use: ``threads``, else FASTDIGIT_THREADS, else one for each processor.
 
+    At most as many as a team can have: working memory is allocated for each.
     Errors: ValueError for what is not an integer of at least 1.
     """
     if threads is None:
@@ -248,11 +285,11 @@ def thread_count(threads=None):
         if threads is None:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if threads.isdecimal() and int(threads) > 0:
-            return int(threads)
+            return min(int(threads), _Team.MAX_THREADS)
         raise ValueError(f"{ENVIRONMENT_VARIABLE} must be a number of threads of at least 1, got {threads!r}")
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or threads < 1:
         raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
-    return int(threads)
+    return min(int(threads), _Team.MAX_THREADS)
 
 
 class Kernel:

@@ -37,6 +37,7 @@ FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradi
 # of outputs of the first layer that make up for the lists.
 SPARSE_SHARE = 0.5
 SPARSE_OUTPUTS = 32
+PAGE = 1024  # numbers; rows of dy that are a page apart are copied before they are picked from lists
 SAMPLE = 256  # pictures that are looked at to find out
 
 # The words of the plan: one block for all, then one for each layer.
@@ -275,6 +276,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 part,
                 plan[WIDE],
                 count,
+                ZERO,
                 np.float32(0),
                 plan[LIST_ROWS],
                 sparse.list_row_for(plan[PIXELS]),
@@ -421,6 +423,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             part,
             plan[WIDE],
             layer[INPUTS],
+            count if layer[DY_ROW] >= PAGE else ZERO,
             np.float32(-np.inf),
             plan[LIST_COLUMNS],
             sparse.list_row_for(count),
@@ -630,7 +633,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[LIMIT] = plan.clip_norm or 0.0
     numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
     numbers[ALL_NUMBERS + len(hidden) :] = 1
-    room = sparse.room_for()
+    room = sparse.room_for(rows if hidden and hidden[0] >= PAGE else 0)
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         if number > 0 or not with_lists:
             products = (outputs, inputs), (outputs, rows), (inputs if number else 1, outputs)

@@ -20,10 +20,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload, register_jitable
 
-from ..common.compiling import OPTIONS, jit
+from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, prefetch, row_distance
 from ..common.simd import (
@@ -495,7 +495,7 @@ def _alone(a, b, out, half):
 @cache
 def _compiled_alone():
     # One version for all views. Other types are a TypeError, which matmul explains.
-    return njit(types.intp(_ANY, _ANY, _ANY, types.intp), **OPTIONS)(_alone)
+    return jit(_alone, types.intp(_ANY, _ANY, _ANY, types.intp))
 
 
 _rooms = threading.local()

@@ -178,6 +178,7 @@ def sparse_product(
     part,
     wide,
     rows,
+    depth,
     floor,
     lists,
     list_row,
@@ -190,8 +191,9 @@ def sparse_product(
     Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`, but the columns of b
     that start at j are at b + 4·j·b_column for each j that is a multiple of ``wide``: panels
     (:func:`pack_panels`), or a plain matrix where b_column is 1. ``rows`` is how many a has; the part
-    starts at a multiple of STRIP and of ``wide``. ``room`` holds :func:`room_for` numbers. Pieces that
-    are not stored have rows ``wide`` numbers apart, and zeros behind their columns.
+    starts at a multiple of STRIP and of ``wide``. If ``depth`` is not 0, b has so many rows, and is
+    copied panel by panel. ``room`` holds ``room_for(depth)`` numbers. Pieces that are not stored have
+    rows ``wide`` numbers apart, and zeros behind their columns.
 
     Cost: 4 flops for each column and each k of the list of two rows. The rows of b on a list are read
     once for each two rows of a, from the second-level cache if b's columns of this thread fit there.
@@ -205,33 +207,42 @@ def sparse_product(
     for column in range(left, right, wide):
         width = min(wide, right - column)
         start = bias + SIZE * column if bias != 0 else room
+        panel, panel_step = b + SIZE * column * b_column, b_step
+        if depth > 0:
+            copied = piece + SIZE * STRIP * COLUMNS
+            for k in range(depth):
+                source = floats(panel + SIZE * k * b_step, width)
+                target = floats(copied + SIZE * k * wide, width)
+                for j in range(width):
+                    target[j] = source[j]
+            panel, panel_step = copied, wide
         for strip in range(top, bottom, STRIP):
             tall = min(STRIP, bottom - strip)
-            target, target_row = piece, wide
+            out, out_row = piece, wide
             if c != 0:
-                target, target_row = c + SIZE * (strip * c_row + column), c_row
+                out, out_row = c + SIZE * (strip * c_row + column), c_row
             for r in range(strip, strip + tall, ROWS):
                 pair = r // ROWS
                 _multiply(
                     a + SIZE * r * a_row,
                     a_row,
                     a_step,
-                    b + SIZE * column * b_column,
-                    b_step,
+                    panel,
+                    panel_step,
                     start,
                     0,
-                    target + SIZE * (r - strip) * target_row,
-                    target_row,
+                    out + SIZE * (r - strip) * out_row,
+                    out_row,
                     found[pair],
                     lists + 2 * pair * list_row,
                     min(ROWS, strip + tall - r),
                     width,
                     floor,
                 )
-            finish(details, strip, column, tall, width, target, target_row)
+            finish(details, strip, column, tall, width, out, out_row)
 
 
 @register_jitable
-def room_for():
+def room_for(depth):
     """How many float32 numbers of working space :func:`sparse_product` needs."""
-    return COLUMNS + STRIP * COLUMNS
+    return COLUMNS + STRIP * COLUMNS + depth * COLUMNS

@@ -1,10 +1,10 @@
 """The hand-written matrix product against NumPy's BLAS, and against the processor's own limit.
 
-    python -m fastdigit.bench.matmul [--rounds 3] [--json FILE]
+    python -m fastdigit.bench.matmul [--rounds 3] [--select TEXT …] [--json FILE]
 
 Each of the two runs in processes of its own, in turns: in one process their pools of threads would
 disturb each other (threads of OpenBLAS wait by spinning, on the core that the others need). The limit
-is measured by the micro-kernel alone, on operands that stay in the first cache.
+is that of ``bench.ceilings``, measured in our process.
 """
 
 import argparse
@@ -28,8 +28,8 @@ SECONDS = 0.004  # a measurement takes about so long
 REPEAT = 15
 
 
-def measure(product):
-    """{"BxIxO nn": GFLOP/s, …}: the median of REPEAT measurements each."""
+def measure(product, select):
+    """{"BxIxO nn": GFLOP/s, …}: the median of REPEAT measurements of each selected product."""
     random, speeds = np.random.default_rng(0), {}
     for case in SHAPES:
         x, w, dy = (
@@ -37,6 +37,9 @@ def measure(product):
             for shape in ((case.batch, case.inputs), (case.inputs, case.outputs), (case.batch, case.outputs))
         )
         for kind, a, b in (("nn", x, w), ("nt", dy, w.T), ("tn", x.T, dy)):
+            name = f"{case} {kind}"
+            if not any(text in name for text in select):
+                continue
             out = np.empty((a.shape[0], b.shape[1]), np.float32)
             product(a, b, out)
             calls = max(1, int(SECONDS * 1.5e11 / case.flops))
@@ -46,63 +49,40 @@ def measure(product):
                 for _ in range(calls):
                     product(a, b, out)
                 seconds.append((time.perf_counter() - begun) / calls)
-            speeds[f"{case} {kind}"] = case.flops / float(np.median(seconds)) / 1e9
+            speeds[name] = case.flops / float(np.median(seconds)) / 1e9
     return speeds
 
 
-def fastdigit():
+def fastdigit(select):
     """Our speeds, and first the limit: {"limit": GFLOP/s, …}."""
-    from numba import get_num_threads, njit, prange
-
     from fastdigit.kernels.matmul import cpu
 
-    multiply, rows, columns = cpu._multiply, cpu.ROWS, cpu.COLUMNS
+    from . import ceilings
 
-    @njit(parallel=True)
-    def limit(a, b, c, times, threads):
-        for thread in prange(threads):
-            for _ in range(times):
-                multiply(
-                    a[thread].ctypes.data,
-                    1,
-                    rows,
-                    b[thread].ctypes.data,
-                    columns,
-                    c[thread].ctypes.data,
-                    columns,
-                    128,
-                    rows,
-                    False,
-                )
-
-    threads, times = get_num_threads(), 4000
-    a, b, c = (np.ones((threads, 128 * 64), np.float32) for _ in range(3))
-    seconds = []
-    for _ in range(REPEAT):
-        begun = time.perf_counter()
-        limit(a, b, c, times, threads)
-        seconds.append(time.perf_counter() - begun)
-    flops = 2 * threads * times * 128 * rows * columns
-    return {"limit": flops / float(np.median(seconds)) / 1e9, **measure(cpu.matmul)}
+    return {"limit": ceilings.multiply_add(), **measure(cpu.matmul, select)}
 
 
-def numpy():
-    return measure(lambda a, b, out: np.matmul(a, b, out=out))
+def numpy(select):
+    return measure(lambda a, b, out: np.matmul(a, b, out=out), select)
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--select", nargs="+", default=[""], help="only products with one of these in the name"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=("fastdigit", "numpy"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps({"fastdigit": fastdigit, "numpy": numpy}[options.child]()))
+        print(json.dumps({"fastdigit": fastdigit, "numpy": numpy}[options.child](options.select)))
         return
     found = {"fastdigit": [], "numpy": []}
     for _ in range(options.rounds):
         for who, speeds in found.items():
             command = [sys.executable, "-m", "fastdigit.bench.matmul", "--child", who]
+            command += ["--select", *options.select]
             result = subprocess.run(command, capture_output=True, text=True, check=True)
             speeds.append(json.loads(result.stdout))
     limit = float(np.median([speeds["limit"] for speeds in found["fastdigit"]]))

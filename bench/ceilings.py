@@ -1,0 +1,68 @@
+"""What the processor at hand can do at most: the ceilings that speeds are shares of.
+
+    python -m fastdigit.bench.ceilings [--threads N]
+
+The micro-kernel alone, on operands that stay in the first-level cache, reaches what the fused multiply-add
+units give; a copy of arrays that fit in no cache reaches what the memory gives.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from fastdigit.kernels.common.memory import ints
+from fastdigit.kernels.common.team import Kernel, thread_count
+from fastdigit.kernels.matmul import cpu
+
+DEPTH, TILES = 128, 4000  # steps of a tile, and tiles of a measurement: some 10 ms
+REPEAT = 15
+
+
+def _limit(thread, threads, barrier, arguments):
+    """Tiles of rows × columns, the operands at (address + thread · size), the result likewise."""
+    a, b, c, size, tiles, depth = ints(arguments, 6)
+    a, b, c = a + thread * size, b + thread * size, c + thread * size
+    rows, columns, lowest = cpu.ROWS, cpu.COLUMNS, np.float32(-np.inf)
+    for _ in range(tiles):
+        cpu._multiply(a, 1, rows, b, columns, c, columns, c, columns, depth, 0, rows, columns, lowest)
+
+
+_limit_kernel = Kernel(_limit)
+
+
+def multiply_add(threads=None):
+    """GFLOP/s in float32, of so many threads: the median of REPEAT measurements."""
+    threads = thread_count(threads)
+    operands = np.full((3, threads, DEPTH * 2 * cpu.COLUMNS), 1e-3, np.float32)
+    a, b, c = (operand.ctypes.data for operand in operands)
+    words = a, b, c, operands[0, 0].nbytes, TILES, DEPTH
+    seconds = []
+    for _ in range(REPEAT):
+        operands[2] = 0
+        begun = time.perf_counter()
+        _limit_kernel(words, threads)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * threads * TILES * DEPTH * cpu.ROWS * cpu.COLUMNS / float(np.median(seconds)) / 1e9
+
+
+def copy():
+    """GB/s read plus written, by one thread of NumPy, between arrays of 256 MB."""
+    source, target = np.ones(2**26, np.float32), np.ones(2**26, np.float32)
+    seconds = []
+    for _ in range(REPEAT // 3):
+        begun = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * source.nbytes / float(np.median(seconds)) / 1e9
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int)
+    threads = thread_count(parser.parse_args(arguments).threads)
+    print(f"{multiply_add(threads):.0f} GFLOP/s of {threads} threads, {copy():.0f} GB/s copied by one")
+
+
+if __name__ == "__main__":
+    main()

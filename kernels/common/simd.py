@@ -363,6 +363,24 @@ def transposer(lanes, halve=False):
     return transpose
 
 
+def copier(count):
+    """A function for jitted code, ``copy(source, target)``: ``count`` float32 numbers at addresses.
+
+    All are read before any is written. Numba makes a loop over single numbers of the same.
+    """
+
+    @intrinsic
+    def copy(typing, source, target):
+        def generate(context, build, signature, arguments):
+            pointers = [build.inttoptr(a, ir.VectorType(FLOAT, count).as_pointer()) for a in arguments]
+            build.store(build.load(pointers[0], align=FLOAT_BYTES), pointers[1], align=FLOAT_BYTES)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), generate
+
+    return copy
+
+
 @intrinsic
 def not_zero(typing, address):
     """Of 16 float32 numbers at an address, bit i says whether number i is something else than zero."""

@@ -27,6 +27,7 @@ from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, prefetch, row_distance
 from ..common.simd import (
+    copier,
     halve_32,
     micro_kernel,
     pair_rows,
@@ -54,6 +55,7 @@ PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
 
 _multiply = micro_kernel(TILE)
 _transpose = transposer(LANES)
+_copy_panel_row, _copy_16 = copier(COLUMNS), copier(16)
 # Elsewhere the names exist, so that code compiles, but nothing may call them.
 _multiply_pairs = micro_kernel(TILE, pairs=True) if HALF else _multiply
 _transpose_pairs = transposer(LANES, halve=True) if HALF else _transpose
@@ -109,12 +111,7 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
         fill(floats(panel, COLUMNS * depth), 0)
     if b_column == 1 and width == COLUMNS:
         for k in range(depth):
-            source, target = (
-                floats(b + SIZE * k * b_step, COLUMNS),
-                floats(panel + SIZE * k * COLUMNS, COLUMNS),
-            )
-            for j in range(COLUMNS):
-                target[j] = source[j]
+            _copy_panel_row(b + SIZE * k * b_step, panel + SIZE * k * COLUMNS)
         return
     squares_across, squares_down = 0, 0
     if b_step == 1:
@@ -152,14 +149,13 @@ def _pack_strips(a, a_step, depth, rows, height, packed):
     """
     for k in range(depth):
         for strip in range(0, rows, height):
-            source = floats(a + SIZE * (k * a_step + strip), 16)
-            target = floats(packed + SIZE * (strip // height * 16 * depth + k * 16), 16)
-            if strip + 16 <= rows:  # whole vectors; what is too much is not used
-                for i in range(16):
-                    target[i] = source[i]
+            source = a + SIZE * (k * a_step + strip)
+            target = packed + SIZE * (strip // height * 16 * depth + k * 16)
+            if strip + 16 <= rows:  # what is too much is not used
+                _copy_16(source, target)
             else:
-                for i in range(min(height, rows - strip)):
-                    target[i] = source[i]
+                for i in range(0, SIZE * min(height, rows - strip), SIZE):
+                    write(target + i, read(source + i))
 
 
 @jit

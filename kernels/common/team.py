@@ -17,7 +17,7 @@ import itertools
 import os
 import threading
 import time
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from llvmlite import ir
@@ -274,6 +274,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_team)  # the members were threads of the parent
 
 
+@cache
+def _processors():
+    """Those that this process may use, as it was when it asked first."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_count(threads=None):
     """How many threads to use: ``threads``, else FASTDIGIT_THREADS, else one for each processor.
 
@@ -283,7 +289,7 @@ def thread_count(threads=None):
     if threads is None:
         threads = os.environ.get(ENVIRONMENT_VARIABLE) or None
         if threads is None:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return _processors()
         if threads.isdecimal() and int(threads) > 0:
             return min(int(threads), _Team.MAX_THREADS)
         raise ValueError(f"{ENVIRONMENT_VARIABLE} must be a number of threads of at least 1, got {threads!r}")

@@ -636,8 +636,12 @@ def train_epoch(plan, images, labels, order, loss, correct):
     room = sparse.room_for(rows if hidden and hidden[0] >= PAGE else 0)
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         if number > 0 or not with_lists:
-            products = (outputs, inputs), (outputs, rows), (inputs if number else 1, outputs)
-            room = max(room, *(dense.room_for(columns, depth) for columns, depth in products))
+            products = (
+                (rows, outputs, inputs),
+                (inputs, outputs, rows),
+                (rows, inputs if number else 1, outputs),
+            )
+            room = max(room, *(dense.room_for(*product) for product in products))
     room = -(-max(room, *sizes) // 32) * 32
     fused = plan.clip_norm is None and batch <= FUSED_BATCH
     buffers, state = plan.buffers, [*plan.state, None, None]

@@ -153,7 +153,9 @@ def predictor(layout, parameters):
     """
     sizes, pixels = layout.layer_sizes, layout.layer_sizes[0]
     x_row, y_row = (dense.odd_lines(columns) for columns in (pixels, max(sizes[1:])))
-    room = max(sparse.room_for(0), *(dense.room_for(outputs, inputs) for inputs, outputs in pairwise(sizes)))
+    room = max(
+        sparse.room_for(0), *(dense.room_for(CHUNK, outputs, inputs) for inputs, outputs in pairwise(sizes))
+    )
     # Float32 numbers of each part of a thread's working space, a multiple of a cache line.
     parts = {
         X: CHUNK * x_row,

@@ -25,7 +25,18 @@ from numba.extending import overload, register_jitable
 
 from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import ZERO, aligned_zeros, doubles, fill, floats, ints, overlap, prefetch, row_distance
+from ..common.memory import (
+    ONE,
+    ZERO,
+    aligned_zeros,
+    doubles,
+    fill,
+    floats,
+    ints,
+    overlap,
+    prefetch,
+    row_distance,
+)
 from ..common.simd import (
     copier,
     halve_32,
@@ -45,10 +56,11 @@ ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
 DEPTH = 512  # k at a time: a panel of 32 columns is then 64 KiB, read from the second-level cache
 PANELS = 160 * 1024  # numbers in packed panels at a time: 640 KiB of a second-level cache of 1 MiB
 STRIPS = 8  # strips of a transposed a that are copied together: their numbers share cache lines
+MOST_STRIPS = 80  # the same of any a that many groups of panels meet: copied once, to at most 2.5 MiB
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
 SHORT = 64  # steps
-ALONE = 400_000  # products of fewer steps (M·N·K) are too short to be shared among threads
+ALONE = 250_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
 HALF = has_bfloat16()
 PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
@@ -91,17 +103,28 @@ def odd_lines(numbers):
 
 
 @register_jitable
+def _most_panels(depth):
+    return max(1, PANELS // (COLUMNS * min(depth, DEPTH)))
+
+
+@register_jitable
 def _panels_at_once(columns, depth):
-    count, most = -(-columns // COLUMNS), max(1, PANELS // (COLUMNS * min(depth, DEPTH)))
+    count, most = -(-columns // COLUMNS), _most_panels(depth)
     return -(-count // max(1, -(-count // most)))  # nearly equal groups instead of a small last one
 
 
 @register_jitable
-def room_for(columns, depth):
-    """How many float32 numbers of working space :func:`product` needs, for ``columns`` or fewer."""
-    group, deep = _panels_at_once(columns, depth) * COLUMNS, min(depth, DEPTH)
-    strip = max(ROWS * odd_lines(deep), STRIPS * 16 * deep)
-    return COLUMNS + group * deep + strip + ROWS * odd_lines(group)
+def _strip_size(depth):
+    return max(ROWS * odd_lines(depth), 16 * depth)
+
+
+@register_jitable
+def room_for(rows, columns, depth):
+    """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer."""
+    deep = min(depth, DEPTH)
+    group = min(-(-columns // COLUMNS), _most_panels(depth)) * COLUMNS  # fewer columns can make larger groups
+    strips = min(-(-rows // ROWS), STRIPS if columns <= group else MOST_STRIPS) if columns > COLUMNS else 0
+    return COLUMNS + group * deep + strips * _strip_size(deep) + ROWS * odd_lines(group)
 
 
 @jit
@@ -109,10 +132,6 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
     """Copy ``width`` columns of b next to each other; what is missing of a panel becomes zero."""
     if width < COLUMNS:
         fill(floats(panel, COLUMNS * depth), 0)
-    if b_column == 1 and width == COLUMNS:
-        for k in range(depth):
-            _copy_panel_row(b + SIZE * k * b_step, panel + SIZE * k * COLUMNS)
-        return
     squares_across, squares_down = 0, 0
     if b_step == 1:
         squares_across, squares_down = width // LANES * LANES, depth // LANES * LANES
@@ -126,36 +145,34 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
 
 
 @jit
-def _pack_strip(a, a_row, a_step, depth, rows, packed):
-    """Copy a strip of a to where its rows do not share cache sets; its new row and step distance."""
-    distance = odd_lines(depth)
-    for i in range(rows):
-        source, target = a + SIZE * i * a_row, floats(packed + SIZE * i * distance, depth)
-        if a_step == 1:
-            numbers = floats(source, depth)
-            for k in range(depth):
-                target[k] = numbers[k]
-        else:
-            for k in range(depth):
-                target[k] = read(source + SIZE * k * a_step)
-    return distance, 1
+def _pack_strips(a, a_row, a_step, depth, rows, height, packed):
+    """Copy strips of ``height`` rows of a to where their rows do not share cache sets.
 
-
-@jit
-def _pack_strips(a, a_step, depth, rows, height, packed):
-    """The same for several strips of ``height`` rows, of an a whose rows are next to each other.
-
-    Strip s goes to packed + 4·s·16·depth, its steps 16 numbers apart.
+    Strip s goes to packed + 4·s·_strip_size(depth); the new row and step distance.
     """
+    size, distance = _strip_size(depth), odd_lines(depth)
+    if a_row != 1:
+        whole = depth // 16 * 16 if a_step == 1 else 0
+        for i in range(rows):
+            source, target = (
+                a + SIZE * i * a_row,
+                packed + SIZE * (i // height * size + i % height * distance),
+            )
+            for k in range(0, whole, 16):
+                _copy_16(source + SIZE * k, target + SIZE * k)
+            for k in range(whole, depth):
+                write(target + SIZE * k, read(source + SIZE * k * a_step))
+        return distance, 1
     for k in range(depth):
         for strip in range(0, rows, height):
             source = a + SIZE * (k * a_step + strip)
-            target = packed + SIZE * (strip // height * 16 * depth + k * 16)
+            target = packed + SIZE * (strip // height * size + k * 16)
             if strip + 16 <= rows:  # what is too much is not used
                 _copy_16(source, target)
             else:
                 for i in range(0, SIZE * min(height, rows - strip), SIZE):
                     write(target + i, read(source + i))
+    return 1, 16
 
 
 @jit
@@ -187,26 +204,54 @@ def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
 
 
 @jit
-def _pack_strip_pairs(a, a_row, a_step, depth, rows, packed):
-    """As :func:`_pack_strip`, in pairs of bfloat16; distances count pairs."""
+def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
+    """As :func:`_pack_strips`, in pairs of bfloat16; distances count pairs."""
     pairs = -(-depth // 2)
-    if a_row == 1:
-        for k in range(pairs):
-            row, after = a + SIZE * 2 * k * a_step, 2 * k + 1 < depth
-            below = row + SIZE * a_step if after else row
-            pair_rows(row, below, rows, rows if after else 0, packed + SIZE * k * 16)
-        return 1, 16
-    distance = odd_lines(pairs)
-    for i in range(rows):
-        source, target = a + SIZE * i * a_row, packed + SIZE * i * distance
+    size, distance = _strip_size(pairs), odd_lines(pairs)
+    if a_row != 1:
         whole = depth // 32 * 32 if a_step == 1 else 0
-        for k in range(0, whole, 32):
-            halve_32(source + SIZE * k, target + 2 * k)
-        for k in range(whole, depth):
-            write_half(target + 2 * k, read(source + SIZE * k * a_step))
-        if depth % 2:
-            write_half(target + 2 * depth, np.float32(0))
-    return distance, 1
+        for i in range(rows):
+            source, target = (
+                a + SIZE * i * a_row,
+                packed + SIZE * (i // height * size + i % height * distance),
+            )
+            for k in range(0, whole, 32):
+                halve_32(source + SIZE * k, target + 2 * k)
+            for k in range(whole, depth):
+                write_half(target + 2 * k, read(source + SIZE * k * a_step))
+            if depth % 2:
+                write_half(target + 2 * depth, np.float32(0))
+        return distance, 1
+    for k in range(pairs):
+        row, after = a + SIZE * 2 * k * a_step, 2 * k + 1 < depth
+        for strip in range(0, rows, height):
+            tall, source = min(height, rows - strip), row + SIZE * strip
+            below = source + SIZE * a_step if after else source
+            target = packed + SIZE * (strip // height * size + k * 16)
+            pair_rows(source, below, tall, tall if after else 0, target)
+    return 1, 16
+
+
+@jit
+def _pack_panels(b, b_step, b_column, depth, columns, half, panels):
+    """Copy so many columns of b, panel by panel behind each other.
+
+    Where the columns are next to each other, row by row: far rows are pages of their own, and the
+    processor fetches ahead only within a page.
+    """
+    steps = -(-depth // 2) if half else depth
+    whole = columns // COLUMNS if b_column == 1 and not half else 0
+    for k in range(depth):
+        for p in range(whole):
+            source = b + SIZE * (k * b_step + p * COLUMNS)
+            _copy_panel_row(source, panels + SIZE * COLUMNS * (p * steps + k))
+    for p in range(whole, -(-columns // COLUMNS)):
+        width = min(COLUMNS, columns - p * COLUMNS)
+        source, place = b + SIZE * p * COLUMNS * b_column, panels + SIZE * p * COLUMNS * steps
+        if HALF and half:
+            _pack_panel_pairs(source, b_step, b_column, depth, width, place)
+        else:
+            _pack_panel(source, b_step, b_column, depth, width, place)
 
 
 def finish(details, top, left, rows, columns, piece, piece_row):
@@ -224,6 +269,14 @@ def prepare(details, top, left, rows, columns):
     ``@overload(prepare)`` for the same types of ``details``.
     """
     raise NotImplementedError("only for jitted code")
+
+
+@jit
+def _prefetch_rows(address, distance, first, last, size):
+    """Ask for ``size`` bytes of each of the rows first … last - 1, which are so many bytes apart."""
+    for row in range(first, last):
+        for byte in range(0, size, 64):
+            prefetch(address + row * distance + byte)
 
 
 @jit
@@ -291,110 +344,96 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     if rows <= 0 or columns <= 0:
         return
     count, group = -(-columns // COLUMNS), _panels_at_once(columns, depth)
-    deepest = min(depth, DEPTH)
-    zeros, panels = room, room + SIZE * COLUMNS
-    packed = panels + SIZE * group * COLUMNS * deepest
-    piece = packed + SIZE * max(ROWS * odd_lines(deepest), STRIPS * 16 * deepest)
-    fill(floats(zeros, COLUMNS), 0)
-    height = -(-rows // -(-rows // ROWS))  # nearly equal strips instead of a low last one
+    groups, height = -(-count // group), -(-rows // -(-rows // ROWS))  # nearly equal strips, no low last one
     block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
     pack_b = half != 0 or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
+    pack_last = not pack_b and not MASKED and columns % COLUMNS != 0  # vectors are read as a whole
     # Copying a pays where several panels use the copy.
     pack_a = half != 0 or (
         count > 1
         and ((a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0))
     )
-    none = np.float32(-np.inf)
-    for first in range(0, count, group):
-        behind = min(first + group, count)
-        group_left = left + first * COLUMNS
-        group_width = min(behind * COLUMNS, columns) - first * COLUMNS
-        target, target_row = c, c_row
-        for from_k in range(0, depth, block):
-            deep = min(block, depth - from_k)
-            steps = -(-deep // 2) if half else deep
-            at_end = from_k + deep == depth
+    # Strips are copied once for all groups. But two groups rather copy a strip twice, so that it comes
+    # from the first cache, where that is quick: where the numbers of a row are next to each other.
+    by_groups = not pack_a or groups == 1 or (groups == 2 and a_step == 1 and half == 0)
+    at_once = MOST_STRIPS if not by_groups else STRIPS if a_row == 1 else 1
+    tall = min(at_once * height, -(-rows // height) * height) if pack_a else rows  # that are copied together
+    blocks, talls, deepest = -(-depth // block), -(-rows // tall), min(depth, DEPTH)
+    zeros, panels = room, room + SIZE * COLUMNS
+    strips = panels + SIZE * group * COLUMNS * deepest
+    piece = strips + SIZE * (tall // height * _strip_size(deepest) if pack_a else 0)
+    fill(floats(zeros, COLUMNS), 0)
+    here, strip_row, strip_step, next_strip = ZERO, a_row, a_step, height * a_row
+    strips_of = panels_of = -ONE, -ONE  # which rows or columns, of which steps, are in the buffers
+    for turn in range(groups * blocks * talls):
+        if by_groups:
+            first, from_k, above = turn // talls // blocks, turn // talls % blocks, turn % talls
+        else:
+            from_k, above, first = turn // groups // talls, turn // groups % talls, turn % groups
+        first, from_k, above = first * group, from_k * block, above * tall
+        behind, deep, below = min(first + group, count), min(block, depth - from_k), min(above + tall, rows)
+        steps = -(-deep // 2) if half else deep
+        at_end = from_k + deep == depth
+        lowest = floor if at_end else np.float32(-np.inf)
+        group_left, group_right = left + first * COLUMNS, min(left + behind * COLUMNS, right)
+        if not pack_a:
+            here = a + SIZE * (top * a_row + from_k * a_step)
+        elif strips_of != (above, from_k):
+            here = a + SIZE * ((top + above) * a_row + from_k * a_step)
+            pack = here, a_row, a_step, deep, below - above, height, strips
+            if HALF and half:
+                strip_row, strip_step = _pack_strips_pairs(*pack)
+            else:
+                strip_row, strip_step = _pack_strips(*pack)
+            here, next_strip, strips_of = strips, _strip_size(steps), (above, from_k)
+        panel = b + SIZE * (from_k * b_step + group_left * b_column)
+        next_panel, panel_step = COLUMNS * b_column, b_step
+        if pack_b:
+            if panels_of != (first, from_k):
+                _pack_panels(panel, b_step, b_column, deep, group_right - group_left, half, panels)
+                panels_of = first, from_k
+            panel, next_panel, panel_step = panels, COLUMNS * steps, COLUMNS
+        for down in range(above, below, height):
+            high = min(height, rows - down)
+            strip = here + SIZE * ((down - above) // height * next_strip)
+            if at_end:
+                prepare(details, top + down, group_left, high, group_right - group_left)
+            target, target_row = c + SIZE * ((top + down) * c_row + group_left), c_row
+            if c == 0:
+                target, target_row = piece, odd_lines(group * COLUMNS)
             for p in range(first, behind):
-                width = min(COLUMNS, columns - p * COLUMNS)
-                if pack_b or (width < COLUMNS and not MASKED):
-                    source = b + SIZE * (from_k * b_step + (left + p * COLUMNS) * b_column)
-                    place = panels + SIZE * (p - first) * COLUMNS * steps
-                    if HALF and half:
-                        _pack_panel_pairs(source, b_step, b_column, deep, width, place)
-                    else:
-                        _pack_panel(source, b_step, b_column, deep, width, place)
-            for down in range(0, rows, height):
-                tall = min(height, rows - down)
-                strip = a + SIZE * ((top + down) * a_row + from_k * a_step)
-                strip_row, strip_step = a_row, a_step
-                if HALF and half:
-                    strip_row, strip_step = _pack_strip_pairs(strip, a_row, a_step, deep, tall, packed)
-                    strip = packed
-                elif pack_a and a_row == 1:
-                    number = down // height % STRIPS
-                    if number == 0:
-                        _pack_strips(strip, a_step, deep, min(STRIPS * height, rows - down), height, packed)
-                    strip_row, strip_step = 1, 16
-                    strip = packed + SIZE * number * 16 * deep
-                elif pack_a and tall > 1:
-                    strip_row, strip_step = _pack_strip(strip, a_row, a_step, deep, tall, packed)
-                    strip = packed
-                if at_end:
-                    prepare(details, top + down, group_left, tall, group_width)
-                if c == 0:
-                    target, target_row = piece, odd_lines(group * COLUMNS)
-                else:
-                    target = c + SIZE * ((top + down) * c_row + group_left)
-                for p in range(first, behind):
-                    width = min(COLUMNS, columns - p * COLUMNS)
-                    if pack_b or (width < COLUMNS and not MASKED):
-                        panel, panel_step = panels + SIZE * (p - first) * COLUMNS * steps, COLUMNS
-                    else:
-                        panel, panel_step = b + SIZE * (from_k * b_step + left + p * COLUMNS), b_step
-                    out = target + SIZE * (p - first) * COLUMNS
-                    if from_k > 0:
-                        start, start_row = out, target_row
-                    elif bias != 0:
-                        start, start_row = bias + SIZE * (left + p * COLUMNS), 0
-                    else:
-                        start, start_row = zeros, 0
-                    lowest = floor if at_end else none
-                    if HALF and half:
-                        _multiply_pairs(
-                            strip,
-                            strip_row,
-                            strip_step,
-                            panel,
-                            panel_step,
-                            start,
-                            start_row,
-                            out,
-                            target_row,
-                            steps,
-                            0,
-                            tall,
-                            width,
-                            lowest,
-                        )
-                    else:
-                        _multiply(
-                            strip,
-                            strip_row,
-                            strip_step,
-                            panel,
-                            panel_step,
-                            start,
-                            start_row,
-                            out,
-                            target_row,
-                            steps,
-                            0,
-                            tall,
-                            width,
-                            lowest,
-                        )
-                if at_end:
-                    finish(details, top + down, group_left, tall, group_width, target, target_row)
+                place, place_step = panel + SIZE * (p - first) * next_panel, panel_step
+                out, width = target + SIZE * (p - first) * COLUMNS, min(COLUMNS, columns - p * COLUMNS)
+                if pack_last and p == count - 1:
+                    if down == 0:
+                        _pack_panel(place, b_step, b_column, deep, width, panels)
+                    place, place_step = panels, COLUMNS
+                start, start_row = zeros, 0
+                if from_k > 0:
+                    start, start_row = out, target_row
+                elif bias != 0:
+                    start = bias + SIZE * (left + p * COLUMNS)
+                _tile(
+                    half,
+                    (strip, strip_row, strip_step),
+                    (place, place_step),
+                    (start, start_row),
+                    (out, target_row),
+                    steps,
+                    (high, width),
+                    lowest,
+                )
+            if at_end:
+                finish(details, top + down, group_left, high, group_right - group_left, target, target_row)
+
+
+@jit(inline="always")
+def _tile(half, strip, panel, start, out, steps, size, lowest):
+    """One call of the micro-kernel; of each operand the address, then its distances."""
+    if HALF and half:
+        _multiply_pairs(*strip, *panel, *start, *out, steps, 0, *size, lowest)
+    else:
+        _multiply(*strip, *panel, *start, *out, steps, 0, *size, lowest)
 
 
 @overload(prepare)
@@ -429,7 +468,7 @@ def _one_product(thread, threads, barrier, arguments):
     # Short sums write much and compute little: then threads shall not write to the same rows.
     wide = COLUMNS if depth >= SHORT else -(-columns // COLUMNS) * COLUMNS
     part = share(thread, threads, rows, columns, ROWS, wide)
-    room += SIZE * thread * room_for(columns, depth)
+    room += SIZE * thread * room_for(rows, columns, depth)
     product(
         a,
         a_row,
@@ -458,16 +497,16 @@ _ANY = types.Array(types.float32, 2, "A")
 
 
 def _alone(a, b, out, half):
-    """A short product by the calling thread, with all checks: DONE, or why it was not begun."""
+    """All checks, and a short product by the calling thread: DONE, or why it was not begun."""
     rows, depth = a.shape
     columns = b.shape[1]
-    if rows * columns * depth >= ALONE:
-        return LARGE
     fits = b.shape[0] == depth and out.shape == (rows, columns) and rows * columns * depth > 0
     whole = (a.strides[0] | a.strides[1] | b.strides[0] | b.strides[1] | out.strides[0]) % SIZE == 0
     if not (fits and whole and out.strides[1] == SIZE) or overlap(out, a) or overlap(out, b):
         return REFUSED
-    room = np.empty(room_for(columns, depth), np.float32)
+    if rows * columns * depth >= ALONE:
+        return LARGE
+    room = np.empty(room_for(rows, columns, depth), np.float32)
     product(
         a.ctypes.data,
         a.strides[0] // SIZE,
@@ -488,10 +527,29 @@ def _alone(a, b, out, half):
     return DONE if room.size else REFUSED  # room is used here, so that Numba does not free it before
 
 
+def _describe(a, b, c, half, relu, words):
+    """The words of a product as yet without room, bias and mask; the room for a thread, their address."""
+    words[0], words[1], words[2] = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
+    words[3], words[4], words[5] = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
+    words[6], words[7] = c.ctypes.data, c.strides[0] // SIZE
+    words[8], words[9], words[10] = a.shape[0], b.shape[1], a.shape[1]
+    fill(words[11:16], 0)
+    words[16] = half
+    numbers = doubles(words.ctypes.data + 8 * 17, 2)
+    numbers[0], numbers[1] = 0.0 if relu else -np.inf, 1.0
+    return room_for(a.shape[0], b.shape[1], a.shape[1]), words.ctypes.data
+
+
 @cache
 def _compiled_alone():
     # One version for all views. Other types are a TypeError, which matmul explains.
     return jit(_alone, types.intp(_ANY, _ANY, _ANY, types.intp))
+
+
+@cache
+def _compiled_describe():
+    words = types.Array(types.int64, 1, "C")
+    return jit(_describe, types.UniTuple(types.intp, 2)(*[_ANY] * 3, *[types.intp] * 2, words))
 
 
 _rooms = threading.local()
@@ -499,44 +557,31 @@ _rooms = threading.local()
 
 def _room(numbers):
     """The address of working space of this thread of Python, kept for the next call."""
-    room = getattr(_rooms, "room", None)
-    if room is None or room.size < numbers:
-        room = _rooms.room = aligned_zeros(numbers, np.float32)
-    return room.ctypes.data
+    if getattr(_rooms, "numbers", 0) < numbers:
+        _rooms.room, _rooms.numbers = aligned_zeros(numbers, np.float32), numbers
+        _rooms.address = _address(_rooms.room)
+    return _rooms.address
 
 
 def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def _distances(array):
-    """Address, row distance and column distance of any float32 matrix."""
-    row, column = array.strides
-    return _address(array), row // SIZE, column // SIZE
-
-
 def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None, half=False):
     """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
-    (rows, depth), columns = a.shape, b.shape[1]
-    threads = 1 if rows * columns * depth < ALONE else thread_count(threads)
-    arguments = np.empty(_WORDS, np.int64)
-    arguments[:17] = (
-        *_distances(a),
-        *_distances(b),
-        _address(c),
-        c.strides[0] // SIZE,
-        rows,
-        columns,
-        depth,
-        0 if bias is None else _address(bias),
-        0 if y_below is None else _address(y_below),
-        0 if y_below is None else y_below.strides[0] // SIZE,
-        0 if db is None else _address(db),
-        _room(threads * room_for(columns, depth)),
-        half,
-    )
-    arguments[17:].view(np.float64)[:] = 0.0 if relu else -np.inf, scale
-    _kernel(arguments, threads)
+    threads = 1 if c.size * a.shape[1] < ALONE else thread_count(threads)
+    words = np.empty(_WORDS, np.int64)
+    room, address = _compiled_describe()(a, b, c, half, relu, words)
+    words[15] = _room(threads * room)
+    if bias is not None:
+        words[11] = _address(bias)
+    if y_below is not None:
+        words[12:14] = _address(y_below), y_below.strides[0] // SIZE
+    if db is not None:
+        words[14] = _address(db)
+    if scale != 1:
+        words[18:].view(np.float64)[0] = scale
+    _kernel.run(address, threads)
 
 
 def matmul(a, b, out=None, threads=None, precision="float32"):
@@ -564,10 +609,13 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     half = precision == "bf16"
     if out is not None:
         try:
-            if _compiled_alone()(a, b, out, half) == DONE:
-                return out
+            begun = _compiled_alone()(a, b, out, half)
         except TypeError:
-            pass  # for one of these arrays, which is found and named below
+            begun = REFUSED  # for one of these arrays, which is found and named below
+        if begun == LARGE:
+            _run(a, b, out, threads, half=half)
+        if begun != REFUSED:
+            return out
     for name, array in (("a", a), ("b", b), ("out", out)):
         if array is not None and (not isinstance(array, np.ndarray) or array.dtype != np.float32):
             raise TypeError(f"{name} must be a float32 array, got {getattr(array, 'dtype', type(array))}")

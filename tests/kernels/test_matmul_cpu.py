@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -65,6 +66,23 @@ def test_any_number_of_threads_gives_the_same_bits(case, kind):
     a, b = operands(case, kind)
     alone = cpu.matmul(a, b, threads=1)
     for threads in (2, 3, 50):
+        assert cpu.matmul(a, b, threads=threads).tobytes() == alone.tobytes()
+
+
+# Several panels, blocks and groups of panels for each thread; groups of 10 panels where two threads
+# share 21 (a thread's room was once made for the groups of 7 that one thread alone has); strips that are
+# copied once for many groups, in more than one go.
+LARGE = ((256, 512, 672), (100, 1030, 700), (1200, 512, 1030))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", LARGE, ids=str)
+def test_many_groups_of_panels(sizes, kind):
+    case = cases.Matmul(*sizes)
+    check(partial(cpu.matmul, threads=1), case, kind)
+    a, b = operands(case, kind)
+    alone = cpu.matmul(a, b, threads=1)
+    for threads in (2, 2, 2, 3, 5):
         assert cpu.matmul(a, b, threads=threads).tobytes() == alone.tobytes()
 
 

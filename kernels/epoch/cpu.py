@@ -251,7 +251,7 @@ def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
     if number == 0 and plan[IS_SPARSE]:
         return share(thread, threads, rows, layer[OUTPUTS], sparse.STRIP, plan[WIDE])
-    return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.COLUMNS)
+    return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.LANES)
 
 
 @jit(inline="always")
@@ -456,7 +456,8 @@ def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
     kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
-    part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.COLUMNS)
+    # In reverse: who had the larger share of what comes before this, without a barrier, has the smaller.
+    part = share(threads - 1 - thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
     product(
         layer[DY],
         layer[DY_ROW],

@@ -80,19 +80,20 @@ _transpose_pairs = transposer(LANES, halve=True) if HALF else _transpose
 def share(thread, threads, rows, columns, tall, wide):
     """The part (top, bottom, left, right) of an output that one of some threads computes.
 
-    A grid of rectangles, cut between tiles of ``tall`` × ``wide`` numbers: the one whose largest
-    share has the fewest tiles, where copying a panel counts like one more strip.
+    A grid of rectangles, cut between pieces of ``tall`` × ``wide`` numbers (a panel may be cut between
+    its vectors: half of one takes half the time): the grid whose largest share has the fewest pieces,
+    where copying columns counts like one more strip.
     """
-    panels, strips = -(-columns // wide), -(-rows // tall)
+    pieces, strips = -(-columns // wide), -(-rows // tall)
     best, across = 0, 1
     for n in range(threads, 0, -1):
         if threads % n == 0:
-            cost = -(-panels // n) * (-(-strips // (threads // n)) + 1)
+            cost = -(-pieces // n) * (-(-strips // (threads // n)) + 1)
             if best == 0 or cost < best:
                 best, across = cost, n
     down = threads // across
     x, y = thread % across, thread // across
-    left, right = panels * x // across * wide, min(panels * (x + 1) // across * wide, columns)
+    left, right = pieces * x // across * wide, min(pieces * (x + 1) // across * wide, columns)
     return min(strips * y // down * tall, rows), min(strips * (y + 1) // down * tall, rows), left, right
 
 
@@ -466,7 +467,7 @@ def _one_product(thread, threads, barrier, arguments):
     bias, y_below, y_row, db, room, half = ints(arguments + 8 * 11, 6)
     floor, scale = doubles(arguments + 8 * 17, 2)
     # Short sums write much and compute little: then threads shall not write to the same rows.
-    wide = COLUMNS if depth >= SHORT else -(-columns // COLUMNS) * COLUMNS
+    wide = LANES if depth >= SHORT else -(-columns // LANES) * LANES
     part = share(thread, threads, rows, columns, ROWS, wide)
     room += SIZE * thread * room_for(rows, columns, depth)
     product(

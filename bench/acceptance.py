@@ -25,7 +25,7 @@ from fastdigit.files import atomic_write
 from . import kill_and_resume, machine, numpy_loop, prepared_pictures
 
 PROJECT = Path(__file__).resolve().parent.parent
-START, END = "<!-- table: acceptance -->", "<!-- end of table -->"
+END = "<!-- end of table -->"
 
 
 def train(*options):
@@ -132,6 +132,22 @@ def rows(data, quick):
         )
 
 
+def report(rows, name, json_file, readme):
+    """Print each row as it comes, then all; write the files that are asked for. The exit status."""
+    table = Table("asked", "measured", "met", "how")
+    results = []
+    for asked, measured, met, how in rows:
+        results.append({"asked": asked, "measured": measured, "met": bool(met), "how": how})
+        table.add_row(asked, measured, "yes" if met else "NO", how)
+        print(f"{'met' if met else 'MISSED'}: {asked}: {measured}", flush=True)
+    Console(width=160).print(table)
+    if json_file:
+        machine.write(json_file, rows=results)
+    if readme:
+        put_into(readme, name, results)
+    return 0 if all(row["met"] for row in results) else 1
+
+
 def markdown(results):
     """The table of a result's rows as the README shows it."""
     lines = ["| asked | measured | how |", "|---|---|---|"]
@@ -142,12 +158,12 @@ def markdown(results):
     return "\n".join(lines)
 
 
-def put_into(readme, results):
-    """Replace what stands between the marks in the README."""
+def put_into(readme, name, results):
+    """Replace what stands between the marks of that name in a README."""
     text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(START)
-    _, tail = rest.split(END)
-    atomic_write(readme, f"{head}{START}\n{markdown(results)}\n{END}{tail}".encode())
+    head, rest = text.split(f"<!-- table: {name} -->")
+    _, tail = rest.split(END, 1)
+    atomic_write(readme, f"{head}<!-- table: {name} -->\n{markdown(results)}\n{END}{tail}".encode())
 
 
 def main(arguments=None):
@@ -156,18 +172,7 @@ def main(arguments=None):
     parser.add_argument("--json", type=Path)
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args(arguments)
-    table = Table("asked", "measured", "met", "how")
-    results = []
-    for asked, measured, met, how in rows(fd.load_mnist(), options.quick):
-        results.append({"asked": asked, "measured": measured, "met": bool(met), "how": how})
-        table.add_row(asked, measured, "yes" if met else "NO", how)
-        print(f"{'met' if met else 'MISSED'}: {asked}: {measured}", flush=True)
-    Console(width=160).print(table)
-    if options.json:
-        machine.write(options.json, rows=results)
-    if options.readme:
-        put_into(options.readme, results)
-    return 0 if all(row["met"] for row in results) else 1
+    return report(rows(fd.load_mnist(), options.quick), "acceptance", options.json, options.readme)
 
 
 if __name__ == "__main__":

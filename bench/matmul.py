@@ -66,23 +66,12 @@ def numpy(select):
     return measure(lambda a, b, out: np.matmul(a, b, out=out), select)
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--select", nargs="+", default=[""], help="only products with one of these in the name"
-    )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", choices=("fastdigit", "numpy"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.child:
-        print(json.dumps({"fastdigit": fastdigit, "numpy": numpy}[options.child](options.select)))
-        return
+def compare(rounds, select=("",)):
+    """(the limit in GFLOP/s, a row for each selected product): medians over the rounds."""
     found = {"fastdigit": [], "numpy": []}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for who, speeds in found.items():
-            command = [sys.executable, "-m", "fastdigit.bench.matmul", "--child", who]
-            command += ["--select", *options.select]
+            command = [sys.executable, "-m", "fastdigit.bench.matmul", "--child", who, "--select", *select]
             result = subprocess.run(command, capture_output=True, text=True, check=True)
             speeds.append(json.loads(result.stdout))
     limit = float(np.median([speeds["limit"] for speeds in found["fastdigit"]]))
@@ -100,11 +89,33 @@ def main(arguments=None):
                 "share_of_limit": float(np.median(ours)) / limit,
             }
         )
+    return limit, rows
+
+
+def geometric_mean(rows):
+    """Of the ratios to NumPy."""
+    return float(np.exp(np.mean([np.log(row["ratio_median"]) for row in rows])))
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--select", nargs="+", default=[""], help="only products with one of these in the name"
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", choices=("fastdigit", "numpy"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        print(json.dumps({"fastdigit": fastdigit, "numpy": numpy}[options.child](options.select)))
+        return
+    limit, rows = compare(options.rounds, options.select)
+    for row in rows:
         print(
-            f"{name:>20} {np.median(ours):6.0f} GFLOP/s ({np.median(ours) / limit:4.0%} of the limit), "
-            f"{np.median(ratios):.2f} times NumPy"
+            f"{row['product']:>20} {row['gflops_fastdigit']:6.0f} GFLOP/s "
+            f"({row['share_of_limit']:4.0%} of the limit), {row['ratio_median']:.2f} times NumPy"
         )
-    mean = float(np.exp(np.mean([np.log(row["ratio_median"]) for row in rows])))
+    mean = geometric_mean(rows)
     print(f"limit {limit:.0f} GFLOP/s; geometric mean {mean:.2f} times NumPy")
     if options.json:
         machine.write(options.json, limit_gflops=limit, geometric_mean_ratio=mean, rows=rows)

@@ -129,5 +129,5 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
 def test_the_readmes_table_is_the_one_of_the_results():
     rows = json.loads((PROJECT / "bench" / "results" / "acceptance.json").read_text())["rows"]
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    table = text.split(acceptance.START)[1].split(acceptance.END)[0]
+    table = text.split("<!-- table: acceptance -->")[1].split(acceptance.END)[0]
     assert table.strip() == acceptance.markdown(rows)

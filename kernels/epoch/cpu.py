@@ -485,7 +485,7 @@ def _panels(thread, threads, plan, with_states, back):
     for state in range(3):
         base = plan[PARAMETERS] if state == 0 else plan[STATE_0] if state == 1 else plan[STATE_1]
         panels = plan[PANELS] if state == 0 else plan[PANELS_0] if state == 1 else plan[PANELS_1]
-        if base != 0 and (state == 0 or with_states):
+        if base != 0 and (state == 0 or with_states != 0):
             w = base + layer[W] - plan[PARAMETERS]
             sparse.pack_panels(w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back)
 
@@ -501,7 +501,7 @@ def _steps(thread, threads, barrier, arguments):
     fused = plan[FUSED] != 0
     words = sparse.words_for(plan[PIXELS])
     if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
-        _panels(thread, threads, plan, True, False)
+        _panels(thread, threads, plan, ONE, ZERO)
     for i in range(plan[STEPS]):
         start = (plan[FIRST_STEP] + i) * batch
         count = min(batch, plan[COUNT] - start)
@@ -510,13 +510,13 @@ def _steps(thread, threads, barrier, arguments):
         first, last = pairs * thread // threads, pairs * (thread + 1) // threads
         behind = min(2 * last, count)
         if plan[X_OTHERS] != 0:  # a batch of its own for each thread
-            _gather(plan, start, count, x, 0, count)
+            _gather(plan, start, count, x, ZERO, count)
         else:
             _gather(plan, start, count, x, 2 * first, behind)
         _gather_targets(plan, start, count, 2 * first, behind)
         if plan[IS_SPARSE]:
             if not fused:
-                _panels(thread, threads, plan, False, False)
+                _panels(thread, threads, plan, ZERO, ZERO)
             bits = plan[LIST_BITS]
             sparse.bits_of_rows(x, plan[X_ROW], 2 * first, behind, plan[PIXELS], bits)
             sparse.lists_of_pairs(
@@ -573,7 +573,7 @@ def _steps(thread, threads, barrier, arguments):
                 )
             wait_for_all(barrier, threads)
     if plan[IS_SPARSE] and fused:
-        _panels(thread, threads, plan, True, True)
+        _panels(thread, threads, plan, ONE, ONE)
 
 
 _kernel = Kernel(_steps)

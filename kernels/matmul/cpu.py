@@ -505,26 +505,36 @@ def _alone(a, b, out, half):
     whole = (a.strides[0] | a.strides[1] | b.strides[0] | b.strides[1] | out.strides[0]) % SIZE == 0
     if not (fits and whole and out.strides[1] == SIZE) or overlap(out, a) or overlap(out, b):
         return REFUSED
-    if rows * columns * depth >= ALONE:
+    # Few columns fill one vector in part. Where the rows of a are next to each other, these fill whole
+    # vectors: the transposed product, which is turned at the end. Sums have the same order.
+    turn = columns <= ROWS and a.strides[0] == SIZE and rows >= 2 * COLUMNS and depth >= SHORT + LANES
+    if rows * columns * depth >= (2 * ALONE if turn else ALONE):
         return LARGE
-    room = np.empty(room_for(rows, columns, depth), np.float32)
+    left = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
+    right = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
+    c, c_row, room_rows, room_columns = out.ctypes.data, out.strides[0] // SIZE, rows, columns
+    turned = np.empty(columns * odd_lines(rows) if turn else 0, np.float32)
+    if turn:
+        left, right = (right[0], right[2], right[1]), (left[0], left[2], left[1])
+        c, c_row, room_rows, room_columns = turned.ctypes.data, odd_lines(rows), columns, rows
+    room = np.empty(room_for(room_rows, room_columns, depth), np.float32)
     product(
-        a.ctypes.data,
-        a.strides[0] // SIZE,
-        a.strides[1] // SIZE,
-        b.ctypes.data,
-        b.strides[0] // SIZE,
-        b.strides[1] // SIZE,
+        *left,
+        *right,
         ZERO,
-        out.ctypes.data,
-        out.strides[0] // SIZE,
-        (ZERO, rows, ZERO, columns),
+        c,
+        c_row,
+        (ZERO, room_rows, ZERO, room_columns),
         depth,
         np.float32(-np.inf),
         half,
         room.ctypes.data,
         Mask(ZERO, ZERO, np.float32(1)),
     )
+    if turn:
+        for i in range(rows):
+            for j in range(columns):
+                write(out.ctypes.data + i * out.strides[0] + SIZE * j, turned[j * c_row + i])
     return DONE if room.size else REFUSED  # room is used here, so that Numba does not free it before
 
 

@@ -149,12 +149,12 @@ def report(rows, name, json_file, readme):
 
 
 def markdown(results):
-    """The table of a result's rows as the README shows it."""
+    """The table of a result's rows as a README shows it."""
     lines = ["| asked | measured | how |", "|---|---|---|"]
     for row in results:
-        lines.append(
-            f"| {row['asked']} | {row['measured']}{'' if row['met'] else ' **missed**'} | `{row['how']}` |"
-        )
+        measured = row["measured"] + ("" if row["met"] else " **missed**")
+        cells = (cell.replace("|", r"\|") for cell in (row["asked"], measured, f"`{row['how']}`"))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

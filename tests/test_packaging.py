@@ -126,8 +126,26 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
         assert float(result.stdout.split()[0]) > 0.9  # both print an accuracy first
 
 
-def test_the_readmes_table_is_the_one_of_the_results():
-    rows = json.loads((PROJECT / "bench" / "results" / "acceptance.json").read_text())["rows"]
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    table = text.split("<!-- table: acceptance -->")[1].split(acceptance.END)[0]
+def test_the_python_in_the_kernels_readme_runs():
+    text = (PROJECT / "kernels" / "README.md").read_text(encoding="utf-8")
+    plain, jitted = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
+    calls = (
+        "x, w1, w2 = np.ones((5, 8), np.float32), np.ones((8, 4), np.float32), np.ones((4, 2), np.float32)\n"
+        "p = np.empty((5, 2), np.float32)\n"
+        "predict(x, w1, w2, np.empty((5, 4), np.float32), p)\n"
+        "assert (p == 0.5).all(), p\n"
+        "assert abs(y - 0.1).max() < 1e-6, y\n"
+    )
+    result = subprocess.run([sys.executable, "-c", plain + jitted + calls], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "file"),
+    [("README.md", "acceptance", "acceptance.json"), ("kernels/README.md", "cpu", "cpu_acceptance.json")],
+)
+def test_a_pages_table_is_the_one_of_the_results(page, name, file):
+    rows = json.loads((PROJECT / "bench" / "results" / file).read_text())["rows"]
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    table = text.split(f"<!-- table: {name} -->")[1].split(acceptance.END)[0]
     assert table.strip() == acceptance.markdown(rows)

@@ -17,6 +17,7 @@ Van Zee, van de Geijn, "BLIS", ACM TOMS 41 (2015).
 
 import threading
 from functools import cache
+from types import NoneType
 from typing import NamedTuple
 
 import numpy as np
@@ -497,34 +498,35 @@ DONE, REFUSED, LARGE = range(3)
 _ANY = types.Array(types.float32, 2, "A")
 
 
-def _alone(a, b, out, half):
-    """All checks, and a short product by the calling thread: DONE, or why it was not begun."""
-    rows, depth = a.shape
-    columns = b.shape[1]
-    fits = b.shape[0] == depth and out.shape == (rows, columns) and rows * columns * depth > 0
+@register_jitable
+def _fit_together(a, b, out):
+    """Whether a, b, out have the shapes of a product, whole distances, and an out that can be written to."""
+    shapes = a.shape[1] == b.shape[0] and out.shape[0] == a.shape[0] and out.shape[1] == b.shape[1]
     whole = (a.strides[0] | a.strides[1] | b.strides[0] | b.strides[1] | out.strides[0]) % SIZE == 0
-    if not (fits and whole and out.strides[1] == SIZE) or overlap(out, a) or overlap(out, b):
-        return REFUSED
-    # Few columns fill one vector in part. Where the rows of a are next to each other, these fill whole
-    # vectors: the transposed product, which is turned at the end. Sums have the same order.
-    turn = columns <= ROWS and a.strides[0] == SIZE and rows >= 2 * COLUMNS and depth >= SHORT + LANES
-    if rows * columns * depth >= (2 * ALONE if turn else ALONE):
-        return LARGE
-    left = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
-    right = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
-    c, c_row, room_rows, room_columns = out.ctypes.data, out.strides[0] // SIZE, rows, columns
+    return shapes and whole and out.strides[1] == SIZE
+
+
+@jit
+def _by_caller(left, right, c, c_row, rows, columns, depth, half):
+    """The product of two operands, (address, row, step) and (address, step, column), by this thread.
+
+    Few columns fill one vector in part. Where the rows of the left operand are next to each other, these
+    fill whole vectors: the transposed product, which is turned at the end. Sums have the same order.
+    """
+    target, target_row, high, wide = c, c_row, rows, columns
+    turn = _is_turned(left[1], rows, columns, depth)
     turned = np.empty(columns * odd_lines(rows) if turn else 0, np.float32)
     if turn:
         left, right = (right[0], right[2], right[1]), (left[0], left[2], left[1])
-        c, c_row, room_rows, room_columns = turned.ctypes.data, odd_lines(rows), columns, rows
-    room = np.empty(room_for(room_rows, room_columns, depth), np.float32)
+        target, target_row, high, wide = turned.ctypes.data, odd_lines(rows), columns, rows
+    room = np.empty(room_for(high, wide, depth), np.float32)
     product(
         *left,
         *right,
         ZERO,
-        c,
-        c_row,
-        (ZERO, room_rows, ZERO, room_columns),
+        target,
+        target_row,
+        (ZERO, high, ZERO, wide),
         depth,
         np.float32(-np.inf),
         half,
@@ -534,8 +536,33 @@ def _alone(a, b, out, half):
     if turn:
         for i in range(rows):
             for j in range(columns):
-                write(out.ctypes.data + i * out.strides[0] + SIZE * j, turned[j * c_row + i])
-    return DONE if room.size else REFUSED  # room is used here, so that Numba does not free it before
+                write(c + SIZE * (i * c_row + j), turned[j * target_row + i])
+    return room.size  # used here, so that Numba does not free it before
+
+
+@register_jitable
+def _is_turned(a_row, rows, columns, depth):
+    return a_row == 1 and columns <= ROWS and rows >= 2 * COLUMNS and depth >= SHORT + LANES
+
+
+@register_jitable
+def _operands(a, b, out):
+    """The arguments of :func:`_by_caller`, but for the last."""
+    left = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
+    right = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
+    return left, right, out.ctypes.data, out.strides[0] // SIZE, out.shape[0], out.shape[1], a.shape[1]
+
+
+def _alone(a, b, out, half):
+    """All checks, and a short product by the calling thread: DONE, or why it was not begun."""
+    steps = out.size * a.shape[1]
+    if not _fit_together(a, b, out) or steps == 0 or overlap(out, a) or overlap(out, b):
+        return REFUSED
+    turn = _is_turned(a.strides[0] // SIZE, a.shape[0], b.shape[1], a.shape[1])
+    if steps >= (2 * ALONE if turn else ALONE):
+        return LARGE
+    _by_caller(*_operands(a, b, out), half)
+    return DONE
 
 
 def _describe(a, b, c, half, relu, words):
@@ -656,6 +683,57 @@ def matmul_tn(a, b, out=None, threads=None, precision="float32"):
 def matmul_nt(a, b, out=None, threads=None, precision="float32"):
     """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
     return matmul(a, b.T, out, threads, precision)
+
+
+def _given(value):
+    """Whether an argument is given, as Numba's typing sees it."""
+    return not isinstance(value, types.Omitted | types.NoneType | NoneType | str)
+
+
+@overload(matmul)
+def _matmul_in_jitted_code(a, b, out=None, threads=None, precision="float32"):
+    """``matmul(a, b)`` and ``matmul(a, b, out)`` for code that Numba compiles: by the calling thread."""
+    arrays = (a, b, out) if _given(out) else (a, b)
+    if not all(isinstance(x, types.Array) and (x.ndim, x.dtype) == (2, types.float32) for x in arrays):
+        return None
+    if _given(threads) or _given(precision):
+        return None
+
+    def into(a, b, out=None, threads=None, precision="float32"):
+        if out.size == 0 and a.shape[0] == out.shape[0] and b.shape[1] == out.shape[1]:
+            return out
+        if not _fit_together(a, b, out):
+            raise ValueError("a [M, K], b [K, N] and out [M, N] must fit, rows of out be contiguous")
+        if a.shape[1] == 0:
+            out[:, :] = 0
+            return out
+        if overlap(out, a) or overlap(out, b):
+            raise ValueError("out must not overlap a or b")
+        _by_caller(*_operands(a, b, out), ZERO)
+        return out
+
+    def new(a, b, out=None, threads=None, precision="float32"):
+        return matmul(a, b, np.empty((a.shape[0], b.shape[1]), np.float32))
+
+    return into if _given(out) else new
+
+
+@overload(matmul_tn)
+def _matmul_tn_in_jitted_code(a, b, out=None, threads=None, precision="float32"):
+    if _given(threads) or _given(precision):
+        return None
+    if _given(out):
+        return lambda a, b, out=None, threads=None, precision="float32": matmul(a.T, b, out)
+    return lambda a, b, out=None, threads=None, precision="float32": matmul(a.T, b)
+
+
+@overload(matmul_nt)
+def _matmul_nt_in_jitted_code(a, b, out=None, threads=None, precision="float32"):
+    if _given(threads) or _given(precision):
+        return None
+    if _given(out):
+        return lambda a, b, out=None, threads=None, precision="float32": matmul(a, b.T, out)
+    return lambda a, b, out=None, threads=None, precision="float32": matmul(a, b.T)
 
 
 def _whole_strides(x):

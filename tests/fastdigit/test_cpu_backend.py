@@ -270,7 +270,7 @@ def run(code, cache, environment):
     ("cpu", "features"), [("haswell", "+avx2,+fma,+avx,+sse4.2"), ("nehalem", "+sse4.2")], ids=["avx2", "sse"]
 )
 def test_narrower_vectors(cpu, features, tmp_path):
-    """A whole epoch, sparse and dense, and predictions, compiled for another processor."""
+    """A whole epoch, predictions, and the checks of all operations, compiled for another processor."""
     code = (
         "import numpy as np\n"
         "from tests.fastdigit import test_cpu_backend as tests\n"
@@ -281,6 +281,10 @@ def test_narrower_vectors(cpu, features, tmp_path):
         "options['network']['backend'] = 'numpy'\n"
         "np.testing.assert_allclose(found[1], tests.train(data, **options)[1], rtol=2e-3)\n"
         "tests.test_predictions_of_any_number_of_images(129, 0.15, np.uint8)\n"
+        "from tests.kernels import test_operations_cpu as operations\n"
+        "for name, function in operations.OPERATIONS.items():\n"
+        "    for check, of_check in operations.CHECKS[name]:\n"
+        "        [check(function, operations.NUMPY, case) for case in of_check]\n"
         "print(tests.matmul.LANES)"
     )
     result = run(code, tmp_path, {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features})

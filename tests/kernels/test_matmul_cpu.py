@@ -8,9 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numba import njit
+from numba.core.errors import TypingError
 
 from fastdigit.bench import cases
 from fastdigit.kernels.matmul import cpu
+from fastdigit.kernels.matmul.cpu import matmul, matmul_nt, matmul_tn
 
 from .checks import Rejected, gamma, within
 
@@ -93,6 +96,35 @@ def test_the_transposed_forms():
     np.testing.assert_allclose(cpu.matmul_nt(a, np.ascontiguousarray(b.T)), expected, rtol=1e-5, atol=1e-5)
     out = np.empty((20, 40), np.float32)
     assert cpu.matmul(a, b, out=out) is out
+
+
+@njit
+def in_jitted_code(a, b, into):
+    return matmul(a, b), matmul(a, b, into), matmul_tn(a.T, b), matmul_nt(a, b.T, into)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(20, 30, 40), (96, 128, 10), (1, 1, 1), (128, 600, 70)], ids=str)
+def test_in_code_that_numba_compiles(sizes, kind):
+    case = cases.Matmul(*sizes)
+    a, b = operands(case, kind)
+    expected = cpu.matmul(a, b).tobytes()
+    for found in in_jitted_code(a, b, np.empty((case.batch, case.outputs), np.float32)):
+        assert found.tobytes() == expected
+
+
+def test_what_does_not_fit_is_refused_in_jitted_code():
+    a, b = operands(cases.Matmul(4, 5, 6), "nn")
+    with pytest.raises(ValueError, match="must fit"):
+        in_jitted_code(a, b, np.empty((6, 4), np.float32))
+    square = np.ones((4, 4), np.float32)
+    with pytest.raises(ValueError, match="overlap"):
+        in_jitted_code(square, square, square)
+    with pytest.raises(TypingError):
+        in_jitted_code(a.astype(np.float64), b, np.empty((4, 6), np.float32))
+    empty = np.full((4, 6), np.nan, np.float32)
+    in_jitted_code(a[:, :0], b[:0], empty)
+    assert (empty == 0).all()
 
 
 def test_nan_and_infinity_are_passed_on():

@@ -635,8 +635,8 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     ``precision``: "bf16" rounds a and b to bfloat16 and sums their products in float32, on processors
     with AVX-512 BF16.
     Writes: out (a new array if None), and returns it.
-    Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit, and for a
-    precision that the processor does not have.
+    Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit, for threads
+    below 1, and for a precision that the processor does not have.
     Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread. The first
     call on a machine compiles for some seconds, later processes read that from Numba's cache.
     Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴);
@@ -645,6 +645,7 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} here, got {precision!r}")
     half = precision == "bf16"
+    threads = None if threads is None else thread_count(threads)
     if out is not None:
         try:
             begun = _compiled_alone()(a, b, out, half)

@@ -156,6 +156,8 @@ def test_what_does_not_fit_is_refused():
         cpu.matmul(a, b, np.empty((6, 4), np.float32).T)
     with pytest.raises(ValueError, match="overlap"):
         cpu.matmul(b[:, :5], b[:, :5], b[:, :5])
+    with pytest.raises(ValueError, match="threads must be an integer of at least 1"):
+        cpu.matmul(a, b, np.empty((4, 6), np.float32), threads=0)
     read_only = np.empty((4, 6), np.float32)
     read_only.flags.writeable = False
     with pytest.raises(ValueError, match="writable"):

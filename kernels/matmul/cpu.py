@@ -697,8 +697,8 @@ def _matmul_in_jitted_code(a, b, out=None, threads=None, precision="float32"):
     arrays = (a, b, out) if _given(out) else (a, b)
     if not all(isinstance(x, types.Array) and (x.ndim, x.dtype) == (2, types.float32) for x in arrays):
         return None
-    if _given(threads) or _given(precision):
-        return None
+    if _given(threads) or _given(precision) or (not arrays[-1].mutable and _given(out)):
+        return None  # Numba says that there is no such matmul
 
     def into(a, b, out=None, threads=None, precision="float32"):
         if out.size == 0 and a.shape[0] == out.shape[0] and b.shape[1] == out.shape[1]:

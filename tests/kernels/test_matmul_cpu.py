@@ -122,6 +122,11 @@ def test_what_does_not_fit_is_refused_in_jitted_code():
         in_jitted_code(square, square, square)
     with pytest.raises(TypingError):
         in_jitted_code(a.astype(np.float64), b, np.empty((4, 6), np.float32))
+    read_only = np.zeros((4, 6), np.float32)
+    read_only.flags.writeable = False
+    with pytest.raises(TypingError):
+        in_jitted_code(a, b, read_only)
+    assert not read_only.any()
     empty = np.full((4, 6), np.nan, np.float32)
     in_jitted_code(a[:, :0], b[:0], empty)
     assert (empty == 0).all()

@@ -88,6 +88,7 @@ class TrainPlan:
     weight: Any  # [N] or None
     threads: int | None  # None: as the backend thinks best
     sparse_input: bool | None  # whether to skip zeros of the images; None: where that is quicker
+    sparse_hidden: bool | None  # the same for outputs of hidden layers
 
 
 def _reference_operations(xp):

@@ -48,6 +48,10 @@ class Tensor:
             return part[: self.shape[0]]
         return part.reshape(self.shape[0], self.row)[:, : self.shape[1]]
 
+    def padding(self, flat):
+        """What of ``flat`` lies behind this tensor's rows, as a view."""
+        return flat[self.offset : self.offset + self.size].reshape(-1, self.row)[:, self.shape[-1] :]
+
 
 @dataclass(frozen=True)
 class Layout:

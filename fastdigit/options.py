@@ -81,6 +81,7 @@ class FitOptions:
     path: str
     threads: int | None
     sparse_input: bool | None
+    sparse_hidden: bool | None
 
     def __post_init__(self):
         def need(name, ok, what):
@@ -110,7 +111,8 @@ class FitOptions:
         need("path", self.path in ("auto", "step", "epoch"), "'auto', 'step' or 'epoch'")
         if self.threads is not None:
             check_count("threads", self.threads)
-        need("sparse_input", self.sparse_input in (None, True, False), "True, False or None")
+        for name in ("sparse_input", "sparse_hidden"):
+            need(name, getattr(self, name) in (None, True, False), "True, False or None")
         if self.resume and self.checkpoint is None:
             raise ConfigError("resume=True needs the checkpoint to resume from")
         if self.checkpoint_every is not None:

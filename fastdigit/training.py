@@ -25,7 +25,7 @@ from .schedules import OneCycle
 from .steps import train_steps
 from .streams import ORDER, random_stream
 
-STRETCH_SECONDS = 0.2  # about how long a stretch of steps takes: how often progress is seen
+STRETCH_SECONDS = 0.5  # about how long a stretch of steps takes: how often progress is seen
 
 
 def fit(
@@ -51,6 +51,7 @@ def fit(
     path="auto",
     threads=None,
     sparse_input=None,
+    sparse_hidden=None,
 ):
     """Train a network in place: a :class:`~fastdigit.log.TrainingLog`.
 
@@ -77,8 +78,9 @@ def fit(
     - ``path``: "step" for single operations, "epoch" for the backend's whole-epoch kernel, "auto"
       for the latter where there is one.
     - ``threads``: how many the whole-epoch kernel uses; None for FASTDIGIT_THREADS, else all
-      processors. ``sparse_input``: whether it skips the zeros of the images; None decides by how
-      many there are. Neither changes a bit of the result.
+      processors. ``sparse_input``: whether it skips the zeros of the images, ``sparse_hidden``:
+      those that ReLU and dropout leave in hidden layers; None decides by how many there are. None
+      of these changes a bit of the result.
 
     Errors: ConfigError, DataError for arguments and data that make no sense; CheckpointError for a
     checkpoint that is damaged or belongs to another network, other data or settings (all that
@@ -109,6 +111,7 @@ def fit(
             path=path,
             threads=threads,
             sparse_input=sparse_input,
+            sparse_hidden=sparse_hidden,
         )
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
@@ -323,6 +326,7 @@ class _Training:
                 weight=self.weight,
                 threads=options.threads,
                 sparse_input=options.sparse_input,
+                sparse_hidden=options.sparse_hidden,
             )
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
             if backend.train_epoch is not None and options.path != "step":

@@ -238,15 +238,20 @@ def float_of(typing, bits):
     return types.float32(types.int32), generate
 
 
-@intrinsic
-def prefetch(typing, address):
-    """Have the cache line at an address fetched while other work goes on."""
+def _prefetch(locality):
+    @intrinsic
+    def prefetch(typing, address):
+        def generate(context, build, signature, arguments):
+            pointer, word = build.inttoptr(arguments[0], ir.IntType(8).as_pointer()), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+            fetch = build.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+            build.call(fetch, [pointer, word(0), word(locality), word(1)])  # to read, data
+            return context.get_dummy_value()
 
-    def generate(context, build, signature, arguments):
-        pointer, word = build.inttoptr(arguments[0], ir.IntType(8).as_pointer()), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
-        fetch = build.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
-        build.call(fetch, [pointer, word(0), word(3), word(1)])  # to read, into all caches, data
-        return context.get_dummy_value()
+        return types.void(types.intp), generate
 
-    return types.void(types.intp), generate
+    return prefetch
+
+
+# Have the cache line at an address fetched while other work goes on: into all caches, or all but the first.
+prefetch, prefetch_far = _prefetch(3), _prefetch(2)

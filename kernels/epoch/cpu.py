@@ -6,9 +6,10 @@ core's cache from one step to the next; all else is cut as :mod:`~..matmul.cpu` 
 The order of every sum is that of the single operations: the bits are those of the step-by-step path
 with the same backend, for any number of threads.
 
-Where the pictures are mostly paper, the first layer goes through :mod:`~..matmul.cpu_sparse`. Where
-nothing else needs the gradients (no clipping), each piece of them is used up by the optimizer while it
-is in the cache, and never stored.
+Where the pictures are mostly paper, the first layer goes through :mod:`~..matmul.cpu_sparse`, and
+wherever ReLU left enough zeros in a step's activations, the other hidden layers. Where nothing else
+needs the gradients (no clipping), each piece of them is used up by the optimizer while it is in the
+cache, and never stored.
 """
 
 from itertools import pairwise
@@ -39,6 +40,14 @@ SPARSE_SHARE = 0.5
 SPARSE_OUTPUTS = 32
 PAGE = 1024  # numbers; rows of dy that are a page apart are copied before they are picked from lists
 SAMPLE = 256  # pictures that are looked at to find out
+
+# The same for hidden layers: of their outputs, those where one of two images is not zero; and the least
+# sizes, of both layers and of the batch, that make up for the lists.
+HIDDEN_SHARE = 0.85
+HIDDEN_UNITS = 128
+HIDDEN_BATCH = 64
+UNITS_BATCH = 192  # the same for lists by units, which take longer to make
+PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs of similar pictures
 
 # The words of the plan: one block for all, then one for each layer.
 (
@@ -81,19 +90,38 @@ SAMPLE = 256  # pictures that are looked at to find out
     SIZE_OF_ALL,
     LIST_BITS,
     LIST_TURNED,
-    LIST_ROWS,
-    LIST_ROW_COUNTS,
-    LIST_COLUMNS,
-    LIST_COLUMN_COUNTS,
     LARGEST,
     SUMS,
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(48)
-INPUTS, OUTPUTS, W, W_ROW, B, Y, Y_ROW, DY, DY_ROW, DROP, THRESHOLD, LAYER = range(12)
-# The float64 numbers of an optimizer.
-MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, ALL_NUMBERS = range(9)
+) = range(44)
+(
+    INPUTS,
+    OUTPUTS,
+    W,
+    W_ROW,
+    B,
+    Y,
+    Y_ROW,
+    DY,
+    DY_ROW,
+    DROP,
+    THRESHOLD,
+    ROW_LISTS,  # of the layer's input, by images, or 0
+    ROW_ENDS,
+    ROW_BLOCK,
+    ROW_ORDER,
+    COLUMN_LISTS,  # the same, by units, or 0
+    COLUMN_ENDS,
+    COLUMN_BLOCK,
+    COLUMN_ORDER,
+    TURNED,  # the same transposed, or 0: pairs of units far apart are then in lines and pages of their own
+    TURNED_ROW,
+    LAYER,
+) = range(22)
+# The float64 numbers of an optimizer, and the largest share of hidden outputs that is worth lists.
+MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, MOST_LISTED, ALL_NUMBERS = range(10)
 
 
 NOTHING, MASK, UPDATE_WEIGHTS, UPDATE_PANELS = range(4)
@@ -255,32 +283,85 @@ def _own(thread, threads, plan, layer, number, rows):
 
 
 @jit(inline="always")
+def _rows_listed(layer):
+    """Lists of a layer's input by images."""
+    return sparse.Lists(layer[ROW_LISTS], layer[ROW_ENDS], layer[INPUTS], layer[ROW_BLOCK], layer[ROW_ORDER])
+
+
+@jit(inline="always")
+def _columns_listed(layer, count):
+    """Lists of a layer's input by units, for so many images."""
+    return sparse.Lists(
+        layer[COLUMN_LISTS], layer[COLUMN_ENDS], count, layer[COLUMN_BLOCK], layer[COLUMN_ORDER]
+    )
+
+
+@jit(inline="always")
+def _worth_it(plan, lists, rows):
+    """Whether a product over lists, if there are any, is quicker than a whole one."""
+    most = doubles(plan[NUMBERS], ALL_NUMBERS)[MOST_LISTED]
+    return lists.places != 0 and sparse.listed(lists, rows) <= most
+
+
+@jit
+def _list_rows(plan, number, x, x_row, count, first, last):
+    """The lists of a layer's input by images, for the pairs first … last - 1 of these."""
+    lists, bits = _rows_listed(_layer(plan, number)), plan[LIST_BITS]
+    rows = 2 * first, min(2 * last, count)
+    sparse.bits_of_rows(x, x_row, *rows, lists.length, bits)
+    if lists.order != 0:
+        sparse.pair_up(bits, sparse.words_for(lists.length), *rows, lists.order)
+    sparse.lists_of_pairs(bits, count, first, last, lists)
+
+
+@jit
+def _list_columns(plan, number, x, x_row, count, thread, threads):
+    """A thread's part of the lists by units: of its own words of bits, so that no barrier is needed."""
+    layer = _layer(plan, number)
+    units, words = layer[INPUTS], sparse.words_for(layer[INPUTS])
+    first, last = words * thread // threads, words * (thread + 1) // threads
+    sparse.bits_of_columns(plan[LIST_BITS], count, units, first, last, plan[LIST_TURNED])
+    lists, turned = _columns_listed(layer, count), plan[LIST_TURNED]
+    if lists.order != 0:
+        behind = min(64 * last, units)
+        sparse.pair_up(turned, sparse.words_for(count), 64 * first, behind, lists.order)
+        place = layer[TURNED] + SIZE * 64 * first * layer[TURNED_ROW]
+        copy = behind - 64 * first, count, layer[TURNED_ROW], place
+        sparse.copy_panel(x + SIZE * 64 * first, ONE, x_row, *copy)
+    sparse.lists_of_pairs(turned, units, 32 * first, min(32 * last, (units + 1) // 2), lists)
+
+
+@jit(inline="always")
 def _forward(thread, threads, barrier, plan, x, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
     none = nothing()
     x_row = plan[X_ROW]
+    pairs = (count + 1) // 2
+    first, last = pairs * thread // threads, pairs * (thread + 1) // threads
     for number in range(plan[LAYERS] - 1):
-        layer = _layer(plan, number)
-        part = _own(thread, threads, plan, layer, number, count)
-        if number == 0 and plan[IS_SPARSE]:
+        layer, lists = _layer(plan, number), _rows_listed(_layer(plan, number))
+        is_first = number == 0 and plan[IS_SPARSE] != 0
+        if is_first or (number > 0 and _worth_it(plan, lists, count)):
+            b, b_step, b_column, wide = layer[W], layer[W_ROW], ONE, ZERO
+            if is_first:
+                b, b_step, b_column, wide = plan[PANELS], plan[WIDE], plan[PIXELS], plan[WIDE]
+            else:
+                wide = sparse.panel_width(layer[OUTPUTS], threads)
             sparse.sparse_product(
                 x,
                 x_row,
                 ONE,
-                plan[PANELS],
-                plan[WIDE],
-                plan[PIXELS],
+                b,
+                b_step,
+                b_column,
+                not is_first,
                 layer[B],
                 layer[Y],
                 layer[Y_ROW],
-                part,
-                plan[WIDE],
-                count,
-                ZERO,
+                share(thread, threads, count, layer[OUTPUTS], sparse.STRIP, wide),
+                wide,
                 np.float32(0),
-                plan[LIST_ROWS],
-                sparse.list_row_for(plan[PIXELS]),
-                plan[LIST_ROW_COUNTS],
+                lists,
                 room,
                 none,
             )
@@ -295,7 +376,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 layer[B],
                 layer[Y],
                 layer[Y_ROW],
-                part,
+                _own(thread, threads, plan, layer, number, count),
                 layer[INPUTS],
                 np.float32(0),
                 plan[HALF],
@@ -303,13 +384,18 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 none,
             )
         wait_for_all(barrier, threads)
+        x, x_row, above = layer[Y], layer[Y_ROW], _layer(plan, number + 1)
         if layer[DROP]:
-            y = matrix(layer[Y], layer[Y_ROW], count, layer[OUTPUTS])
+            y = matrix(x, x_row, count, layer[OUTPUTS])
             kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number])
-            first, last = count * thread // threads, count * (thread + 1) // threads
-            dropout_rows(y, layer[THRESHOLD], kept, plan[SEED], number, step, first, last)
+            rows = 2 * first, min(2 * last, count)
+            dropout_rows(y, layer[THRESHOLD], kept, plan[SEED], number, step, *rows)
+        if above[ROW_LISTS] != 0:
+            _list_rows(plan, number + 1, x, x_row, count, first, last)
+        if layer[DROP] or above[ROW_LISTS] != 0:
             wait_for_all(barrier, threads)
-        x, x_row = layer[Y], layer[Y_ROW]
+        if above[COLUMN_LISTS] != 0:
+            _list_columns(plan, number + 1, x, x_row, count, thread, threads)
 
 
 @jit(inline="always")
@@ -360,7 +446,13 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
     if number > 0:
         below = _layer(plan, number - 1)
         x, x_row = below[Y], below[Y_ROW]
+    lists = _columns_listed(layer, count)
+    with_lists = number == 0 and plan[IS_SPARSE] != 0
+    wide = plan[WIDE]
     part = _own(thread, threads, plan, layer, number, layer[INPUTS])
+    if number > 0 and _worth_it(plan, lists, layer[INPUTS]):
+        with_lists, wide = True, sparse.panel_width(layer[OUTPUTS], threads)
+        part = share(thread, threads, layer[INPUTS], layer[OUTPUTS], sparse.STRIP, wide)
     to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
     to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
     details = nothing()
@@ -409,25 +501,22 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
                 rate,
                 t,
             )
-    if number == 0 and plan[IS_SPARSE]:
+    if with_lists:
         sparse.sparse_product(
-            x,
-            ONE,
-            x_row,
+            layer[TURNED] if number > 0 else x,
+            layer[TURNED_ROW] if number > 0 else ONE,
+            ONE if number > 0 else x_row,
             layer[DY],
             layer[DY_ROW],
             ONE,
+            number > 0 or layer[DY_ROW] >= PAGE,
             ZERO,
             dw,
             layer[W_ROW],
             part,
-            plan[WIDE],
-            layer[INPUTS],
-            count if layer[DY_ROW] >= PAGE else ZERO,
+            wide,
             np.float32(-np.inf),
-            plan[LIST_COLUMNS],
-            sparse.list_row_for(count),
-            plan[LIST_COLUMN_COUNTS],
+            lists,
             room,
             details,
         )
@@ -456,6 +545,30 @@ def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
     kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
+    details = After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0)
+    if number < plan[LAYERS] - 1:  # where a hidden output is zero, so is its gradient
+        lists = _rows_listed(_layer(plan, number + 1))
+        if _worth_it(plan, lists, count):
+            wide = sparse.panel_width(layer[INPUTS], threads)
+            sparse.sparse_product(
+                layer[DY],
+                layer[DY_ROW],
+                ONE,
+                layer[W],
+                ONE,
+                layer[W_ROW],
+                True,
+                ZERO,
+                below[DY],
+                below[DY_ROW],
+                share(threads - 1 - thread, threads, count, layer[INPUTS], sparse.STRIP, wide),
+                wide,
+                np.float32(-np.inf),
+                lists,
+                room,
+                details,
+            )
+            return
     # In reverse: who had the larger share of what comes before this, without a barrier, has the smaller.
     part = share(threads - 1 - thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
     product(
@@ -473,7 +586,7 @@ def _grad_input(thread, threads, plan, number, count, room):
         np.float32(-np.inf),
         plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
         room,
-        After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0),
+        details,
     )
 
 
@@ -499,7 +612,6 @@ def _steps(thread, threads, barrier, arguments):
     if plan[X_OTHERS] != 0 and thread > 0:
         x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
     fused = plan[FUSED] != 0
-    words = sparse.words_for(plan[PIXELS])
     if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
         _panels(thread, threads, plan, ONE, ZERO)
     for i in range(plan[STEPS]):
@@ -517,24 +629,10 @@ def _steps(thread, threads, barrier, arguments):
         if plan[IS_SPARSE]:
             if not fused:
                 _panels(thread, threads, plan, ZERO, ZERO)
-            bits = plan[LIST_BITS]
-            sparse.bits_of_rows(x, plan[X_ROW], 2 * first, behind, plan[PIXELS], bits)
-            sparse.lists_of_pairs(
-                bits, count, plan[PIXELS], first, last, plan[LIST_ROWS], plan[LIST_ROW_COUNTS]
-            )
+            _list_rows(plan, ZERO, x, plan[X_ROW], count, first, last)
         wait_for_all(barrier, threads)
-        if plan[IS_SPARSE]:  # its own words of bits, so the pixels of these: no barrier needed between
-            word, behind = words * thread // threads, words * (thread + 1) // threads
-            sparse.bits_of_columns(plan[LIST_BITS], count, plan[PIXELS], word, behind, plan[LIST_TURNED])
-            sparse.lists_of_pairs(
-                plan[LIST_TURNED],
-                plan[PIXELS],
-                count,
-                32 * word,
-                min(32 * behind, (plan[PIXELS] + 1) // 2),
-                plan[LIST_COLUMNS],
-                plan[LIST_COLUMN_COUNTS],
-            )
+        if plan[IS_SPARSE]:
+            _list_columns(plan, ZERO, x, plan[X_ROW], count, thread, threads)
         _forward(thread, threads, barrier, plan, x, count, room, t - 1)
         _loss(thread, threads, plan, x, start, count, room)
         wait_for_all(barrier, threads)
@@ -594,6 +692,23 @@ def is_sparse(images, outputs):
     return bool((ink[::2] | ink[1::2]).mean() <= SPARSE_SHARE)
 
 
+def _layers_with_lists(sizes, rows, wanted, precision):
+    """For which layers lists of the input are made: by images, and by units.
+
+    Those by images are for the layer's own product and the gradient of the layer below.
+    """
+    layers, least = len(sizes) - 1, 1 if wanted else HIDDEN_UNITS
+    by_rows, by_columns = [False] * layers, [False] * layers
+    # Products in bfloat16 are quicker as a whole.
+    if precision == "float32" and (wanted or (wanted is None and rows >= HIDDEN_BATCH)):
+        for number in range(1, layers):
+            above = number < layers - 1 and min(sizes[number : number + 2]) >= least
+            below = number > 1 and min(sizes[number - 1 : number + 1]) >= least
+            by_rows[number] = above or below
+            by_columns[number] = above and (wanted or rows >= UNITS_BATCH)
+    return by_rows, by_columns
+
+
 def train_epoch(plan, images, labels, order, loss, correct):
     """The steps of a ``fastdigit.backend.TrainPlan`` in one call.
 
@@ -601,10 +716,11 @@ def train_epoch(plan, images, labels, order, loss, correct):
     Dtypes: images uint8 or float32, labels int32, order int64, correct uint8, all else float32.
     Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps;
     gradients only where they are clipped or the batch has more than 512 images (else their memory is
-    used for other things, and zero at the end).
-    Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer, which over lists
-    has a third of that on MNIST). Memory: lists of up to 4 bytes a pixel of the batch, and about 0.6 MB
-    a thread at most.
+    used for other things: all but their padding is arbitrary at the end).
+    Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer), of which lists
+    leave a third in MNIST's first layer and about two thirds in the others. Memory: lists of up to 4
+    bytes a pixel of the batch and 8 a hidden unit, in the gradients as long as there is room, and about
+    0.6 MB a thread at most.
     """
     threads = thread_count(plan.threads)
     tensors, sizes = plan.layout.tensors, plan.layout.layer_sizes
@@ -615,6 +731,9 @@ def train_epoch(plan, images, labels, order, loss, correct):
     if with_lists and plan.sparse_input is None:
         with_lists = is_sparse(images, hidden[0])
 
+    def whole(length):
+        return 64 * sparse.words_for(length)
+
     def address(array):
         return 0 if array is None else array.__array_interface__["data"][0]
 
@@ -622,7 +741,25 @@ def train_epoch(plan, images, labels, order, loss, correct):
         kept.append(aligned_zeros(numbers, dtype))
         return address(kept[-1])
 
-    kept = []  # what has only its address in the plan
+    def idle(numbers, dtype):
+        """Space in the gradients, as long as there is some, where nothing else uses them."""
+        nonlocal borrowed
+        count = -(-numbers * np.dtype(dtype).itemsize // 64) * 64 // SIZE
+        if not fused or borrowed + count > plan.layout.size:
+            return space(numbers, dtype)
+        borrowed += count
+        return address(plan.gradients) + SIZE * (borrowed - count)
+
+    def lists(places, ends, order, of, length, block, paired):
+        pairs = (of + 1) // 2
+        return {
+            places: idle(pairs * sparse.list_row_for(length), np.uint16),
+            ends: idle(pairs * sparse.blocks_of(length, block), np.int64),
+            order: idle(of, np.int64) if paired else 0,
+        }
+
+    kept, borrowed = [], 0  # what has only its address in the plan; how much of the gradients is in use
+    fused = plan.clip_norm is None and batch <= FUSED_BATCH
     optimizer = plan.optimizer
     numbers = np.zeros(ALL_NUMBERS + len(sizes), np.float64)
     numbers[MOMENTUM] = getattr(optimizer, "momentum", 0.0)
@@ -632,9 +769,14 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[EPSILON] = getattr(optimizer, "epsilon", 0.0)
     numbers[DECAY], numbers[DECOUPLED] = optimizer.weight_decay, optimizer.decoupled
     numbers[LIMIT] = plan.clip_norm or 0.0
+    numbers[MOST_LISTED] = 1 if plan.sparse_hidden else HIDDEN_SHARE
     numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
     numbers[ALL_NUMBERS + len(hidden) :] = 1
-    room = sparse.room_for(rows if hidden and hidden[0] >= PAGE else 0)
+    by_rows, by_columns = _layers_with_lists(sizes, rows, plan.sparse_hidden, plan.precision)
+    by_rows[0] = by_columns[0] = with_lists
+    room = sparse.room_for(rows if hidden and hidden[0] >= PAGE else 0, False)
+    if any(by_rows[1:]):
+        room = max(room, sparse.room_for(max(rows, *sizes), True))
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         if number > 0 or not with_lists:
             products = (
@@ -644,7 +786,6 @@ def train_epoch(plan, images, labels, order, loss, correct):
             )
             room = max(room, *(dense.room_for(*product) for product in products))
     room = -(-max(room, *sizes) // 32) * 32
-    fused = plan.clip_norm is None and batch <= FUSED_BATCH
     buffers, state = plan.buffers, [*plan.state, None, None]
     words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)
     rates = np.ascontiguousarray(plan.learning_rates, np.float64)
@@ -689,20 +830,16 @@ def train_epoch(plan, images, labels, order, loss, correct):
     if with_lists:
         wide = sparse.panel_width(hidden[0], threads)
         panels = pixels * -(-hidden[0] // wide) * wide
-        in_gradients = fused and panels <= plan.layout.size  # which nothing else uses then
-        pairs, pixel_pairs = (rows + 1) // 2, (pixels + 1) // 2
         values |= {
             WIDE: wide,
-            PANELS: address(plan.gradients) if in_gradients else space(panels, np.float32),
+            PANELS: idle(panels, np.float32),
             PANELS_0: space(panels, np.float32) if fused and state[0] is not None else 0,
             PANELS_1: space(panels, np.float32) if fused and state[1] is not None else 0,
-            LIST_BITS: space(rows * sparse.words_for(pixels), np.int64),
-            LIST_TURNED: space(pixels * sparse.words_for(rows), np.int64),
-            LIST_ROWS: space(pairs * sparse.list_row_for(pixels), np.uint16),
-            LIST_ROW_COUNTS: space(pairs, np.int64),
-            LIST_COLUMNS: space(pixel_pairs * sparse.list_row_for(rows), np.uint16),
-            LIST_COLUMN_COUNTS: space(pixel_pairs, np.int64),
         }
+    if any(by_rows):
+        listed = [size for size, has_lists in zip(sizes, by_rows, strict=False) if has_lists]
+        values[LIST_BITS] = space(rows * sparse.words_for(max(listed)), np.int64)
+        values[LIST_TURNED] = space(max(listed) * sparse.words_for(rows), np.int64)
     # A batch for each thread is quicker than one that all share, where there is room for it: together
     # with the gradients, all that a step needs besides stays below twice the parameters.
     copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
@@ -726,8 +863,22 @@ def train_epoch(plan, images, labels, order, loss, correct):
             DY_ROW: dy.strides[0] // SIZE,
             DROP: rate > 0,
             THRESHOLD: keep_threshold(rate),
+            ROW_BLOCK: whole(sizes[number]) if number == 0 else sparse.BLOCK,
+            COLUMN_BLOCK: whole(rows) if number == 0 else sparse.BLOCK,
         }
+        if by_rows[number]:
+            paired = number > 0 or sizes[1] >= PAIRED_OUTPUTS
+            layer |= lists(ROW_LISTS, ROW_ENDS, ROW_ORDER, rows, sizes[number], layer[ROW_BLOCK], paired)
+        if by_columns[number]:
+            paired = number > 0  # neighbouring pixels are alike
+            layer |= lists(
+                COLUMN_LISTS, COLUMN_ENDS, COLUMN_ORDER, sizes[number], rows, layer[COLUMN_BLOCK], paired
+            )
+            if number > 0:
+                turned_row = dense.odd_lines(rows)
+                turned = idle(sizes[number] * turned_row, np.float32)
+                layer |= {TURNED: turned, TURNED_ROW: turned_row}
         words[[at + place for place in layer]] = list(layer.values())
     _kernel(words, threads)
-    if with_lists and in_gradients:
-        plan.gradients[...] = 0  # as they were: their padding must be zero
+    for tensor in tensors if borrowed else ():
+        tensor.padding(plan.gradients)[...] = 0  # single steps write all else and count on that

@@ -69,8 +69,6 @@ def _chunk(plan, start, count, space):
         all_pixels = bytes_at(plan[IMAGES], plan[COUNT] * pixels).reshape(plan[COUNT], pixels)
         copy_rows(all_pixels, start, rows)
     below, below_row = x, plan[X_ROW]
-    lists = plan[LISTS] + space
-    counts = plan[COUNTS] + space
     for number in range(layers):
         layer = plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
         outputs, last = layer[OUTPUTS], number == layers - 1
@@ -82,7 +80,10 @@ def _chunk(plan, start, count, space):
         if number == 0 and outputs >= sparse.COLUMNS // 2 and _is_sparse(x, plan[X_ROW], count, pixels, bits):
             pairs = (count + 1) // 2
             sparse.bits_of_rows(x, plan[X_ROW], 0, count, pixels, bits)
-            sparse.lists_of_pairs(bits, count, pixels, 0, pairs, lists, counts)
+            inked = sparse.Lists(
+                plan[LISTS] + space, plan[COUNTS] + space, pixels, 64 * sparse.words_for(pixels), ZERO
+            )
+            sparse.lists_of_pairs(bits, count, 0, pairs, inked)
             sparse.sparse_product(
                 x,
                 plan[X_ROW],
@@ -90,17 +91,14 @@ def _chunk(plan, start, count, space):
                 layer[W],
                 layer[W_ROW],
                 ONE,
+                False,
                 layer[B],
                 y,
                 y_row,
                 part,
                 sparse.COLUMNS,
-                count,
-                ZERO,
                 floor,
-                lists,
-                sparse.list_row_for(pixels),
-                counts,
+                inked,
                 plan[ROOM] + space,
                 nothing(),  # the same type as in training, so that products are compiled once
             )
@@ -154,7 +152,8 @@ def predictor(layout, parameters):
     sizes, pixels = layout.layer_sizes, layout.layer_sizes[0]
     x_row, y_row = (dense.odd_lines(columns) for columns in (pixels, max(sizes[1:])))
     room = max(
-        sparse.room_for(0), *(dense.room_for(CHUNK, outputs, inputs) for inputs, outputs in pairwise(sizes))
+        sparse.room_for(0, False),
+        *(dense.room_for(CHUNK, outputs, inputs) for inputs, outputs in pairwise(sizes)),
     )
     # Float32 numbers of each part of a thread's working space, a multiple of a cache line.
     parts = {

@@ -67,11 +67,11 @@ HALF = has_bfloat16()
 PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
 
 _multiply = micro_kernel(TILE)
-_transpose = transposer(LANES)
-_copy_panel_row, _copy_16 = copier(COLUMNS), copier(16)
+transpose = transposer(LANES)
+_copy_panel_row, copy_16 = copier(COLUMNS), copier(16)
 # Elsewhere the names exist, so that code compiles, but nothing may call them.
 _multiply_pairs = micro_kernel(TILE, pairs=True) if HALF else _multiply
-_transpose_pairs = transposer(LANES, halve=True) if HALF else _transpose
+_transpose_pairs = transposer(LANES, halve=True) if HALF else transpose
 
 
 # --- pieces for jitted code ---------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _panels_at_once(columns, depth):
 
 
 @register_jitable
-def _strip_size(depth):
+def strip_size(depth):
     return max(ROWS * odd_lines(depth), 16 * depth)
 
 
@@ -126,7 +126,7 @@ def room_for(rows, columns, depth):
     deep = min(depth, DEPTH)
     group = min(-(-columns // COLUMNS), _most_panels(depth)) * COLUMNS  # fewer columns can make larger groups
     strips = min(-(-rows // ROWS), STRIPS if columns <= group else MOST_STRIPS) if columns > COLUMNS else 0
-    return COLUMNS + group * deep + strips * _strip_size(deep) + ROWS * odd_lines(group)
+    return COLUMNS + group * deep + strips * strip_size(deep) + ROWS * odd_lines(group)
 
 
 @jit
@@ -140,19 +140,19 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
         for j in range(0, squares_across, LANES):
             for k in range(0, squares_down, LANES):
                 source = b + SIZE * (j * b_column + k)
-                _transpose(source, b_column, panel + SIZE * (k * COLUMNS + j), COLUMNS)
+                transpose(source, b_column, panel + SIZE * (k * COLUMNS + j), COLUMNS)
     for k in range(depth):
         for j in range(squares_across if k < squares_down else 0, width):
             write(panel + SIZE * (k * COLUMNS + j), read(b + SIZE * (k * b_step + j * b_column)))
 
 
 @jit
-def _pack_strips(a, a_row, a_step, depth, rows, height, packed):
+def pack_strips(a, a_row, a_step, depth, rows, height, packed):
     """Copy strips of ``height`` rows of a to where their rows do not share cache sets.
 
-    Strip s goes to packed + 4·s·_strip_size(depth); the new row and step distance.
+    Strip s goes to packed + 4·s·strip_size(depth); the new row and step distance.
     """
-    size, distance = _strip_size(depth), odd_lines(depth)
+    size, distance = strip_size(depth), odd_lines(depth)
     if a_row != 1:
         whole = depth // 16 * 16 if a_step == 1 else 0
         for i in range(rows):
@@ -161,7 +161,7 @@ def _pack_strips(a, a_row, a_step, depth, rows, height, packed):
                 packed + SIZE * (i // height * size + i % height * distance),
             )
             for k in range(0, whole, 16):
-                _copy_16(source + SIZE * k, target + SIZE * k)
+                copy_16(source + SIZE * k, target + SIZE * k)
             for k in range(whole, depth):
                 write(target + SIZE * k, read(source + SIZE * k * a_step))
         return distance, 1
@@ -170,7 +170,7 @@ def _pack_strips(a, a_row, a_step, depth, rows, height, packed):
             source = a + SIZE * (k * a_step + strip)
             target = packed + SIZE * (strip // height * size + k * 16)
             if strip + 16 <= rows:  # what is too much is not used
-                _copy_16(source, target)
+                copy_16(source, target)
             else:
                 for i in range(0, SIZE * min(height, rows - strip), SIZE):
                     write(target + i, read(source + i))
@@ -207,9 +207,9 @@ def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
 
 @jit
 def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
-    """As :func:`_pack_strips`, in pairs of bfloat16; distances count pairs."""
+    """As :func:`pack_strips`, in pairs of bfloat16; distances count pairs."""
     pairs = -(-depth // 2)
-    size, distance = _strip_size(pairs), odd_lines(pairs)
+    size, distance = strip_size(pairs), odd_lines(pairs)
     if a_row != 1:
         whole = depth // 32 * 32 if a_step == 1 else 0
         for i in range(rows):
@@ -363,7 +363,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     blocks, talls, deepest = -(-depth // block), -(-rows // tall), min(depth, DEPTH)
     zeros, panels = room, room + SIZE * COLUMNS
     strips = panels + SIZE * group * COLUMNS * deepest
-    piece = strips + SIZE * (tall // height * _strip_size(deepest) if pack_a else 0)
+    piece = strips + SIZE * (tall // height * strip_size(deepest) if pack_a else 0)
     fill(floats(zeros, COLUMNS), 0)
     here, strip_row, strip_step, next_strip = ZERO, a_row, a_step, height * a_row
     strips_of = panels_of = -ONE, -ONE  # which rows or columns, of which steps, are in the buffers
@@ -386,8 +386,8 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
             if HALF and half:
                 strip_row, strip_step = _pack_strips_pairs(*pack)
             else:
-                strip_row, strip_step = _pack_strips(*pack)
-            here, next_strip, strips_of = strips, _strip_size(steps), (above, from_k)
+                strip_row, strip_step = pack_strips(*pack)
+            here, next_strip, strips_of = strips, strip_size(steps), (above, from_k)
         panel = b + SIZE * (from_k * b_step + group_left * b_column)
         next_panel, panel_step = COLUMNS * b_column, b_step
         if pack_b:

@@ -1,10 +1,16 @@
-"""Products with a left operand that is mostly zeros, as pictures of digits are: 81 % of MNIST's pixels.
+"""Products with a left operand that has many zeros: pictures of digits are 81 % paper, and ReLU leaves
+about half of a hidden layer's outputs, and the gradients of these, at zero.
 
 The sum over k runs over a list of those k alone where the operand is not zero: the same sum in the
 same order without terms that are zero, so the same bits as :mod:`.cpu` gives (as long as the other
 operand is finite). Two rows share a list, of where either is not zero: what is loaded for one is then
-used for both. Neighbouring pixels of a picture mostly are both ink or both paper, so in x ᵀ·dy, where the
-rows are pixels, a list for two is hardly longer than for one.
+used for both. Neighbouring pixels of a picture mostly are both ink or both paper, so in xᵀ·dy, where the
+rows are pixels, a list for two is hardly longer than for one; two pictures mostly have the same hidden
+units at work.
+
+With so few rows at a time a step of k brings as much from the caches as it computes. So long lists
+are cut into blocks of k: those rows of the other operand stay in the first-level cache for a whole
+group of rows.
 
 Lists are made from bits, one for each element. Transposing 64 × 64 bits is quick, so the lists of both
 products come from one look at the operand.
@@ -12,21 +18,27 @@ products come from one look at the operand.
 Source: Warren, "Hacker's Delight" (2012), section 7-3, for transposing bits.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba.extending import register_jitable
 
 from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import fill, floats, ints
-from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, write_16
+from ..common.memory import ONE, ZERO, fill, floats, ints
+from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, read, write, write_16
 from ..common.tiles import Tile, can_compress
-from .cpu import LANES, finish
+from .cpu import LANES, copy_16, finish, prepare, transpose
 
 # Two rows × four vectors: 8 accumulators. One row would load twice as often, more rows have longer
 # lists; measured for rows 1 to 4 and vectors 2, 4 and 8.
 LISTED = Tile(rows=2, vectors=4, lanes=LANES)
-ROWS, COLUMNS = LISTED.rows, LISTED.columns
+ROWS, VECTORS, COLUMNS = LISTED.rows, LISTED.vectors, LISTED.columns
 STRIP = 16  # rows of an output that are finished together
+BLOCK = 128  # k at a time of long lists: so many rows of a panel, 32 KiB, stay in the first-level cache
+GROUP = 128  # rows of an output that use them, and that are finished together
+DEEP = 1024  # k of a panel that is copied: 256 KiB of the second-level cache
+WINDOW = 32  # rows among which each looks for the one most like it
 COMPRESS = can_compress()
 
 _multiply = micro_kernel(LISTED, listed=True)
@@ -90,24 +102,105 @@ def bits_of_columns(bits, rows, columns, first, last, turned):
                 target[(64 * word + k) * turned_words + above] = square[k]
 
 
-@jit
-def lists_of_pairs(bits, rows, length, first, last, lists, counts):
-    """For the pairs first … last - 1 of rows of bits, the places of the bits that either has set.
+class Lists(NamedTuple):
+    """Lists of the columns where a matrix has something else than zero, one for each pair of rows."""
 
-    Pair p is of the rows 2·p and 2·p + 1 (if there is one) of ``length`` bits; its list of uint16
-    numbers is at lists + 2·p·list_row_for(length), their number is counts[p].
-    """
-    words, row = words_for(length), list_row_for(length)
-    source, found = ints(bits, rows * words), ints(counts, last)
+    places: int  # address of the lists: uint16, list_row_for(length) for each
+    ends: int  # address of int64 numbers: how long each list is up to the end of each block
+    length: int  # of the matrix's rows
+    block: int  # columns of a block: a multiple of 64
+    order: int  # address of int64 numbers: pair p is of the rows order[2·p] and order[2·p + 1]; 0: neighbours
+
+
+@register_jitable
+def blocks_of(length, block):
+    """How many blocks of columns there are."""
+    return -(-length // block)
+
+
+@jit
+def lists_of_pairs(bits, rows, first, last, lists):
+    """Write the ``lists`` of the pairs first … last - 1: the places of the bits that either row has set."""
+    words, row = words_for(lists.length), list_row_for(lists.length)
+    blocks, block_words = blocks_of(lists.length, lists.block), lists.block // 64
+    source, ends = ints(bits, rows * words), ints(lists.ends, last * blocks)
+    ordered = lists.order != 0
+    order = ints(lists.order, rows if ordered else 0)
     for pair in range(first, last):
-        place = lists + 2 * pair * row
-        n = 0
+        place = lists.places + 2 * pair * row
+        one = 2 * pair
+        other = one + 1 if one + 1 < rows else one
+        if ordered:
+            one, other = order[one], order[other]
+        n, block, left = 0, pair * blocks, block_words
         for word in range(words):
-            value = source[2 * pair * words + word]
-            if 2 * pair + 1 < rows:
-                value |= source[(2 * pair + 1) * words + word]
+            value = source[one * words + word] | source[other * words + word]
             n = _list_word(value, 64 * word, place, n)
-        found[pair] = n
+            left -= 1
+            if left == 0:
+                ends[block] = n
+                block, left = block + 1, block_words
+        if left < block_words:
+            ends[block] = n
+
+
+@jit
+def pair_up(bits, words, first, last, order):
+    """Bring the rows first … last - 1 of bits, of so many words each, into an order of pairs that are alike.
+
+    ``order`` is an address of int64 numbers; those of the same places are written. In the order of how
+    many bits they have, each row gets the one with the fewest different bits of the next WINDOW that are
+    free. So the pairs' lists become shorter than those of neighbours, by a tenth for pictures and a
+    seventh for hidden units. Cost: a count of different bits for each row and each in its window.
+    """
+    source, found = ints(bits, last * words), ints(order, last)
+    rows, most = last - first, 64 * words
+    begin = np.zeros(most + 2, np.int64)  # counting sort: where rows with so many bits begin
+    size = np.empty(rows, np.int64)
+    for r in range(rows):
+        count = 0
+        for word in range((first + r) * words, (first + r + 1) * words):
+            count += count_bits(source[word])
+        size[r] = count
+        begin[count + 1] += 1
+    for count in range(most):
+        begin[count + 1] += begin[count]
+    free = np.empty(rows, np.int64)  # by size; -1: has a partner
+    for r in range(rows):
+        free[begin[size[r]]] = first + r
+        begin[size[r]] += 1
+    place = first
+    for r in range(rows):
+        row = free[r]
+        if row < 0:
+            continue
+        best, fewest, seen = -1, most + 1, 0
+        for other in range(r + 1, rows):
+            if free[other] < 0:
+                continue
+            different = 0
+            for word in range(words):
+                different += count_bits(source[row * words + word] ^ source[free[other] * words + word])
+            if different < fewest:
+                best, fewest = other, different
+            seen += 1
+            if seen == WINDOW:
+                break
+        found[place] = row
+        if best >= 0:
+            found[place + 1] = free[best]
+            free[best] = -1
+        place += 2
+
+
+@jit
+def listed(lists, rows):
+    """The share of a matrix of so many rows that is on lists: what a product computes of a whole one."""
+    blocks, pairs = blocks_of(lists.length, lists.block), -(-rows // ROWS)
+    ends, total = ints(lists.ends, pairs * blocks), 0
+    for pair in range(pairs):
+        total += ends[(pair + 1) * blocks - 1]
+    return total / (pairs * lists.length)
 
 
 @jit
@@ -134,10 +227,10 @@ def panel_width(columns, threads):
     A multiple of a vector, at most COLUMNS; narrower panels read the lists more often.
     """
     vectors, best, width = -(-columns // LANES), 0.0, COLUMNS
-    for n in range(LISTED.vectors, 0, -1):
+    for n in range(VECTORS, 0, -1):
         panels = -(-vectors // n)
         largest_share = -(-panels // threads) * n
-        cost = largest_share * (1.0 + 0.1 * (LISTED.vectors - n))
+        cost = largest_share * (1.0 + 0.1 * (VECTORS - n))
         if best == 0 or cost < best:
             best, width = cost, n * LANES
     return width
@@ -165,84 +258,163 @@ def pack_panels(w, w_row, rows, columns, part, wide, panels, back):
 
 
 @jit
-def sparse_product(
-    a,
-    a_row,
-    a_step,
-    b,
-    b_step,
-    b_column,
-    bias,
-    c,
-    c_row,
-    part,
-    wide,
-    rows,
-    depth,
-    floor,
-    lists,
-    list_row,
-    counts,
-    room,
-    details,
-):
-    """c = max(a·b + bias, floor), then ``finish``, for one thread's ``part``, over lists of k.
+def copy_panel(b, b_step, b_column, depth, width, wide, panel):
+    """Copy ``depth`` rows of ``width`` columns of b next to each other, into rows of ``wide`` numbers."""
+    across, down = 0, 0
+    if b_step == 1:
+        across, down = width // LANES * LANES, depth // LANES * LANES
+        for j in range(0, across, LANES):
+            for k in range(0, down, LANES):
+                source = b + SIZE * (j * b_column + k)
+                transpose(source, b_column, panel + SIZE * (k * wide + j), wide)
+    elif b_column == 1:
+        across, down = width // 16 * 16, depth
+        for k in range(depth):
+            source, target = b + SIZE * k * b_step, panel + SIZE * k * wide
+            for j in range(0, SIZE * across, SIZE * 16):
+                copy_16(source + j, target + j)
+    for k in range(depth):
+        for j in range(across if k < down else 0, width):
+            write(panel + SIZE * (k * wide + j), read(b + SIZE * (k * b_step + j * b_column)))
 
-    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`, but the columns of b
-    that start at j are at b + 4·j·b_column for each j that is a multiple of ``wide``: panels
-    (:func:`pack_panels`), or a plain matrix where b_column is 1. ``rows`` is how many a has; the part
-    starts at a multiple of STRIP and of ``wide``. If ``depth`` is not 0, b has so many rows, and is
-    copied panel by panel. ``room`` holds ``room_for(depth)`` numbers. Pieces that are not stored have
-    rows ``wide`` numbers apart, and zeros behind their columns.
+
+@jit
+def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, piece, wide, zeros, details):
+    """One block of k for the pairs of some rows and one panel of columns."""
+    first, last, number, column, width, bias, floor = what
+    blocks, list_row = blocks_of(lists.length, lists.block), list_row_for(lists.length)
+    ends, order = (
+        ints(lists.ends, -(-last // ROWS) * blocks),
+        ints(lists.order, last if lists.order != 0 else 0),
+    )
+    for place in range(first, last, ROWS):
+        row, down = place, ONE
+        if lists.order != 0:
+            row = order[place]
+            down = order[place + 1] - row if place + 1 < last else ONE
+        if number == 0:
+            for r in range(min(ROWS, last - place)):
+                prepare(details, row + r * down, column, ONE, width)
+        target, target_row = piece + SIZE * (place - first) * wide, wide
+        if c != 0:
+            target, target_row = c + SIZE * (row * c_row + column), down * c_row
+        at, begin, start, start_row = place // ROWS * blocks + number, ZERO, zeros, ZERO
+        if number > 0:
+            begin, start, start_row = ends[at - 1], target, target_row
+        elif bias != 0:
+            start = bias + SIZE * column
+        _multiply(
+            a + SIZE * row * a_row,
+            down * a_row,
+            a_step,
+            panel,
+            panel_step,
+            start,
+            start_row,
+            target,
+            target_row,
+            ends[at] - begin,
+            lists.places + 2 * (place // ROWS * list_row + begin),
+            min(ROWS, last - place),
+            width,
+            floor if number == blocks - 1 else np.float32(-np.inf),
+        )
+
+
+@jit
+def sparse_product(
+    a, a_row, a_step, b, b_step, b_column, copy, bias, c, c_row, part, wide, floor, lists, room, details
+):
+    """c = max(a·b + bias, floor), then ``finish``, for one thread's ``part``, over the lists of a's rows.
+
+    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`. b is read where it
+    lies: the columns that start at j, for each j that is a multiple of ``wide``, are next to each other
+    at b + 4·j·b_column: panels (:func:`pack_panels`), or a plain matrix where b_column is 1. Or, if
+    ``copy``, b is any matrix, and copied panel by panel. Rows of the part are places in the order of the
+    lists; it starts at a multiple of STRIP and of ``wide``. ``room`` holds :func:`room_for` numbers.
+    Pieces that are not stored have rows ``wide`` numbers apart, and zeros behind their columns.
 
     Cost: 4 flops for each column and each k of the list of two rows. The rows of b on a list are read
-    once for each two rows of a, from the second-level cache if b's columns of this thread fit there.
+    once for each two rows of a, from the first-level cache where lists have blocks, else from the
+    second-level cache if b's columns of this thread fit there.
     """
     top, bottom, left, right = part
     if bottom <= top or right <= left:
         return
-    fill(floats(room, COLUMNS + STRIP * COLUMNS), 0)
-    found = ints(counts, -(-rows // ROWS))
+    length, block, list_row = lists.length, lists.block, list_row_for(lists.length)
+    blocks, ordered = blocks_of(length, block), lists.order != 0
+    tall = GROUP if blocks > 1 else STRIP
+    fill(floats(room, COLUMNS * (1 + tall)), 0)
+    ends = ints(lists.ends, -(-bottom // ROWS) * blocks)
+    order = ints(lists.order, bottom if ordered else 0)
     piece = room + SIZE * COLUMNS
+    panels = piece + SIZE * tall * COLUMNS
+    at_once = blocks if not copy else max(1, DEEP // block)
+    at_once = -(-blocks // -(-blocks // at_once))
     for column in range(left, right, wide):
         width = min(wide, right - column)
-        start = bias + SIZE * column if bias != 0 else room
         panel, panel_step = b + SIZE * column * b_column, b_step
-        if depth > 0:
-            copied = piece + SIZE * STRIP * COLUMNS
-            for k in range(depth):
-                source = floats(panel + SIZE * k * b_step, width)
-                target = floats(copied + SIZE * k * wide, width)
-                for j in range(width):
-                    target[j] = source[j]
-            panel, panel_step = copied, wide
-        for strip in range(top, bottom, STRIP):
-            tall = min(STRIP, bottom - strip)
-            out, out_row = piece, wide
-            if c != 0:
-                out, out_row = c + SIZE * (strip * c_row + column), c_row
-            for r in range(strip, strip + tall, ROWS):
-                pair = r // ROWS
-                _multiply(
-                    a + SIZE * r * a_row,
-                    a_row,
-                    a_step,
-                    panel,
-                    panel_step,
-                    start,
-                    0,
-                    out + SIZE * (r - strip) * out_row,
-                    out_row,
-                    found[pair],
-                    lists + 2 * pair * list_row,
-                    min(ROWS, strip + tall - r),
-                    width,
-                    floor,
-                )
-            finish(details, strip, column, tall, width, out, out_row)
+        for first in range(0, blocks, at_once):
+            behind, from_k = min(first + at_once, blocks), first * block
+            if copy:
+                source = b + SIZE * (from_k * b_step + column * b_column)
+                depth = min(behind * block, length) - from_k
+                copy_panel(source, b_step, b_column, depth, width, wide, panels)
+                panel, panel_step = panels - SIZE * from_k * wide, wide
+            for strip in range(top, bottom, tall):
+                below = min(strip + tall, bottom)
+                for number in range(first, behind):
+                    begin = strip, below, number, column, width, bias, floor
+                    if ordered or blocks > 1:
+                        _block_of_pairs(
+                            a,
+                            a_row,
+                            a_step,
+                            panel,
+                            panel_step,
+                            lists,
+                            begin,
+                            c,
+                            c_row,
+                            piece,
+                            wide,
+                            room,
+                            details,
+                        )
+                        continue
+                    # The same for a list of one block and neighbouring rows, where each turn is short.
+                    target, target_row = piece, wide
+                    if c != 0:
+                        target, target_row = c + SIZE * (strip * c_row + column), c_row
+                    for place in range(strip, below, ROWS):
+                        _multiply(
+                            a + SIZE * place * a_row,
+                            a_row,
+                            a_step,
+                            panel,
+                            panel_step,
+                            room if bias == 0 else bias + SIZE * column,
+                            0,
+                            target + SIZE * (place - strip) * target_row,
+                            target_row,
+                            ends[place // ROWS],
+                            lists.places + 2 * (place // ROWS * list_row),
+                            min(ROWS, below - place),
+                            width,
+                            floor,
+                        )
+                if behind == blocks:
+                    tall_piece = 1 if ordered else below - strip
+                    for place in range(strip, below, tall_piece):
+                        row = order[place] if ordered else place
+                        target, target_row = piece + SIZE * (place - strip) * wide, wide
+                        if c != 0:
+                            target, target_row = c + SIZE * (row * c_row + column), c_row
+                        finish(details, row, column, tall_piece, width, target, target_row)
 
 
 @register_jitable
-def room_for(depth):
-    """How many float32 numbers of working space :func:`sparse_product` needs."""
-    return COLUMNS + STRIP * COLUMNS + depth * COLUMNS
+def room_for(depth, blocked):
+    """How many float32 numbers of working space :func:`sparse_product` needs: for so many rows of b that
+    are copied (0: none), and lists of one block or of more."""
+    return COLUMNS * (1 + (GROUP + min(depth, DEEP) if blocked else STRIP + depth))

@@ -84,6 +84,31 @@ def test_neither_threads_nor_skipped_zeros_change_a_bit(name):
             assert train(data, threads=threads, sparse_input=sparse, **OPTIONS[name]) == expected
 
 
+HIDDEN = {"sizes": (PIXELS, 150, 133, 129, 5), "batch_size": 200}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": fd.SGD(0.05, momentum=0.9)},
+        {"optimizer": fd.Adam(0.01), "network": {"dropout": (0.5, 0.0, 0.2)}},
+        {"clip_norm": 0.1},
+        {"batch_size": 7},
+        {"batch_size": 600, "epochs": 1},
+        {"sizes": (PIXELS, 1, 3, 5)},
+        {"sizes": (PIXELS, 600, 130, 5)},
+    ],
+    ids=str,
+)
+def test_skipping_the_zeros_of_hidden_layers_changes_no_bit(options):
+    data, options = pictures(0.15, count=650), {**HIDDEN, **options}
+    expected = train(data, path="step", **options)
+    for hidden in (None, True, False):
+        for threads in (1, 2, 3):
+            assert train(data, threads=threads, sparse_hidden=hidden, **options) == expected
+
+
 def test_a_batch_beyond_one_block_of_the_products():
     data = pictures(0.15, count=1300)
     expected = train(data, batch_size=700, path="step")
@@ -278,6 +303,7 @@ def test_narrower_vectors(cpu, features, tmp_path):
         "options = {'sizes': (90, 45, 5), 'optimizer': tests.fd.Adam(0.01), 'network': {'dropout': 0.2}}\n"
         "found = tests.train(data, **options)\n"
         "assert found == tests.train(data, threads=1, sparse_input=False, path='step', **options)\n"
+        "tests.test_skipping_the_zeros_of_hidden_layers_changes_no_bit({'epochs': 1})\n"
         "options['network']['backend'] = 'numpy'\n"
         "np.testing.assert_allclose(found[1], tests.train(data, **options)[1], rtol=2e-3)\n"
         "tests.test_predictions_of_any_number_of_images(129, 0.15, np.uint8)\n"

@@ -20,7 +20,18 @@ from numba.extending import overload
 
 from ..common.compiling import jit
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import ONE, ZERO, aligned_zeros, bytes_at, doubles, floats, ints, ints32, matrix
+from ..common.memory import (
+    ONE,
+    ZERO,
+    aligned_zeros,
+    bytes_at,
+    doubles,
+    floats,
+    ints,
+    ints32,
+    matrix,
+    prefetch_far,
+)
 from ..common.team import Kernel, thread_count, wait_for_all
 from ..dropout.cpu import dropout_rows
 from ..dropout.reference import keep_threshold
@@ -28,7 +39,7 @@ from ..gather.cpu import gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
 from ..matmul.cpu import column_sums, finish, mask_row, prefetch_matrix, prepare, product, share
-from ..optimizer.cpu import CHUNK, adam_span, clip_norm_share, sgd_span
+from ..optimizer.cpu import CHUNK, Numbers, adam_numbers, adam_span, clip_norm_share, sgd_numbers, sgd_span
 from ..softmax_xent.cpu import softmax_xent_rows
 
 SGD, ADAM = 0, 1
@@ -144,40 +155,27 @@ class After(NamedTuple):
     state_0: int
     state_1: int
     optimizer: int
-    numbers: int
-    rate: float
-    t: int
+    numbers: Numbers
 
 
 @jit
-def _update(g, p, state_0, state_1, count, optimizer, numbers, rate, t):
+def _numbers(plan, rate, t):
+    """What all updates of a step share."""
+    n = doubles(plan[NUMBERS], ALL_NUMBERS)
+    decay, decoupled = n[DECAY], n[DECOUPLED] != 0
+    if plan[OPTIMIZER] == SGD:
+        return sgd_numbers(rate, n[MOMENTUM], decay, n[NESTEROV] != 0, decoupled)
+    return adam_numbers(t, rate, n[BETA_1], n[BETA_2], n[EPSILON], decay, decoupled)
+
+
+@jit
+def _update(g, p, state_0, state_1, count, optimizer, numbers):
     """One pass of the optimizer over ``count`` numbers at these addresses."""
-    n = doubles(numbers, ALL_NUMBERS)
     if optimizer == SGD:
-        sgd_span(
-            floats(p, count),
-            floats(g, count),
-            floats(state_0, count if state_0 != 0 else 0),
-            rate,
-            n[MOMENTUM],
-            n[DECAY],
-            n[NESTEROV] != 0,
-            n[DECOUPLED] != 0,
-        )
+        state = floats(state_0, count if state_0 != 0 else 0)
+        sgd_span(floats(p, count), floats(g, count), state, numbers)
     else:
-        adam_span(
-            floats(p, count),
-            floats(g, count),
-            floats(state_0, count),
-            floats(state_1, count),
-            t,
-            rate,
-            n[BETA_1],
-            n[BETA_2],
-            n[EPSILON],
-            n[DECAY],
-            n[DECOUPLED] != 0,
-        )
+        adam_span(floats(p, count), floats(g, count), floats(state_0, count), floats(state_1, count), numbers)
 
 
 @overload(finish)
@@ -198,8 +196,6 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
                 rows * piece_row,
                 details.optimizer,
                 details.numbers,
-                details.rate,
-                details.t,
             )
             return
         for i in range(rows):
@@ -215,8 +211,6 @@ def _finish_after(details, top, left, rows, columns, piece, piece_row):
                     columns,
                     details.optimizer,
                     details.numbers,
-                    details.rate,
-                    details.t,
                 )
 
     return after
@@ -240,9 +234,15 @@ def _prepare_after(details, top, left, rows, columns):
 
 
 @jit(inline="always")
+def _after(kind, at, row, scale):
+    """Details without an update."""
+    return After(kind, at, row, scale, ZERO, ZERO, ZERO, sgd_numbers(0.0, 0.0, 0.0, False, False))
+
+
+@jit(inline="always")
 def nothing():
     """Details for a product that is ready as it is."""
-    return After(NOTHING, 0, 0, np.float32(1), 0, 0, 0, 0, 0.0, 0)
+    return _after(NOTHING, ZERO, ZERO, np.float32(1))
 
 
 @jit
@@ -256,6 +256,17 @@ def _gather(plan, start, count, x_address, first, last):
     else:
         pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
         gather_rows(pixels, order, start, x, first, last)
+
+
+@jit
+def _ask_for_images(plan, start, first, last):
+    """Have the rows first … last - 1 of a batch fetched from memory while other work goes on."""
+    order = ints(plan[ORDER], plan[COUNT])
+    size = plan[IMAGES_ROW] * (SIZE if plan[IMAGES_FLOAT] else 1)
+    for r in range(first, last):
+        image = plan[IMAGES] + order[start + r] * size
+        for line in range(0, size, 64):
+            prefetch_far(image + line)
 
 
 @jit
@@ -439,7 +450,7 @@ def _loss(thread, threads, plan, x, start, count, room):
 
 
 @jit(inline="always")
-def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
+def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
     x_row = plan[X_ROW]
@@ -465,9 +476,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             plan[PANELS_0] - plan[PANELS] if plan[STATE_0] != 0 else 0,
             plan[PANELS_1] - plan[PANELS] if plan[STATE_1] != 0 else 0,
             plan[OPTIMIZER],
-            plan[NUMBERS],
-            rate,
-            t,
+            numbers,
         )
     elif fused:
         details = After(
@@ -478,9 +487,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
             to_state_0,
             to_state_1,
             plan[OPTIMIZER],
-            plan[NUMBERS],
-            rate,
-            t,
+            numbers,
         )
     to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
     dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
@@ -497,9 +504,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t):
                 layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
                 part[3] - part[2],
                 plan[OPTIMIZER],
-                plan[NUMBERS],
-                rate,
-                t,
+                numbers,
             )
     if with_lists:
         sparse.sparse_product(
@@ -545,7 +550,7 @@ def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
     kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
-    details = After(MASK, below[Y], below[Y_ROW], kept, 0, 0, 0, 0, 0.0, 0)
+    details = _after(MASK, below[Y], below[Y_ROW], kept)
     if number < plan[LAYERS] - 1:  # where a hidden output is zero, so is its gradient
         lists = _rows_listed(_layer(plan, number + 1))
         if _worth_it(plan, lists, count):
@@ -617,7 +622,8 @@ def _steps(thread, threads, barrier, arguments):
     for i in range(plan[STEPS]):
         start = (plan[FIRST_STEP] + i) * batch
         count = min(batch, plan[COUNT] - start)
-        rate, t = doubles(plan[RATES], plan[STEPS])[i], plan[UPDATE] + i + 1
+        t = plan[UPDATE] + i + 1
+        numbers = _numbers(plan, doubles(plan[RATES], plan[STEPS])[i], t)
         pairs = (count + 1) // 2
         first, last = pairs * thread // threads, pairs * (thread + 1) // threads
         behind = min(2 * last, count)
@@ -636,11 +642,19 @@ def _steps(thread, threads, barrier, arguments):
         _forward(thread, threads, barrier, plan, x, count, room, t - 1)
         _loss(thread, threads, plan, x, start, count, room)
         wait_for_all(barrier, threads)
+        ahead, behind = ZERO, ZERO  # own rows of the next batch, a few at each layer
+        if i + 1 < plan[STEPS]:
+            behind = min(batch, plan[COUNT] - start - batch)
+            if plan[X_OTHERS] == 0:
+                ahead, behind = behind * thread // threads, behind * (thread + 1) // threads
         for number in range(plan[LAYERS] - 1, -1, -1):
+            until = behind - (behind - ahead) * number // (number + 1)
+            _ask_for_images(plan, start + batch, ahead, until)
+            ahead = until
             if number > 0:
                 _grad_input(thread, threads, plan, number, count, room)
                 wait_for_all(barrier, threads)  # the weights are read: now they may change
-            _grad_weight(thread, threads, plan, x, number, count, room, fused, rate, t)
+            _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers)
         wait_for_all(barrier, threads)
         if not fused:
             if plan[CLIP]:
@@ -665,9 +679,7 @@ def _steps(thread, threads, barrier, arguments):
                     plan[STATE_1] + SIZE * left if plan[STATE_1] != 0 else 0,
                     right - left,
                     plan[OPTIMIZER],
-                    plan[NUMBERS],
-                    rate,
-                    t,
+                    numbers,
                 )
             wait_for_all(barrier, threads)
     if plan[IS_SPARSE] and fused:

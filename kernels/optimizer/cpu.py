@@ -6,6 +6,7 @@ buffers among threads gives the same bits; the norm is summed in chunks whose or
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,38 +36,77 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 # --- pieces -------------------------------------------------------------------------------------
 
 
+class Numbers(NamedTuple):
+    """What is the same for all elements of an update, rounded to float32: of both optimizers, so that
+    code that takes either is compiled once."""
+
+    l2: np.float32  # without weight decay 0, and shrink 1: these change no finite number
+    shrink: np.float32
+    rate: np.float32  # Adam's with the correction of the mean in it
+    momentum: np.float32
+    nesterov: bool
+    beta1: np.float32
+    new1: np.float32  # 1 - beta1
+    beta2: np.float32
+    new2: np.float32
+    correction: np.float32  # of the root of the mean square
+    epsilon: np.float32
+
+
 @jit
-def sgd_span(p, g, v, lr, momentum, decay, nesterov, decoupled):
-    """:func:`sgd` on vectors; v has no elements where there is no momentum."""
-    # Without decay these are 0 and 1, which change no finite number: one loop less to compile.
+def sgd_numbers(lr, momentum, decay, nesterov, decoupled):
+    """The numbers of an update by :func:`sgd`."""
+    none = np.float32(0)
     l2 = np.float32(0 if decoupled else decay)
     shrink = np.float32(1 - lr * decay if decoupled else 1)
-    lr, momentum = np.float32(lr), np.float32(momentum)
+    rate, momentum = np.float32(lr), np.float32(momentum)
+    return Numbers(l2, shrink, rate, momentum, nesterov, none, none, none, none, none, none)
+
+
+@jit
+def adam_numbers(t, lr, beta1, beta2, epsilon, decay, decoupled):
+    """The numbers of update ``t`` by :func:`adam`."""
+    return Numbers(
+        np.float32(0 if decoupled else decay),
+        np.float32(1 - lr * decay if decoupled else 1),
+        np.float32(lr / (1 - beta1 ** float(t))),
+        np.float32(0),
+        False,
+        np.float32(beta1),
+        np.float32(1 - beta1),
+        np.float32(beta2),
+        np.float32(1 - beta2),
+        np.float32((1 - beta2 ** float(t)) ** -0.5),
+        np.float32(epsilon),
+    )
+
+
+@jit
+def sgd_span(p, g, v, numbers):
+    """:func:`sgd` on vectors; v has no elements where there is no momentum."""
+    l2, shrink, rate, momentum = numbers.l2, numbers.shrink, numbers.rate, numbers.momentum
     if v.size == 0:
         for i in range(p.size):
-            p[i] = p[i] * shrink - lr * (g[i] + l2 * p[i])
-    elif nesterov:
+            p[i] = p[i] * shrink - rate * (g[i] + l2 * p[i])
+    elif numbers.nesterov:
         for i in range(p.size):
             slope = g[i] + l2 * p[i]
             velocity = momentum * v[i] + slope
             v[i] = velocity
-            p[i] = p[i] * shrink - lr * (slope + momentum * velocity)
+            p[i] = p[i] * shrink - rate * (slope + momentum * velocity)
     else:
         for i in range(p.size):
             velocity = momentum * v[i] + (g[i] + l2 * p[i])
             v[i] = velocity
-            p[i] = p[i] * shrink - lr * velocity
+            p[i] = p[i] * shrink - rate * velocity
 
 
 @jit
-def adam_span(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
+def adam_span(p, g, m, v, numbers):
     """:func:`adam` on vectors."""
-    l2 = np.float32(0 if decoupled else decay)
-    shrink = np.float32(1 - lr * decay if decoupled else 1)
-    rate = np.float32(lr / (1 - beta1 ** float(t)))
-    correction = np.float32((1 - beta2 ** float(t)) ** -0.5)
-    new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
-    beta1, beta2, epsilon = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    l2, shrink, rate, epsilon = numbers.l2, numbers.shrink, numbers.rate, numbers.epsilon
+    beta1, new1, beta2, new2 = numbers.beta1, numbers.new1, numbers.beta2, numbers.new2
+    correction = numbers.correction
     for i in range(p.size):
         slope = g[i] + l2 * p[i]
         mean = beta1 * m[i] + new1 * slope
@@ -153,7 +193,7 @@ def _sgd(thread, threads, barrier, arguments):
     p, g = floats(words[1] + 4 * first, last - first), floats(words[2] + 4 * first, last - first)
     v = floats(words[3] + 4 * first, last - first if words[3] else 0)
     lr, momentum, decay = number(arguments, 4), number(arguments, 5), number(arguments, 6)
-    sgd_span(p, g, v, lr, momentum, decay, words[7] != 0, words[8] != 0)
+    sgd_span(p, g, v, sgd_numbers(lr, momentum, decay, words[7] != 0, words[8] != 0))
 
 
 @Kernel
@@ -164,7 +204,7 @@ def _adam(thread, threads, barrier, arguments):
     m, v = floats(words[3] + 4 * first, last - first), floats(words[4] + 4 * first, last - first)
     lr, beta1, beta2 = number(arguments, 6), number(arguments, 7), number(arguments, 8)
     epsilon, decay = number(arguments, 9), number(arguments, 10)
-    adam_span(p, g, m, v, words[5], lr, beta1, beta2, epsilon, decay, words[11] != 0)
+    adam_span(p, g, m, v, adam_numbers(words[5], lr, beta1, beta2, epsilon, decay, words[11] != 0))
 
 
 @Kernel

@@ -461,9 +461,13 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
     with_lists = number == 0 and plan[IS_SPARSE] != 0
     wide = plan[WIDE]
     part = _own(thread, threads, plan, layer, number, layer[INPUTS])
-    if number > 0 and _worth_it(plan, lists, layer[INPUTS]):
-        with_lists, wide = True, sparse.panel_width(layer[OUTPUTS], threads)
-        part = share(thread, threads, layer[INPUTS], layer[OUTPUTS], sparse.STRIP, wide)
+    if number > 0:
+        # Cut between rows, where there are enough: these weights the same thread has read for dx.
+        with_lists = _worth_it(plan, lists, layer[INPUTS])
+        wide = sparse.panel_width(layer[OUTPUTS], threads)
+        tall = sparse.STRIP if with_lists else dense.ROWS
+        if with_lists or layer[INPUTS] >= 4 * tall * threads:
+            part = share(thread, threads, layer[INPUTS], layer[OUTPUTS], tall, layer[OUTPUTS])
     to_state_0 = plan[STATE_0] - plan[PARAMETERS] if plan[STATE_0] != 0 else 0
     to_state_1 = plan[STATE_1] - plan[PARAMETERS] if plan[STATE_1] != 0 else 0
     details = nothing()
@@ -491,18 +495,21 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
         )
     to_gradients = plan[GRADIENTS] - plan[PARAMETERS]
     dw, db = ZERO if fused else layer[W] + to_gradients, layer[B] + to_gradients
-    if part[0] == 0 and part[1] > 0 and part[3] > part[2]:  # one of those that share these columns
-        offset = SIZE * part[2]
+    vectors = -(-layer[OUTPUTS] // dense.LANES)
+    left = vectors * thread // threads * dense.LANES
+    right = min(vectors * (thread + 1) // threads * dense.LANES, layer[OUTPUTS])
+    if right > left:
+        offset = SIZE * left
         if fused:  # into the room, which the product does not need yet
             db = room - offset
-        column_sums(layer[DY], layer[DY_ROW], count, part[2], part[3], db)
+        column_sums(layer[DY], layer[DY_ROW], count, left, right, db)
         if fused:
             _update(
                 room,
                 layer[B] + offset,
                 layer[B] + offset + to_state_0 if to_state_0 != 0 else 0,
                 layer[B] + offset + to_state_1 if to_state_1 != 0 else 0,
-                part[3] - part[2],
+                right - left,
                 plan[OPTIMIZER],
                 numbers,
             )
@@ -566,7 +573,7 @@ def _grad_input(thread, threads, plan, number, count, room):
                 ZERO,
                 below[DY],
                 below[DY_ROW],
-                share(threads - 1 - thread, threads, count, layer[INPUTS], sparse.STRIP, wide),
+                share(thread, threads, count, layer[INPUTS], sparse.STRIP, wide),
                 wide,
                 np.float32(-np.inf),
                 lists,
@@ -574,8 +581,7 @@ def _grad_input(thread, threads, plan, number, count, room):
                 details,
             )
             return
-    # In reverse: who had the larger share of what comes before this, without a barrier, has the smaller.
-    part = share(threads - 1 - thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
+    part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
     product(
         layer[DY],
         layer[DY_ROW],

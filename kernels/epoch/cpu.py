@@ -569,7 +569,7 @@ def _grad_input(thread, threads, plan, number, count, room):
                 layer[W],
                 ONE,
                 layer[W_ROW],
-                True,
+                number > 0,  # as a constant it would have the product compiled once more
                 ZERO,
                 below[DY],
                 below[DY_ROW],

@@ -341,11 +341,10 @@ def sparse_product(
     top, bottom, left, right = part
     if bottom <= top or right <= left:
         return
-    length, block, list_row = lists.length, lists.block, list_row_for(lists.length)
+    length, block = lists.length, lists.block
     blocks, ordered = blocks_of(length, block), lists.order != 0
     tall = GROUP if blocks > 1 else STRIP
     fill(floats(room, COLUMNS * (1 + tall)), 0)
-    ends = ints(lists.ends, -(-bottom // ROWS) * blocks)
     order = ints(lists.order, bottom if ordered else 0)
     piece = room + SIZE * COLUMNS
     panels = piece + SIZE * tall * COLUMNS
@@ -364,45 +363,22 @@ def sparse_product(
             for strip in range(top, bottom, tall):
                 below = min(strip + tall, bottom)
                 for number in range(first, behind):
-                    begin = strip, below, number, column, width, bias, floor
-                    if ordered or blocks > 1:
-                        _block_of_pairs(
-                            a,
-                            a_row,
-                            a_step,
-                            panel,
-                            panel_step,
-                            lists,
-                            begin,
-                            c,
-                            c_row,
-                            piece,
-                            wide,
-                            room,
-                            details,
-                        )
-                        continue
-                    # The same for a list of one block and neighbouring rows, where each turn is short.
-                    target, target_row = piece, wide
-                    if c != 0:
-                        target, target_row = c + SIZE * (strip * c_row + column), c_row
-                    for place in range(strip, below, ROWS):
-                        _multiply(
-                            a + SIZE * place * a_row,
-                            a_row,
-                            a_step,
-                            panel,
-                            panel_step,
-                            room if bias == 0 else bias + SIZE * column,
-                            0,
-                            target + SIZE * (place - strip) * target_row,
-                            target_row,
-                            ends[place // ROWS],
-                            lists.places + 2 * (place // ROWS * list_row),
-                            min(ROWS, below - place),
-                            width,
-                            floor,
-                        )
+                    what = strip, below, number, column, width, bias, floor
+                    _block_of_pairs(
+                        a,
+                        a_row,
+                        a_step,
+                        panel,
+                        panel_step,
+                        lists,
+                        what,
+                        c,
+                        c_row,
+                        piece,
+                        wide,
+                        room,
+                        details,
+                    )
                 if behind == blocks:
                     tall_piece = 1 if ordered else below - strip
                     for place in range(strip, below, tall_piece):

@@ -792,7 +792,9 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[ALL_NUMBERS + len(hidden) :] = 1
     by_rows, by_columns = _layers_with_lists(sizes, rows, plan.sparse_hidden, plan.precision)
     by_rows[0] = by_columns[0] = with_lists
-    room = sparse.room_for(rows if hidden and hidden[0] >= PAGE else 0, False)
+    # By the same distance that the kernel goes by: rows are padded.
+    copied = rows if hidden and plan.buffers.dy[0].strides[0] // SIZE >= PAGE else 0
+    room = sparse.room_for(copied, False)
     if any(by_rows[1:]):
         room = max(room, sparse.room_for(max(rows, *sizes), True))
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):

@@ -283,10 +283,8 @@ def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, 
     """One block of k for the pairs of some rows and one panel of columns."""
     first, last, number, column, width, bias, floor = what
     blocks, list_row = blocks_of(lists.length, lists.block), list_row_for(lists.length)
-    ends, order = (
-        ints(lists.ends, -(-last // ROWS) * blocks),
-        ints(lists.order, last if lists.order != 0 else 0),
-    )
+    ends = ints(lists.ends, -(-last // ROWS) * blocks)
+    order = ints(lists.order, last if lists.order != 0 else 0)
     for place in range(first, last, ROWS):
         row, down = place, ONE
         if lists.order != 0:

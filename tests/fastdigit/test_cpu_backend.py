@@ -98,6 +98,7 @@ HIDDEN = {"sizes": (PIXELS, 150, 133, 129, 5), "batch_size": 200}
         {"batch_size": 600, "epochs": 1},
         {"sizes": (PIXELS, 1, 3, 5)},
         {"sizes": (PIXELS, 600, 130, 5)},
+        {"sizes": (PIXELS, 1016, 5), "batch_size": 512, "epochs": 6},  # rows a page apart, if barely
     ],
     ids=str,
 )

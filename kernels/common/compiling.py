@@ -16,6 +16,7 @@ from pathlib import Path
 from numba import njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 
 # Division follows IEEE 754, as in NumPy, instead of raising: kernels have nobody to raise to.
@@ -37,6 +38,24 @@ def jit(function=None, signature=None, **options):
         compiled.compile(signature)
         compiled.disable_compile()
     return compiled
+
+
+def inner(function=None, **options):
+    """As :func:`jit`, for functions that compiled code calls, and nobody else: a seventh less to compile.
+
+    Called from Python it raises a TypeError (Numba alone would jump to address 0).
+    """
+    if function is None:
+        return lambda function: inner(function, **options)
+    compiled = jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    compiled.__class__ = _Inner
+    return compiled
+
+
+class _Inner(CPUDispatcher):
+    def __call__(self, *arguments, **named):
+        name = self.py_func.__name__
+        raise TypeError(f"{name} is for code that Numba compiles: call it in a function with @njit")
 
 
 def c_function(function):

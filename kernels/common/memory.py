@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .compiling import jit
+from .compiling import inner
 
 FLOAT_BYTES = 4
 _WORD = ir.IntType(64)
@@ -37,56 +37,56 @@ _int64_at = _pointer_to(types.int64)
 _float64_at = _pointer_to(types.float64)
 
 
-@jit
+@inner
 def floats(address, count):
     """``count`` float32 numbers that start at an address."""
     return carray(_float32_at(address), (count,))
 
 
-@jit
+@inner
 def doubles(address, count):
     """``count`` float64 numbers that start at an address."""
     return carray(_float64_at(address), (count,))
 
 
-@jit
+@inner
 def bytes_at(address, count):
     """``count`` bytes that start at an address."""
     return carray(_uint8_at(address), (count,))
 
 
-@jit
+@inner
 def ints32(address, count):
     """``count`` int32 numbers that start at an address."""
     return carray(_int32_at(address), (count,))
 
 
-@jit
+@inner
 def ints(address, count):
     """``count`` int64 numbers that start at an address."""
     return carray(_int64_at(address), (count,))
 
 
-@jit
+@inner
 def fill(vector, value):
     """Set every element; a slice assignment does the same and takes a second to compile."""
     for i in range(vector.size):
         vector[i] = value
 
 
-@jit
+@inner
 def matrix(address, distance, rows, columns):
     """A float32 matrix at an address, its rows ``distance`` numbers apart."""
     return carray(_float32_at(address), (rows, distance))[:, :columns]
 
 
-@jit
+@inner
 def row(matrix, index):
     """One row of a float32 matrix as contiguous numbers, which loops over it can load as vectors."""
     return floats(matrix.ctypes.data + index * matrix.strides[0], matrix.shape[1])
 
 
-@jit
+@inner
 def _ends(matrix):
     """The addresses of a matrix's first byte and of the one behind its last."""
     first = last = matrix.ctypes.data
@@ -96,7 +96,7 @@ def _ends(matrix):
     return first, last + matrix.itemsize
 
 
-@jit
+@inner
 def overlap(a, b):
     """Whether two matrices may share memory: whether their ends do."""
     (a_first, a_last), (b_first, b_last) = _ends(a), _ends(b)
@@ -206,13 +206,13 @@ def word_of(number):
     return int(np.float64(number).view(np.int64))
 
 
-@jit
+@inner
 def number(arguments, index):
     """The float64 number in a word of arguments."""
     return doubles(arguments + 8 * index, 1)[0]
 
 
-@jit
+@inner
 def share(count, thread, threads):
     """The first of a thread's things, and the first that is no longer its own."""
     return count * thread // threads, count * (thread + 1) // threads

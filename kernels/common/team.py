@@ -24,7 +24,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compiling import c_function, jit
+from .compiling import c_function, inner, jit
 from .memory import aligned_zeros, atomic_add, atomic_read, atomic_write
 
 ENVIRONMENT_VARIABLE = "FASTDIGIT_THREADS"
@@ -78,7 +78,7 @@ def _call(typing, function, thread, threads, barrier, arguments):
     return types.void(*[types.int64] * 5), generate
 
 
-@jit
+@inner
 def wait_for_all(barrier, threads):
     """Return when all threads of the kernel have called this. What they wrote before is seen after."""
     if threads == 1:

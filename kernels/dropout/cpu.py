@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..common.compiling import jit
+from ..common.compiling import inner, jit
 from ..common.memory import ints, matrix, matrix_address, number, row, share, word_of
 from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.team import Kernel, thread_count
@@ -14,7 +14,7 @@ SHARE = 32_768
 ZERO = np.float32(0)
 
 # LLVM holds the ten rounds for too long to inline, and what it calls it does not turn into vectors.
-_philox = jit(philox4x32, forceinline=True)
+_philox = inner(philox4x32, forceinline=True)
 
 
 @jit

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import overload
 
-from ..common.compiling import jit
+from ..common.compiling import inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import (
     ONE,
@@ -158,7 +158,7 @@ class After(NamedTuple):
     numbers: Numbers
 
 
-@jit
+@inner
 def _numbers(plan, rate, t):
     """What all updates of a step share."""
     n = doubles(plan[NUMBERS], ALL_NUMBERS)
@@ -168,7 +168,7 @@ def _numbers(plan, rate, t):
     return adam_numbers(t, rate, n[BETA_1], n[BETA_2], n[EPSILON], decay, decoupled)
 
 
-@jit
+@inner
 def _update(g, p, state_0, state_1, count, optimizer, numbers):
     """One pass of the optimizer over ``count`` numbers at these addresses."""
     if optimizer == SGD:
@@ -233,19 +233,19 @@ def _prepare_after(details, top, left, rows, columns):
     return ask
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _after(kind, at, row, scale):
     """Details without an update."""
     return After(kind, at, row, scale, ZERO, ZERO, ZERO, sgd_numbers(0.0, 0.0, 0.0, False, False))
 
 
-@jit(inline="always")
+@inner(inline="always")
 def nothing():
     """Details for a product that is ready as it is."""
     return _after(NOTHING, ZERO, ZERO, np.float32(1))
 
 
-@jit
+@inner
 def _gather(plan, start, count, x_address, first, last):
     """Rows first … last - 1 of the batch."""
     order = ints(plan[ORDER], plan[COUNT])
@@ -258,7 +258,7 @@ def _gather(plan, start, count, x_address, first, last):
         gather_rows(pixels, order, start, x, first, last)
 
 
-@jit
+@inner
 def _ask_for_images(plan, start, first, last):
     """Have the rows first … last - 1 of a batch fetched from memory while other work goes on."""
     order = ints(plan[ORDER], plan[COUNT])
@@ -269,7 +269,7 @@ def _ask_for_images(plan, start, first, last):
             prefetch_far(image + line)
 
 
-@jit
+@inner
 def _gather_targets(plan, start, count, first, last):
     """Targets and weights of the rows first … last - 1 of the batch."""
     order = ints(plan[ORDER], plan[COUNT])
@@ -279,13 +279,13 @@ def _gather_targets(plan, start, count, first, last):
         gather_span(floats(plan[WEIGHT], plan[COUNT]), order, start, chosen, first, last)
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _layer(plan, number):
     """The words of one layer."""
     return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
     if number == 0 and plan[IS_SPARSE]:
@@ -293,13 +293,13 @@ def _own(thread, threads, plan, layer, number, rows):
     return share(thread, threads, rows, layer[OUTPUTS], dense.ROWS, dense.LANES)
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _rows_listed(layer):
     """Lists of a layer's input by images."""
     return sparse.Lists(layer[ROW_LISTS], layer[ROW_ENDS], layer[INPUTS], layer[ROW_BLOCK], layer[ROW_ORDER])
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _columns_listed(layer, count):
     """Lists of a layer's input by units, for so many images."""
     return sparse.Lists(
@@ -307,14 +307,14 @@ def _columns_listed(layer, count):
     )
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _worth_it(plan, lists, rows):
     """Whether a product over lists, if there are any, is quicker than a whole one."""
     most = doubles(plan[NUMBERS], ALL_NUMBERS)[MOST_LISTED]
     return lists.places != 0 and sparse.listed(lists, rows) <= most
 
 
-@jit
+@inner
 def _list_rows(plan, number, x, x_row, count, first, last):
     """The lists of a layer's input by images, for the pairs first … last - 1 of these."""
     lists, bits = _rows_listed(_layer(plan, number)), plan[LIST_BITS]
@@ -325,7 +325,7 @@ def _list_rows(plan, number, x, x_row, count, first, last):
     sparse.lists_of_pairs(bits, count, first, last, lists)
 
 
-@jit
+@inner
 def _list_columns(plan, number, x, x_row, count, thread, threads):
     """A thread's part of the lists by units: of its own words of bits, so that no barrier is needed."""
     layer = _layer(plan, number)
@@ -342,7 +342,7 @@ def _list_columns(plan, number, x, x_row, count, thread, threads):
     sparse.lists_of_pairs(turned, units, 32 * first, min(32 * last, (units + 1) // 2), lists)
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _forward(thread, threads, barrier, plan, x, count, room, step):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
     none = nothing()
@@ -409,7 +409,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
             _list_columns(plan, number + 1, x, x_row, count, thread, threads)
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _loss(thread, threads, plan, x, start, count, room):
     """Logits, loss and the logits' gradient for a thread's own rows."""
     number = plan[LAYERS] - 1
@@ -449,7 +449,7 @@ def _loss(thread, threads, plan, x, start, count, room):
     )
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
@@ -552,7 +552,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
         )
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _grad_input(thread, threads, plan, number, count, room):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
@@ -601,7 +601,7 @@ def _grad_input(thread, threads, plan, number, count, room):
     )
 
 
-@jit
+@inner
 def _panels(thread, threads, plan, with_states, back):
     """Copy a thread's part of the first layer's weights, and of its states, into panels or back."""
     layer = _layer(plan, 0)

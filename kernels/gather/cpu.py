@@ -4,7 +4,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from ..common.compiling import jit
+from ..common.compiling import inner, jit
 from ..common.memory import (
     bytes_at,
     floats,
@@ -39,7 +39,7 @@ def _image_of(images, index):
     return lambda images, index: row(images, index)
 
 
-@jit
+@inner
 def _address(images, index):
     return images.ctypes.data + index * images.strides[0]
 
@@ -68,7 +68,7 @@ def copy_rows(images, start, out):
             target[c] = np.float32(source[c]) * scale
 
 
-@jit
+@inner
 def gather_span(values, order, start, out, first, last):
     """Elements ``first`` … ``last`` - 1 of :func:`gather_values`; ``order`` is not checked."""
     for i in range(first, last):

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..common.compiling import jit
+from ..common.compiling import inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ONE, ZERO, aligned_zeros, bytes_at, floats, ints, matrix
 from ..common.simd import count_bits
@@ -45,7 +45,7 @@ ALONE = 4_000_000  # multiplications that take less time than waking another thr
 INPUTS, OUTPUTS, W, W_ROW, B, LAYER = range(6)
 
 
-@jit
+@inner
 def _is_sparse(x, x_row, count, pixels, bits):
     """Whether at most half of the pixels of the first two images have ink in one of them."""
     words, inked = sparse.words_for(pixels), 0
@@ -56,7 +56,7 @@ def _is_sparse(x, x_row, count, pixels, bits):
     return 2 * inked <= pixels
 
 
-@jit
+@inner
 def _chunk(plan, start, count, space):
     """Logits or probabilities of ``count`` images from ``start`` on."""
     pixels, layers = plan[PIXELS], plan[LAYERS]

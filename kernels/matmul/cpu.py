@@ -24,7 +24,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from ..common.compiling import jit
+from ..common.compiling import inner, jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import (
     ONE,
@@ -77,7 +77,7 @@ _transpose_pairs = transposer(LANES, halve=True) if HALF else transpose
 # --- pieces for jitted code ---------------------------------------------------------------------
 
 
-@jit
+@inner
 def share(thread, threads, rows, columns, tall, wide):
     """The part (top, bottom, left, right) of an output that one of some threads computes.
 
@@ -129,7 +129,7 @@ def room_for(rows, columns, depth):
     return COLUMNS + group * deep + strips * strip_size(deep) + ROWS * odd_lines(group)
 
 
-@jit
+@inner
 def _pack_panel(b, b_step, b_column, depth, width, panel):
     """Copy ``width`` columns of b next to each other; what is missing of a panel becomes zero."""
     if width < COLUMNS:
@@ -146,7 +146,7 @@ def _pack_panel(b, b_step, b_column, depth, width, panel):
             write(panel + SIZE * (k * COLUMNS + j), read(b + SIZE * (k * b_step + j * b_column)))
 
 
-@jit
+@inner
 def pack_strips(a, a_row, a_step, depth, rows, height, packed):
     """Copy strips of ``height`` rows of a to where their rows do not share cache sets.
 
@@ -177,7 +177,7 @@ def pack_strips(a, a_row, a_step, depth, rows, height, packed):
     return 1, 16
 
 
-@jit
+@inner
 def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
     """As :func:`_pack_panel`, in pairs of bfloat16; an odd last step is paired with zeros."""
     pairs = -(-depth // 2)
@@ -205,7 +205,7 @@ def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
             write_half(place, read(b + SIZE * (k * b_step + j * b_column)))
 
 
-@jit
+@inner
 def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
     """As :func:`pack_strips`, in pairs of bfloat16; distances count pairs."""
     pairs = -(-depth // 2)
@@ -234,7 +234,7 @@ def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
     return 1, 16
 
 
-@jit
+@inner
 def _pack_panels(b, b_step, b_column, depth, columns, half, panels):
     """Copy so many columns of b, panel by panel behind each other.
 
@@ -273,7 +273,7 @@ def prepare(details, top, left, rows, columns):
     raise NotImplementedError("only for jitted code")
 
 
-@jit
+@inner
 def _prefetch_rows(address, distance, first, last, size):
     """Ask for ``size`` bytes of each of the rows first … last - 1, which are so many bytes apart."""
     for row in range(first, last):
@@ -281,7 +281,7 @@ def _prefetch_rows(address, distance, first, last, size):
             prefetch(address + row * distance + byte)
 
 
-@jit
+@inner
 def prefetch_matrix(address, row, rows, columns):
     """Ask for all lines of a float32 matrix at an address."""
     for i in range(rows):
@@ -297,7 +297,7 @@ class Mask(NamedTuple):
     scale: np.float32
 
 
-@jit
+@inner
 def mask_row(target, y_below, scale):
     """target · scale where y_below is positive, else 0, for contiguous vectors."""
     for j in range(target.size):
@@ -326,7 +326,7 @@ def _finish_mask(details, top, left, rows, columns, piece, piece_row):
     return mask_and_scale
 
 
-@jit
+@inner
 def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details):
     """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
 
@@ -429,7 +429,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                 finish(details, top + down, group_left, high, group_right - group_left, target, target_row)
 
 
-@jit(inline="always")
+@inner(inline="always")
 def _tile(half, strip, panel, start, out, steps, size, lowest):
     """One call of the micro-kernel; of each operand the address, then its distances."""
     if HALF and half:
@@ -445,7 +445,7 @@ def _prepare_mask(details, top, left, rows, columns):
     return lambda details, top, left, rows, columns: None
 
 
-@jit
+@inner
 def column_sums(dy, dy_row, rows, left, right, db):
     """db[j] = Σ_i dy[i, j] for left ≤ j < right; addresses and distances as in :func:`product`."""
     if right <= left:
@@ -467,8 +467,11 @@ def _one_product(thread, threads, barrier, arguments):
     a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
     bias, y_below, y_row, db, room, half = ints(arguments + 8 * 11, 6)
     floor, scale = doubles(arguments + 8 * 17, 2)
-    # Short sums write much and compute little: then threads shall not write to the same rows.
-    wide = LANES if depth >= SHORT else -(-columns // LANES) * LANES
+    # Threads do not share rows where sums are short, which write much and compute little; where a is
+    # transposed, so that each reads and copies lines of its own; and where a cut between columns would
+    # leave more strips than are copied together, so that the panels are copied again.
+    apart = depth < SHORT or (a_row == 1 and rows >= 4 * ROWS * threads) or rows > MOST_STRIPS * ROWS
+    wide = -(-columns // LANES) * LANES if apart else LANES
     part = share(thread, threads, rows, columns, ROWS, wide)
     room += SIZE * thread * room_for(rows, columns, depth)
     product(
@@ -506,7 +509,7 @@ def _fit_together(a, b, out):
     return shapes and whole and out.strides[1] == SIZE
 
 
-@jit
+@inner
 def _by_caller(left, right, c, c_row, rows, columns, depth, half):
     """The product of two operands, (address, row, step) and (address, step, column), by this thread.
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from ..common.compiling import jit
+from ..common.compiling import inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ONE, ZERO, fill, floats, ints
 from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, read, write, write_16
@@ -56,7 +56,7 @@ def list_row_for(count):
     return -(-count // 64) * 64 + 32
 
 
-@jit
+@inner
 def bits_of_rows(x, x_row, first, last, columns, bits):
     """For the rows first … last - 1 of x: bit k % 64 of word k // 64 says whether x[row, k] is not 0.
 
@@ -73,7 +73,7 @@ def bits_of_rows(x, x_row, first, last, columns, bits):
             target[word] = value
 
 
-@jit
+@inner
 def bits_of_columns(bits, rows, columns, first, last, turned):
     """The same bits by columns, for the words first … last - 1 of a row of ``bits``: bit r % 64 of word
     r // 64 of column k. Column k has ``words_for(rows)`` words at turned + 8·k·words_for(rows)."""
@@ -118,7 +118,7 @@ def blocks_of(length, block):
     return -(-length // block)
 
 
-@jit
+@inner
 def lists_of_pairs(bits, rows, first, last, lists):
     """Write the ``lists`` of the pairs first … last - 1: the places of the bits that either row has set."""
     words, row = words_for(lists.length), list_row_for(lists.length)
@@ -144,7 +144,7 @@ def lists_of_pairs(bits, rows, first, last, lists):
             ends[block] = n
 
 
-@jit
+@inner
 def pair_up(bits, words, first, last, order):
     """Bring the rows first … last - 1 of bits, of so many words each, into an order of pairs that are alike.
 
@@ -193,7 +193,7 @@ def pair_up(bits, words, first, last, order):
         place += 2
 
 
-@jit
+@inner
 def listed(lists, rows):
     """The share of a matrix of so many rows that is on lists: what a product computes of a whole one."""
     blocks, pairs = blocks_of(lists.length, lists.block), -(-rows // ROWS)
@@ -203,7 +203,7 @@ def listed(lists, rows):
     return total / (pairs * lists.length)
 
 
-@jit
+@inner
 def _list_word(value, base, place, n):
     """Append base + i for every bit i that is set; the new length."""
     if COMPRESS:
@@ -236,7 +236,7 @@ def panel_width(columns, threads):
     return width
 
 
-@jit
+@inner
 def pack_panels(w, w_row, rows, columns, part, wide, panels, back):
     """Copy a part of a matrix into panels, or ``back``; addresses as for :func:`~.cpu.product`.
 
@@ -257,7 +257,7 @@ def pack_panels(w, w_row, rows, columns, part, wide, panels, back):
                     packed[j] = flat[j]
 
 
-@jit
+@inner
 def copy_panel(b, b_step, b_column, depth, width, wide, panel):
     """Copy ``depth`` rows of ``width`` columns of b next to each other, into rows of ``wide`` numbers."""
     across, down = 0, 0
@@ -278,7 +278,7 @@ def copy_panel(b, b_step, b_column, depth, width, wide, panel):
             write(panel + SIZE * (k * wide + j), read(b + SIZE * (k * b_step + j * b_column)))
 
 
-@jit
+@inner
 def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, piece, wide, zeros, details):
     """One block of k for the pairs of some rows and one panel of columns."""
     first, last, number, column, width, bias, floor = what
@@ -319,7 +319,7 @@ def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, 
         )
 
 
-@jit
+@inner
 def sparse_product(
     a, a_row, a_step, b, b_step, b_column, copy, bias, c, c_row, part, wide, floor, lists, room, details
 ):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..common.compiling import jit
+from ..common.compiling import inner
 from ..common.memory import (
     doubles,
     float_of,
@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
     epsilon: np.float32
 
 
-@jit
+@inner
 def sgd_numbers(lr, momentum, decay, nesterov, decoupled):
     """The numbers of an update by :func:`sgd`."""
     none = np.float32(0)
@@ -63,7 +63,7 @@ def sgd_numbers(lr, momentum, decay, nesterov, decoupled):
     return Numbers(l2, shrink, rate, momentum, nesterov, none, none, none, none, none, none)
 
 
-@jit
+@inner
 def adam_numbers(t, lr, beta1, beta2, epsilon, decay, decoupled):
     """The numbers of update ``t`` by :func:`adam`."""
     return Numbers(
@@ -81,7 +81,7 @@ def adam_numbers(t, lr, beta1, beta2, epsilon, decay, decoupled):
     )
 
 
-@jit
+@inner
 def sgd_span(p, g, v, numbers):
     """:func:`sgd` on vectors; v has no elements where there is no momentum."""
     l2, shrink, rate, momentum = numbers.l2, numbers.shrink, numbers.rate, numbers.momentum
@@ -101,7 +101,7 @@ def sgd_span(p, g, v, numbers):
             p[i] = p[i] * shrink - rate * velocity
 
 
-@jit
+@inner
 def adam_span(p, g, m, v, numbers):
     """:func:`adam` on vectors."""
     l2, shrink, rate, epsilon = numbers.l2, numbers.shrink, numbers.rate, numbers.epsilon
@@ -115,7 +115,7 @@ def adam_span(p, g, m, v, numbers):
         p[i] = p[i] * shrink - rate * mean / (math.sqrt(square) * correction + epsilon)
 
 
-@jit
+@inner
 def largest_of(g):
     """The largest |g|, NaN where there is one.
 
@@ -129,7 +129,7 @@ def largest_of(g):
 
 
 # The one sum that may be reordered, into vectors: always in the same way for the same length.
-@jit(fastmath={"reassoc"})
+@inner(fastmath={"reassoc"})
 def sum_of_squares(g, largest):
     """Σ (g / largest)² for one chunk, in float64, where no square of a float32 overflows or vanishes."""
     total, scale = 0.0, 1 / np.float64(largest)
@@ -138,7 +138,7 @@ def sum_of_squares(g, largest):
     return total * scale * scale
 
 
-@jit
+@inner
 def clip_factor(sums, largest, limit):
     """What to multiply a gradient with, from its chunks' sums of squares relative to ``largest``."""
     total = 0.0
@@ -148,7 +148,7 @@ def clip_factor(sums, largest, limit):
     return 1.0 if norm <= limit else limit / norm  # NaN is not ≤ limit
 
 
-@jit
+@inner
 def scale_span(g, factor):
     """g ← g · factor; in float64, as the factor of a huge gradient is none that float32 has."""
     factor = np.float64(factor)
@@ -156,7 +156,7 @@ def scale_span(g, factor):
         g[i] = np.float32(np.float64(g[i]) * factor)
 
 
-@jit
+@inner
 def clip_norm_share(g, largest, sums, limit, thread, threads, barrier):
     """One thread's part of :func:`clip_norm`; all threads of a kernel must call it.
 
@@ -179,7 +179,7 @@ def clip_norm_share(g, largest, sums, limit, thread, threads, barrier):
 # --- for a team of threads ------------------------------------------------------------------------
 
 
-@jit
+@inner
 def _span(count, thread, threads):
     """A thread's share of a vector, cut between cache lines."""
     first, last = share(-(-count // CACHE_LINE), thread, threads)

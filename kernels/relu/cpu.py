@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..common.compiling import jit
+from ..common.compiling import inner, jit
 from ..common.memory import ints, matrix, matrix_address, row, share
 from ..common.team import Kernel, thread_count
 
@@ -12,7 +12,7 @@ SHARE = 32_768
 ZERO = np.float32(0)
 
 
-@jit
+@inner
 def _copy(source, target):
     """The numbers of ``source`` into ``target``, which may be ``source`` itself.
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ..common.compiling import jit
+from ..common.compiling import inner, jit
 from ..common.memory import (
     bits_of,
     bytes_at,
@@ -47,7 +47,7 @@ P5, P4, P3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float3
 P2, P1, P0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 
 
-@jit
+@inner
 def exp_float32(x):
     """exp(x) of a float32 x ≤ 0, without a branch, so that loops over it become vectors.
 
@@ -74,7 +74,7 @@ def exp_float32(x):
     return y * float_of(np.int32((exponent - half + ONE_BITS) << FRACTION_BITS))
 
 
-@jit
+@inner
 def _exponentials(z, first, count, powers, largest, place, total):
     """For ``count`` rows of z from ``first`` on, one in each column of ``powers`` [C, lanes]:
 

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numba import njit
 
 from fastdigit.bench import cases
 from fastdigit.layout import Layout, round_up
@@ -24,6 +25,11 @@ SENTINEL = -777.0  # between the rows of outputs, where nothing may be written
 
 class Rejected(AssertionError):
     """The kernel under test is wrong."""
+
+
+def for_python(inner):
+    """A function that only compiled code can call, made callable."""
+    return njit(lambda *arguments: inner(*arguments))
 
 
 # --- comparing --------------------------------------------------------------------------------

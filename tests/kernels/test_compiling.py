@@ -339,6 +339,21 @@ def test_other_packages_keep_their_code_as_before(function):
     assert {place.__module__ for place in caching.CacheImpl._locator_classes} == {caching.__name__}
 
 
+def test_inner_functions_are_for_compiled_code_alone(function):
+    """Without its own entry for Python, a call of one by mistake must not run machine code at address 0."""
+    thrice = compiling.inner(function)
+    with pytest.raises(TypeError, match="thrice is for code that Numba compiles"):
+        thrice(4)
+    nine_times = numba.njit(lambda x: thrice(thrice(x)))
+    assert nine_times(4) == 36
+    with pytest.raises(TypeError, match="thrice is for code that Numba compiles"):
+        thrice(4)  # though it is compiled now
+    again = compiling.inner(function)
+    assert numba.njit(lambda x: again(x))(4) == 12
+    assert hits(again) == 1
+    assert compiling.inner(inline="always")(function).targetoptions["inline"] == "always"
+
+
 def keep_nothing(a, b, c, d):
     pass
 

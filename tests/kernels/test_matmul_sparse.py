@@ -7,6 +7,19 @@ from fastdigit.kernels.common.memory import aligned_zeros
 from fastdigit.kernels.matmul import cpu, cpu_sparse
 from fastdigit.kernels.matmul.cpu_sparse import BLOCK, DEEP, GROUP, Lists
 
+from .checks import for_python
+
+bits_of_rows, pair_up, lists_of_pairs, listed, sparse_product = map(
+    for_python,
+    (
+        cpu_sparse.bits_of_rows,
+        cpu_sparse.pair_up,
+        cpu_sparse.lists_of_pairs,
+        cpu_sparse.listed,
+        cpu_sparse.sparse_product,
+    ),
+)
+
 
 def sparse_matrix(rows, columns, filled, seed=0):
     """Random numbers, about ``filled`` of which are not zero, in rows padded with zeros to whole vectors."""
@@ -27,9 +40,7 @@ class Listed:
         rows, columns = matrix.shape
         self.words = cpu_sparse.words_for(columns)
         self.bits = np.zeros((rows, self.words), np.int64)
-        cpu_sparse.bits_of_rows(
-            address(matrix), matrix.strides[0] // 4, 0, rows, columns, self.bits.ctypes.data
-        )
+        bits_of_rows(address(matrix), matrix.strides[0] // 4, 0, rows, columns, self.bits.ctypes.data)
         pairs = (rows + 1) // 2
         self.places = np.zeros((pairs, cpu_sparse.list_row_for(columns)), np.uint16)
         self.ends = np.zeros((pairs, cpu_sparse.blocks_of(columns, block)), np.int64)
@@ -40,8 +51,8 @@ class Listed:
         if ordered:
             half = pairs // 2  # as two threads would
             for first, last in ((0, 2 * half), (2 * half, rows)):
-                cpu_sparse.pair_up(self.bits.ctypes.data, self.words, first, last, address(self.order))
-        cpu_sparse.lists_of_pairs(self.bits.ctypes.data, rows, 0, pairs, self.lists)
+                pair_up(self.bits.ctypes.data, self.words, first, last, address(self.order))
+        lists_of_pairs(self.bits.ctypes.data, rows, 0, pairs, self.lists)
 
 
 SIZES = [(1, 1), (2, 64), (3, 65), (7, 130), (40, 127), (129, 128), (64, 300), (33, 1300)]
@@ -63,7 +74,7 @@ def test_a_list_holds_the_places_that_one_of_its_two_rows_has_filled(rows, colum
             assert end == filled[: (block + 1) * BLOCK].sum()
         total += filled.sum()
     share = total / ((rows + 1) // 2 * columns)
-    assert cpu_sparse.listed(made.lists, rows) == pytest.approx(share)
+    assert listed(made.lists, rows) == pytest.approx(share)
 
 
 def test_rows_that_are_alike_become_pairs():
@@ -74,7 +85,7 @@ def test_rows_that_are_alike_become_pairs():
     made = Listed(both)
     half_pairs = Listed(both, ordered=False)
     bits = np.zeros(80, np.int64)
-    cpu_sparse.pair_up(made.bits.ctypes.data, made.words, 0, 80, address(bits))
+    pair_up(made.bits.ctypes.data, made.words, 0, 80, address(bits))
     assert all((both[one] == both[other]).all() for one, other in bits.reshape(-1, 2))
     assert made.ends[:, -1].sum() < half_pairs.ends[:, -1].sum()
 
@@ -100,7 +111,7 @@ def test_the_bits_are_those_of_the_whole_product(rows, depth, columns, transpose
         # As two threads would.
         half = min(-(-columns // 2 // wide) * wide, columns)
         for left, right in ((0, half), (half, columns)):
-            cpu_sparse.sparse_product(
+            sparse_product(
                 address(a),
                 a.strides[0] // 4 if rows > 1 else depth,
                 1,

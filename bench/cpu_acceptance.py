@@ -1,6 +1,6 @@
 """What the cpu backend promises, measured afresh: one table of asked and measured.
 
-    python -m fastdigit.bench.cpu_acceptance [--parts matmul train …] [--rounds 3] [--seconds 3]
+    python -m fastdigit.bench.cpu_acceptance [--parts matmul train …] [--rounds 9] [--seconds 1]
         [--python INTERPRETER] [--json FILE] [--readme README.md]
 
 Speeds are ratios within one run, each side in processes of its own that take turns (``bench.matmul``,
@@ -11,11 +11,7 @@ asked is missed.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +20,7 @@ import numpy as np
 
 import fastdigit as fd
 
-from . import cases, machine, matmul, predict, train
+from . import accuracy, cases, machine, matmul, predict, start, train
 from .acceptance import report
 
 NETWORKS = {  # asked ratios to the best peer
@@ -34,17 +30,10 @@ NETWORKS = {  # asked ratios to the best peer
     "wide-256": 1.4,
     "deep-512": 1.2,
 }
-# A step of a new process: all that a training needs is compiled, or read from the cache.
-FIRST_STEP = """
-import numpy as np, fastdigit as fd
-net = fd.Network([784, 128, 10], backend="cpu", seed=0)
-images = np.random.default_rng(0).integers(0, 256, (64, 784)).astype(np.uint8) * (np.arange(784) % 5 == 0)
-fd.fit(net, (images.astype(np.uint8), np.arange(64) % 10), epochs=1, batch_size=64)
-"""
 
 
 def products(details, options):
-    limit, rows = matmul.compare(5 * options.rounds)  # short ones
+    limit, rows = matmul.compare(15)
     details["matmul"] = {"limit_gflops": limit, "rows": rows}
     large = [row for row in rows if row["product"].startswith(("1024x1024", "2048x2048"))]
     others = [row for row in rows if row not in large]
@@ -101,7 +90,7 @@ def training(details, options):
                 yield what, rows[side].get("no_time", "no peer"), False, "bench.train"
                 continue
             best = found["best_peers"][precision]
-            low, high = min(measured["rounds"]), max(measured["rounds"])
+            low, high = measured["quartiles"]
             yield (
                 what,
                 f"{measured['median']:.2f} ({low:.2f} to {high:.2f}) times {best}: "
@@ -189,52 +178,30 @@ def prediction(details, options):
     )
 
 
-def accuracy(details, options):
+def to_98_percent(details, options):
     """Seconds of ``fd.fit`` that bring 784-128-10 to 98 %: all but the compiling, for several seeds."""
-    data, found = fd.load_mnist(), []
-    for seed in range(6):
-        net = fd.Network(cases.SMALL, backend="cpu", seed=seed)
-        begun = time.perf_counter()
-        fd.fit(
-            net,
-            data.train,
-            optimizer=fd.SGD(0.2, momentum=0.9, nesterov=True),
-            schedule=fd.OneCycle(),
-            epochs=6,
-            batch_size=128,
-            seed=seed,
-        )
-        found.append((time.perf_counter() - begun, fd.evaluate(net, data.test).accuracy))
-    found = found[1:]  # the first also loads compiled code
-    seconds, accuracies = (np.array(values) for values in zip(*found, strict=True))
-    details["accuracy"] = {"seconds": seconds.tolist(), "accuracies": accuracies.tolist()}
+    found = accuracy.measure(fd.load_mnist(), "cpu", most=0.98)[-1]
+    details["accuracy"] = found
+    low, high = found["accuracy_range"]
     yield (
         "98.0 % on MNIST's test images: <= 1.5 s",
-        f"{np.median(seconds):.2f} s (median of {len(found)} seeds), {np.median(accuracies):.2%} "
-        f"({accuracies.min():.2%} to {accuracies.max():.2%})",
-        np.median(seconds) <= 1.5 and np.median(accuracies) >= 0.98,
-        "784-128-10, 6 epochs, batch 128, one cycle to 0.2",
+        f"{found['seconds']:.2f} s (median of {found['seeds']} seeds), {found['accuracy']:.2%} "
+        f"({low:.2%} to {high:.2%})",
+        found["seconds"] <= 1.5 and found["reached"],
+        found["recipe"],
     )
 
 
-def start(details, options):
+def first_step(details, options):
     """Seconds from the start of Python to the end of a first step, with an empty and with a full cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = []
-        for _ in range(6):
-            begun = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-c", FIRST_STEP], env={**os.environ, "NUMBA_CACHE_DIR": folder}, check=True
-            )
-            seconds.append(time.perf_counter() - begun)
-    cold, cached = seconds[0], float(np.median(seconds[1:]))
-    details["start"] = {"seconds": seconds}
+    found = start.measure("cpu")
+    details["start"], cold, cached = found, found["cold"], found["cached"]
     yield "cold compile of all that training needs: <= 25 s", f"{cold:.1f} s", cold <= 25, "a new process"
     yield (
         "cached start to the first step: <= 1.5 s",
         f"{cached:.2f} s",
         cached <= 1.5,
-        "median of 5 new processes, with Python's own start",
+        f"median of {start.REPEAT} new processes, with Python's own start",
     )
 
 
@@ -292,8 +259,8 @@ PARTS = {
     "threads": threads,
     "zeros": zeros,
     "predict": prediction,
-    "accuracy": accuracy,
-    "start": start,
+    "accuracy": to_98_percent,
+    "start": first_step,
     "memory": memory,
     "same": sameness,
     "errors": errors,
@@ -303,8 +270,8 @@ PARTS = {
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of training, for each side and round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of training, for each side and turn")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--readme", type=Path)

@@ -2,25 +2,17 @@
 
     python -m fastdigit.bench.matmul [--rounds 15] [--select TEXT …] [--json FILE]
 
-Each side computes in a process of its own: in one process their pools of threads would disturb each other
-(threads of OpenBLAS wait by spinning, on the core that the others need). Both live for the whole run and take
-turns, product by product, some hundredths of a second each; who waits is stopped by a signal (Linux, macOS),
-spinning threads and all. So a ratio compares neighbouring moments, whatever else the machine does in the
-course of a minute. The limit is that of ``bench.ceilings``, measured in our process before and after.
+The two take turns (``bench.turns``). The limit is that of ``bench.ceilings``, measured in our process before
+and after. A product gets a time only if its error is within the bound γ_K·(|a|·|b|), against float64.
 """
 
 import argparse
-import json
-import signal
-import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from . import cases, machine
+from . import cases, ceilings, machine, turns
 
 # y = x·w (nn), dx = dy·wᵀ (nt) and dw = xᵀ·dy (tn) of these layers.
 SHAPES = (
@@ -29,7 +21,8 @@ SHAPES = (
     cases.Matmul(2048, 2048, 2048),
 )
 PRODUCTS = {f"{case} {kind}": (case, kind) for case in SHAPES for kind in ("nn", "nt", "tn")}
-SECONDS, REPEAT = 0.004, 7  # a turn is the median of so many measurements of about so long each
+SECONDS = 0.004  # of one measurement
+COMMAND = (sys.executable, "-m", "fastdigit.bench.matmul", "--child")
 
 
 # --- in the processes of the sides --------------------------------------------------------------
@@ -56,95 +49,53 @@ def error_to_bound(a, b, product):
     return float((np.abs(product - a @ b) / (gamma * (np.abs(a) @ np.abs(b)))).max())
 
 
-def child(who):
-    """Answer each line, the name of a product or "limit", with JSON: GFLOP/s, or why there is no time."""
-    if who == "fastdigit":
-        from fastdigit.kernels.matmul.cpu import matmul as product
+class Answers:
+    """Of "fastdigit" or "numpy": to the name of a product its GFLOP/s."""
 
-        from . import ceilings
-    else:
+    def __init__(self, who):
+        self.name, self.arrays, self.error = None, None, None
+        if who == "fastdigit":
+            from fastdigit.kernels.matmul.cpu import matmul
 
-        def product(a, b, out):
-            np.matmul(a, b, out=out)
+            self.product = matmul
+        else:
+            self.product = lambda a, b, out: np.matmul(a, b, out=out)
 
-    name = None
-    for line in sys.stdin:
-        if line.strip() == "limit":
-            print(json.dumps(ceilings.multiply_add()), flush=True)
-            continue
-        if line.strip() != name:
-            name = line.strip()
-            case, kind = PRODUCTS[name]
-            arrays = operands(case, kind)
-            calls = max(1, int(SECONDS * 1.5e11 / case.flops))
-            product(*arrays)
-            error = error_to_bound(*arrays)
-        if not error <= 1:  # also if it is not a number
-            print(json.dumps(f"refused: its error is {error:.3g} times the bound"), flush=True)
-            continue
-        product(*arrays)  # wakes the threads
-        seconds = []
-        for _ in range(REPEAT):
-            begun = time.perf_counter()
-            for _ in range(calls):
-                product(*arrays)
-            seconds.append((time.perf_counter() - begun) / calls)
-        print(json.dumps(case.flops / float(np.median(seconds)) / 1e9), flush=True)
+    def __call__(self, name):
+        if name == "limit":
+            return {"gflops": ceilings.multiply_add()}
+        case, kind = PRODUCTS[name]
+        if name != self.name:
+            self.name, self.arrays = name, operands(case, kind)
+            self.product(*self.arrays)
+            self.error = error_to_bound(*self.arrays)
+        if not self.error <= 1:  # also if it is not a number
+            return {"no_time": f"refused: its error is {self.error:.3g} times the bound"}
+        self.product(*self.arrays)  # wakes the threads
+        calls = max(1, int(SECONDS * 1.5e11 / case.flops))
+        seconds = turns.seconds_of(lambda: self.product(*self.arrays), SECONDS, calls)
+        return {"gflops": case.flops / seconds / 1e9}
 
 
 # --- in the process that compares ---------------------------------------------------------------
 
 
-class Side:
-    """The process of a side, stopped except in its turns."""
-
-    def __init__(self, who):
-        command = [sys.executable, "-m", "fastdigit.bench.matmul", "--child", who]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def turn(self, name):
-        self.process.send_signal(signal.SIGCONT)
-        print(name, file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the process that multiplies ended with status {self.process.wait()}")
-        self.process.send_signal(signal.SIGSTOP)
-        return json.loads(answer)
-
-    def end(self):
-        self.process.kill()
-        self.process.communicate()
-
-
-@contextmanager
-def both_sides():
-    sides = {}
-    try:
-        for who in ("fastdigit", "numpy"):
-            sides[who] = Side(who)
-        yield sides
-    finally:
-        for side in sides.values():
-            side.end()
-
-
 def compare(rounds, select=("",)):
     """(the limit in GFLOP/s, a row for each selected product): medians and quartiles over the rounds."""
     rows = []
-    with both_sides() as sides:
-        limits = [sides["fastdigit"].turn("limit")]
+    with turns.Turns() as sides:
+        for who in ("fastdigit", "numpy"):
+            sides.start(who, [*COMMAND, who])
+        limits = [sides.ask("fastdigit", "limit")]
         for name in PRODUCTS:
             if not any(text in name for text in select):
                 continue
-            speeds = {who: [] for who in sides}
-            for turn in range(rounds + 1):  # the first gets memory and caches ready
-                for who in list(sides)[:: 1 if turn % 2 else -1]:
-                    speeds[who].append(sides[who].turn(name))
-            refused = {who: found[0] for who, found in speeds.items() if isinstance(found[0], str)}
+            answers = sides.ask_all(name, rounds)
+            refused = {who: found[-1]["no_time"] for who, found in answers.items() if "no_time" in found[-1]}
             if refused:
                 rows.append({"product": name, "no_time": refused})
                 continue
-            ours, theirs = (np.array(speeds[who][1:]) for who in ("fastdigit", "numpy"))
+            ours, theirs = (np.array([answer["gflops"] for answer in answers[who]]) for who in answers)
             low, middle, high = np.percentile(ours / theirs, [25, 50, 75])
             rows.append(
                 {
@@ -155,8 +106,9 @@ def compare(rounds, select=("",)):
                     "ratio_quartiles": [float(low), float(high)],
                 }
             )
-        limits.append(sides["fastdigit"].turn("limit"))
-    limit = max(limits)  # what the processor can do: less was measured only where others used it
+        limits.append(sides.ask("fastdigit", "limit"))
+    # What the processor can do: less was measured only where others used it. A process that failed has none.
+    limit = max(answer.get("gflops", 0.0) for answer in limits)
     for row in rows:
         if "no_time" not in row:
             row["share_of_limit"] = row["gflops_fastdigit"] / limit
@@ -178,7 +130,7 @@ def main(arguments=None):
     parser.add_argument("--child", choices=("fastdigit", "numpy"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(options.child)
+        turns.answer_all(Answers(options.child))
         return
     limit, rows = compare(options.rounds, options.select)
     for row in rows:

@@ -301,10 +301,10 @@ class Fit:
     """Ours: ``fd.fit`` as a user calls it. A chunk is an epoch; its time is the log's, the steps alone.
     ``wall`` is the same per second of the whole call, with its checks, conversions and shuffling."""
 
-    def __init__(self, task, precision="float32"):
+    def __init__(self, task, precision="float32", backend=None):
         self.task, self.wall = task, None
-        sizes = task.network.layer_sizes
-        self.net = fd.Network(sizes, backend=task.backend, precision=precision, seed=task.seed)
+        sizes, backend = task.network.layer_sizes, backend or task.backend
+        self.net = fd.Network(sizes, backend=backend, precision=precision, seed=task.seed)
         self.net.set_parameters(task.parameters)
         self.used = f"fastdigit {fd.__version__}, backend {self.net.backend.name}"
 
@@ -334,12 +334,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Side:
-    """``environment``: variables that the side's process gets besides ours."""
+    """``environment``: variables that the side's process gets besides ours. ``only_by_name``: not among the
+    sides that are measured unless somebody asks for others."""
 
     make: object
     precision: str = "float32"
     ours: bool = False
     environment: dict = field(default_factory=dict)
+    only_by_name: bool = False
 
 
 ONE_THREAD = {"FASTDIGIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -351,6 +353,8 @@ SIDES = {
     "jax": Side(jax_loop),
     "scikit-learn": Side(scikit_learn_loop),
     "fastdigit": Side(Fit, ours=True),
+    "fastdigit-numpy": Side(partial(Fit, backend="numpy"), ours=True, only_by_name=True),
+    "fastdigit-cupy": Side(partial(Fit, backend="cupy"), ours=True, only_by_name=True),
     "fastdigit-1thread": Side(Fit, ours=True, environment=ONE_THREAD),
     "torch-bf16": Side(partial(torch_loop, bf16=True), "bf16"),
     "torch-compile-bf16": Side(partial(torch_loop, compiled=True, bf16=True), "bf16"),

@@ -1,12 +1,12 @@
 """Prediction with 784-128-10 from Python, beside onnxruntime, torch and NumPy.
 
-    python -m fastdigit.bench.predict [--rounds 3] [--data DIR] [--backend auto] [--python INTERPRETER]
+    python -m fastdigit.bench.predict [--rounds 5] [--data DIR] [--backend auto] [--python INTERPRETER]
         [--json FILE]
 
 The latency of one image, for its label and for its probabilities: the median of many calls; and how many
 images per second go through when 10,000 come at once. Each side runs in a process of its own, and they take
-turns. A side is timed only if its probabilities of all 10,000 images are within 1e-5 of a float64 formula's
-and its labels are the same.
+turns (``bench.turns``). A side is timed only if its probabilities of all 10,000 images are within 1e-5 of a
+float64 formula's and its labels are the same.
 
 Peers are handed float32 in 0 … 1, ours is handed the uint8 image and converts and checks it within the time.
 For one image torch and onnxruntime compute with one thread, which is quicker there; 10,000 go through all
@@ -23,12 +23,12 @@ import numpy as np
 
 import fastdigit as fd
 
-from . import cases, machine
+from . import cases, machine, turns
 from .peers import cores
-from .train import run, say
 
 TOLERANCE = 1e-5
-CALLS = 3000  # of one image
+CHILD = ("-m", "fastdigit.bench.predict", "--child")
+CALLS = 1000  # of one image, in each turn
 WARM = 200
 REPEAT = 7  # of all images
 SPLITS = (1_000, 10_000)
@@ -129,34 +129,49 @@ SIDES = {"numpy": numpy, "torch": torch, "onnxruntime": onnxruntime, "fastdigit"
 # --- in the processes of the sides ------------------------------------------------------------
 
 
-def child(name, folder, backend):
-    """What the process of a side does: check, then time; every fact is a line of JSON."""
-    with np.load(Path(folder) / "task.npz") as file:
-        found = dict(file)
-    images, expected = found.pop("images"), found.pop("expected")
-    try:
-        calls, version = SIDES[name](found, backend)
-    except ModuleNotFoundError as error:
-        say(no_time=f"{error.name} is not installed: pip install -r bench/requirements-peers.txt")
-        return
-    say(used=version)
-    x = images if name == "fastdigit" else images.astype(np.float32) * np.float32(1 / 255)
-    (label, probabilities), of_all = calls[1], calls["all"]
-    # One by one, as they are timed; all that is wrong with a few would be wrong with 200.
-    single = np.concatenate([probabilities(x[i : i + 1]) for i in range(200)])
-    difference = float(max(abs(of_all(x) - expected).max(), abs(single - expected[:200]).max()))
-    labels = np.concatenate([label(x[i : i + 1]) for i in range(200)])
-    if not difference <= TOLERANCE or (labels != expected[:200].argmax(axis=1)).any():
-        say(no_time=f"refused: probabilities differ by {difference:.2g}, or labels do")
-        return
-    calls, _ = SIDES[name](found, backend)  # made anew: the check of all set the number of threads
-    (label, probabilities), of_all = calls[1], calls["all"]
-    say(
-        difference=difference,
-        label=latency(label, x),
-        probabilities=latency(probabilities, x),
-        all=throughput(of_all, x),
-    )
+class Answers:
+    """Of one side: to "check" what it is made with, to "time" its latencies and throughput."""
+
+    def __init__(self, name, folder, backend):
+        self.name, self.backend, self.calls, self.x = name, backend, None, None
+        with np.load(Path(folder) / "task.npz") as file:
+            self.weights = dict(file)
+        self.images, self.expected = self.weights.pop("images"), self.weights.pop("expected")
+
+    def __call__(self, question):
+        return self.check() if question == "check" else self.time()
+
+    def check(self):
+        try:
+            calls, version = SIDES[self.name](self.weights, self.backend)
+        except ModuleNotFoundError as error:
+            how = "pip install -r bench/requirements-peers.txt"
+            return {"no_time": f"{error.name} is not installed: {how}"}
+        x, expected = self.images, self.expected
+        if self.name != "fastdigit":
+            x = x.astype(np.float32) * np.float32(1 / 255)
+        (label, probabilities), of_all = calls[1], calls["all"]
+        # One by one, as they are timed; all that is wrong with a few would be wrong with 200.
+        single = np.concatenate([probabilities(x[i : i + 1]) for i in range(200)])
+        difference = float(max(abs(of_all(x) - expected).max(), abs(single - expected[:200]).max()))
+        labels = np.concatenate([label(x[i : i + 1]) for i in range(200)])
+        if not difference <= TOLERANCE or (labels != expected[:200].argmax(axis=1)).any():
+            return {
+                "used": version,
+                "no_time": f"refused: probabilities differ by {difference:.2g}, or labels do",
+            }
+        self.x = x
+        return {"used": version, "difference": difference}
+
+    def time(self):
+        # Made anew: the throughput of all sets the number of threads.
+        calls, _ = SIDES[self.name](self.weights, self.backend)
+        (label, probabilities), of_all = calls[1], calls["all"]
+        return {
+            "label": latency(label, self.x),
+            "probabilities": latency(probabilities, self.x),
+            "all": throughput(of_all, self.x),
+        }
 
 
 def latency(call, x):
@@ -200,21 +215,23 @@ def measure(data, sides, rounds, backend="auto", python=sys.executable):
     z = hidden @ weights["w2"].astype(np.float64) + weights["b2"]
     expected = np.exp(z - z.max(axis=1, keepdims=True))
     expected /= expected.sum(axis=1, keepdims=True)
-    found = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
         np.savez(Path(folder) / "task.npz", images=images, expected=expected, **weights)
-        for _ in range(rounds):
-            for name, results in found.items():
-                interpreter = sys.executable if name == "fastdigit" else python
-                command = [interpreter, "-m", "fastdigit.bench.predict", "--child", name]
-                results.append(run([*command, "--task", folder, "--backend", backend]))
-    return [row_of(name, results) for name, results in found.items()]
+        facts = {}
+        for name in sides:
+            command = [sys.executable if name == "fastdigit" else python, *CHILD, name]
+            running.start(name, [*command, "--task", folder, "--backend", backend])
+            facts[name] = running.ask(name, "check")
+        checked = [name for name in sides if "no_time" not in facts[name]]
+        answers = running.ask_all("time", rounds, checked)
+    return [row_of(name, facts[name], answers.get(name, ())) for name in sides]
 
 
-def row_of(name, results):
-    row, last = {"side": name, "used": results[-1].get("used")}, results[-1]
-    if "no_time" in last or "all" not in last:
-        return {**row, "no_time": last.get("no_time", "failed: it said nothing")}
+def row_of(name, facts, results):
+    row = {"side": name, "used": facts.get("used")}
+    failed = [found["no_time"] for found in (facts, *results) if "no_time" in found]
+    if failed:
+        return {**row, "no_time": failed[0]}
     label, probabilities = (
         np.median([result[what] for result in results], axis=0).tolist()
         for what in ("label", "probabilities")
@@ -226,14 +243,14 @@ def row_of(name, results):
         "microseconds_probabilities": probabilities[1],
         "microseconds_probabilities_quartiles": probabilities[::2],
         "images_per_second": float(np.median([result["all"] for result in results])),
-        "largest_difference": max(result["difference"] for result in results),
+        "largest_difference": facts["difference"],
     }
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
     parser.add_argument("--backend", default="auto", help="of fastdigit")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
@@ -242,7 +259,7 @@ def main(arguments=None):
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(options.child, options.task, options.backend)
+        turns.answer_all(Answers(options.child, options.task, options.backend))
         return None
     data = fd.load_mnist(options.data)
     rows = measure(data, options.sides, options.rounds, options.backend, options.python)

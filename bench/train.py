@@ -1,19 +1,19 @@
 """Training throughput beside the libraries that one would use instead: images per second of whole steps.
 
-    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 3]
-        [--seconds 4] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
+    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 9]
+        [--seconds 1] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
 
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (rows of bf16 are apart),
 on real MNIST. Every side starts from the same weights and trains on the same batches in the same order with
 the same rate. It gets a time only if the loss of each of its first steps is within 1e-3 of what a loop in
 float64 gives.
 
-Each side runs in a process of its own, because pools of threads disturb each other, and the sides take turns
-for so many rounds. A round gives one speed for each chunk of about 0.3 s (ours: for each epoch); from all
-of them come the median and the quartiles, from the rounds' medians the ratio of ours to the best peer, pair
-by pair. Where the quartiles lie further apart than 10 % of the median, the row says that it is noisy; and it
-says how much of the machine others used meanwhile. "First call" is what the first steps took beyond the same
-steps later: compiling, mostly.
+Each side runs in a process of its own, which lives while a network is measured, and the sides take turns
+(``bench.turns``). A turn is one speed, the median of its chunks of about 0.3 s (ours: of its epochs); over
+all turns stand the median and the quartiles, and the ratio of ours to the best peer is taken turn by turn.
+Where the quartiles lie further apart than 10 % of the median, the row says that it is noisy; and it says how
+much of the machine others used meanwhile. "First call" is what the first steps took beyond the same steps
+later: compiling, mostly.
 
 Peers get more than they would in real life: their images are shuffled, scaled to float32 and made contiguous
 before any time is taken, so that a batch is a slice. Ours gathers and scales shuffled uint8 within it. On
@@ -28,9 +28,7 @@ virtual environment that also has fastdigit.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,58 +38,57 @@ import numpy as np
 
 import fastdigit as fd
 
-from . import cases, machine, peers
+from . import cases, machine, peers, turns
 
 NAMES = {cases.SMALL: "small", cases.MEDIUM: "medium", cases.WIDE: "wide", cases.DEEP: "deep"}
 NETWORKS = {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network in cases.NETWORKS}
 # At 0.1 the deep network's loss jumps up and down, and roundings grow in each step until even float32 and
 # float64 are 7e-3 apart after ten of them; at 0.01 it is 7e-6.
 RATE, RATE_DEEP = 0.1, 0.01
+CHILD = ("-m", "fastdigit.bench.train", "--child")
 CHECKED_STEPS = 50
 TOLERANCE = 1e-3  # of a step's loss, relative; in bf16 the deep network's stay within 2e-4
-NOISY = 0.1  # distance of the quartiles, relative to the median
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
-PATIENCE = 900  # seconds for one process
+SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------
 
 
-def say(**facts):
-    """A line for the process that waits for it."""
-    print(json.dumps(facts), flush=True)
+class Answers:
+    """Of one side: to "check" the facts of its first steps, to a number of seconds its speeds."""
 
+    def __init__(self, name, folder):
+        self.side, self.folder, self.trainer = peers.SIDES[name], Path(folder), None
 
-def child(name, folder, seconds):
-    """What the process of a side does: check, then time; every fact is a line of JSON.
+    def __call__(self, question):
+        return self.check() if question == "check" else self.time(question)
 
-    ``no_time`` says why there is no time to report.
-    """
-    side, task = peers.SIDES[name], peers.Task.load(folder)
-    expected = np.load(Path(folder) / "expected.npy")
-    try:
-        trainer = side.make(task)
-    except ModuleNotFoundError as error:
-        say(no_time=f"{error.name} is not installed: pip install -r bench/requirements-peers.txt")
-        return
-    except (fd.ConfigError, fd.BackendError) as error:
-        say(no_time=str(error))
-        return
-    say(used=trainer.used)
-    begun = time.perf_counter()
-    losses = trainer.first(len(expected))
-    first = time.perf_counter() - begun
-    difference = largest_difference(losses, expected)
-    say(loss=losses[-1], largest_loss_difference=difference)
-    if not difference <= TOLERANCE:  # also if it is not a number
-        say(no_time=f"refused: loss differs by {difference:.2g}, more than {TOLERANCE:g}")
-        return
-    others = OtherProcesses()
-    speeds = trainer.speeds(seconds)
-    others = others.cores()
-    again = len(losses) * task.network.batch / float(np.median(speeds))
-    wall = getattr(trainer, "wall", None)
-    say(speeds=speeds, first_call_seconds=max(0.0, first - again), wall=wall, others=others)
+    def check(self):
+        task, expected = peers.Task.load(self.folder), np.load(self.folder / "expected.npy")
+        try:
+            self.trainer = self.side.make(task)
+        except ModuleNotFoundError as error:
+            how = "pip install -r bench/requirements-peers.txt"
+            return {"no_time": f"{error.name} is not installed: {how}"}
+        except (fd.ConfigError, fd.BackendError) as error:
+            return {"no_time": str(error)}
+        begun = time.perf_counter()
+        losses = self.trainer.first(len(expected))
+        first = time.perf_counter() - begun
+        difference = largest_difference(losses, expected)
+        facts = {"used": self.trainer.used, "loss": losses[-1], "largest_loss_difference": difference}
+        if not difference <= TOLERANCE:  # also if it is not a number
+            facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {TOLERANCE:g}"
+            return {name: fact for name, fact in facts.items() if isinstance(fact, str)}  # JSON has no NaN
+        again = len(losses) * task.network.batch / float(np.median(self.trainer.speeds(SHORT)))
+        return {**facts, "first_call_seconds": max(0.0, first - again)}
+
+    def time(self, seconds):
+        others = OtherProcesses()
+        speeds = self.trainer.speeds(seconds)
+        wall = getattr(self.trainer, "wall", None)
+        return {"speed": float(np.median(speeds)), "wall": wall, "others": others.cores()}
 
 
 class OtherProcesses:
@@ -166,49 +163,22 @@ def task_of(network, data, backend="auto"):
     return peers.Task(network, images, data.labels[:count], parameters, rate, backend)
 
 
-def run(command, environment=None):
-    """The facts that a side's process says, in one dict."""
-    variables = {**os.environ, **(environment or {})}
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return {"no_time": f"failed: no end within {PATIENCE} s"}
-    except OSError as error:
-        return {"no_time": f"failed: {error}"}
-    facts = gathered(result.stdout)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-        facts["no_time"] = f"failed: {last}"
-    return facts
-
-
-def gathered(output):
-    """One dict of all lines of JSON; libraries may print others in between."""
-    facts = {}
-    for line in output.splitlines():
-        if line.startswith("{"):
-            facts.update(json.loads(line))
-    return facts
-
-
 def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.executable):
     """A network's results: a row for each side, the best peer of each precision, our ratios to it."""
     task = task_of(network, data, backend)
-    found = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
         task.save(folder)
         expected = expected_losses(task, min(CHECKED_STEPS, task.steps))
         np.save(Path(folder) / "expected.npy", expected)
-        for _ in range(rounds):
-            for name, results in found.items():
-                if results and "no_time" in results[-1]:
-                    continue  # it would say the same again
-                side = peers.SIDES[name]
-                interpreter = sys.executable if side.ours else python
-                command = [interpreter, "-m", "fastdigit.bench.train", "--child", name]
-                command += ["--task", folder, "--seconds", str(seconds)]
-                results.append(run(command, side.environment))
-    rows = [row_of(name, network, results) for name, results in found.items()]
+        facts = {}
+        for name in sides:
+            side = peers.SIDES[name]
+            command = [sys.executable if side.ours else python, *CHILD, name, "--task", folder]
+            running.start(name, command, side.environment)
+            facts[name] = running.ask(name, "check")
+        checked = [name for name in sides if "no_time" not in facts[name]]
+        answers = running.ask_all(seconds, rounds, checked)
+    rows = [row_of(name, network, facts[name], answers.get(name, ())) for name in sides]
     return {
         "network": str(network),
         "images": len(task.images),
@@ -220,32 +190,32 @@ def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.ex
     }
 
 
-def row_of(name, network, results):
-    """One side's row, from what its process said in each round."""
-    side, last = peers.SIDES[name], results[-1]
-    row = {"side": name, "precision": side.precision, "used": last.get("used")}
-    if "no_time" in last or "speeds" not in last:
-        return {**row, "no_time": last.get("no_time", "failed: it said nothing")}
-    speeds = np.concatenate([result["speeds"] for result in results])
-    low, middle, high = (float(q) for q in np.percentile(speeds, [25, 50, 75]))
-    others = [result["others"] for result in results if result["others"] is not None]
-    walls = [result["wall"] for result in results if result["wall"]]
+def row_of(name, network, facts, answers):
+    """One side's row, from its first steps and its turns."""
+    row = {"side": name, "precision": peers.SIDES[name].precision, "used": facts.get("used")}
+    failed = [found["no_time"] for found in (facts, *answers) if "no_time" in found]
+    if failed:
+        return {**row, "no_time": failed[0]}
+    speeds = [answer["speed"] for answer in answers]
+    low, middle, high = np.percentile(speeds, [25, 50, 75]).tolist()
+    others = [answer["others"] for answer in answers if answer["others"] is not None]
+    walls = [answer["wall"] for answer in answers if answer["wall"]]
     return {
         **row,
         "images_per_second": middle,
         "quartiles": [low, high],
-        "noisy": high - low > NOISY * middle,
+        "noisy": high - low > turns.NOISY * middle,
         "cores_used_by_others": max(others, default=None),
         "gflops": middle * network.flops_per_image / 1e9,
-        "first_call_seconds": [result["first_call_seconds"] for result in results],
-        "rounds": [float(np.median(result["speeds"])) for result in results],
-        "largest_loss_difference": max(result["largest_loss_difference"] for result in results),
+        "first_call_seconds": facts["first_call_seconds"],
+        "turns": speeds,
+        "largest_loss_difference": facts["largest_loss_difference"],
         **({"images_per_second_wall": float(np.median(walls))} if walls else {}),
     }
 
 
 def compare(rows):
-    """The best peer of each precision; the rows of ours get their ratio to it, round by round."""
+    """The best peer of each precision; the rows of ours get their ratio to it, turn by turn."""
     timed, best = [row for row in rows if "no_time" not in row], {}
     for row in timed:
         kind = row["precision"]
@@ -255,8 +225,9 @@ def compare(rows):
             best[kind] = row
     for row in timed:
         if peers.SIDES[row["side"]].ours and row["precision"] in best:
-            ratios = np.divide(row["rounds"], best[row["precision"]]["rounds"]).tolist()
-            row["ratio_to_best_peer"] = {"median": float(np.median(ratios)), "rounds": ratios}
+            ratios = np.divide(row["turns"], best[row["precision"]]["turns"])
+            low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+            row["ratio_to_best_peer"] = {"median": middle, "quartiles": [low, high]}
     return {kind: row["side"] for kind, row in best.items()}
 
 
@@ -268,12 +239,12 @@ def show(result):
             continue
         low, high = row["quartiles"]
         line = f"{row['side']:>20} {row['images_per_second']:>9,.0f} images/s ({low:,.0f} … {high:,.0f})"
-        line += f", {row['gflops']:.0f} GFLOP/s, first call {max(row['first_call_seconds']):.1f} s"
+        line += f", {row['gflops']:.0f} GFLOP/s, first call {row['first_call_seconds']:.1f} s"
         if "images_per_second_wall" in row:
             line += f", {row['images_per_second_wall']:,.0f} by the wall clock"
         if "ratio_to_best_peer" in row:
             ratio, best = row["ratio_to_best_peer"], result["best_peers"][row["precision"]]
-            low, high = min(ratio["rounds"]), max(ratio["rounds"])
+            low, high = ratio["quartiles"]
             line += f"; {ratio['median']:.2f} times {best} ({low:.2f} … {high:.2f})"
         line += " NOISY" if row["noisy"] else ""
         if (row["cores_used_by_others"] or 0) > BUSY:
@@ -286,15 +257,19 @@ def sides_for(network, asked):
     if asked:
         return asked
     deep = network.layer_sizes == cases.DEEP
-    return [name for name, side in peers.SIDES.items() if side.precision == "float32" or deep]
+    return [
+        name
+        for name, side in peers.SIDES.items()
+        if (side.precision == "float32" or deep) and not side.only_by_name
+    ]
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sides", nargs="+", choices=peers.SIDES)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of training, for each side and round")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of training in each turn")
     parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
     parser.add_argument("--backend", default="auto", help="of fastdigit")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
@@ -303,7 +278,7 @@ def main(arguments=None):
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(options.child, options.task, options.seconds)
+        turns.answer_all(Answers(options.child, options.task))
         return None
     data, results = fd.load_mnist(options.data).train, []
     for name in options.networks:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import __version__
+from .bench.commands import bench as bench_commands
 from .errors import CheckpointError, ConfigError, DataError, FastdigitError
 
 MAX_STDIN = 256 * 2**20  # bytes; no picture is larger, an endless stream is
@@ -120,6 +121,9 @@ def fastdigit(
       fastdigit predict photo.jpg           [dim]which digit is this?[/dim]
       fastdigit info                        [dim]what can compute here[/dim]
     """
+
+
+app.add_typer(bench_commands, name="bench")
 
 
 # --- train ----------------------------------------------------------------------------------------

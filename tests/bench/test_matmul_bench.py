@@ -1,12 +1,9 @@
 """The harness of bench.matmul: two processes in turns, and no time for a wrong product."""
 
-import io
-import json
-
 import numpy as np
 import pytest
 
-from fastdigit.bench import matmul
+from fastdigit.bench import matmul, turns
 from fastdigit.kernels.matmul import cpu
 
 NAME = "64x128x10 nt"
@@ -23,7 +20,7 @@ def test_both_sides_are_measured_in_turns():
     assert matmul.geometric_mean(rows) == pytest.approx(row["ratio_median"])
 
 
-def test_a_wrong_product_is_refused_a_time(monkeypatch, capsys):
+def test_a_wrong_product_is_refused_a_time(monkeypatch):
     right = cpu.matmul
 
     def wrong(a, b, out):
@@ -31,37 +28,28 @@ def test_a_wrong_product_is_refused_a_time(monkeypatch, capsys):
         out[-1, -1] += 0.01
 
     monkeypatch.setattr(cpu, "matmul", wrong)
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{NAME}\n{NAME}\n"))
-    matmul.child("fastdigit")
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(answers) == 2
-    assert all(answer.startswith("refused: its error is") for answer in answers)
+    side = matmul.Answers("fastdigit")
+    for _ in range(2):
+        assert side(NAME)["no_time"].startswith("refused: its error is")
+    assert side("limit")["gflops"] > 1
 
 
 def test_a_refused_product_has_no_mean(monkeypatch):
     class Wrong:
-        def __init__(self, who):
-            self.who = who
+        def __init__(self, command, environment):
+            self.who = command[-1]
 
-        def turn(self, name):
-            return "refused" if self.who == "fastdigit" and name != "limit" else 100.0
+        def ask(self, name):
+            wrong = self.who == "fastdigit" and name != "limit"
+            return {"no_time": "refused"} if wrong else {"gflops": 100.0}
 
         def end(self):
             pass
 
-    monkeypatch.setattr(matmul, "Side", Wrong)
+    monkeypatch.setattr(turns, "_Side", Wrong)
     _, rows = matmul.compare(2, [NAME])
     assert rows == [{"product": NAME, "no_time": {"fastdigit": "refused"}}]
     assert np.isnan(matmul.geometric_mean(rows))
-
-
-def test_a_process_that_ends_is_an_error(monkeypatch):
-    side = matmul.Side("nobody's")  # argparse refuses the name
-    try:
-        with pytest.raises(RuntimeError, match="ended with status 2"):
-            side.turn(NAME)
-    finally:
-        side.end()
 
 
 def test_the_bound_is_sharp_enough_to_see_one_wrong_sum():

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastdigit as fd
+from fastdigit.bench.checks import keep_mask
 from fastdigit.network import PREDICT_BATCH
 from fastdigit.streams import ORDER, random_stream
 
-from ..kernels.checks import keep_mask
 from .conftest import same_bits
 
 DEPTHS = ([6, 4], [6, 9, 4], [7, 5, 8, 3], [5, 17, 3, 6, 2])

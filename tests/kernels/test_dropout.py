@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdigit.bench import checks
 from fastdigit.kernels.common.philox import philox4x32
-
-from . import checks
 
 words = st.integers(0, 2**32 - 1)
 

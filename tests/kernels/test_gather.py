@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from . import checks
+from fastdigit.bench import checks
 
 
 @pytest.mark.parametrize(("check", "case"), checks.parameters("gather"))

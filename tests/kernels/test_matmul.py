@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdigit.bench import cases
-
-from . import checks
+from fastdigit.bench import cases, checks
 
 OPERATIONS = ("dense", "dense_grad_input", "dense_grad_weight")
 

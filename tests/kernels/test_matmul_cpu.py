@@ -12,10 +12,9 @@ from numba import njit
 from numba.core.errors import TypingError
 
 from fastdigit.bench import cases
+from fastdigit.bench.checks import Rejected, gamma, within
 from fastdigit.kernels.matmul import cpu
 from fastdigit.kernels.matmul.cpu import matmul, matmul_nt, matmul_tn
-
-from .checks import Rejected, gamma, within
 
 # Beyond the shared table: more than one block of K, packed rows (distances of 512), many panels.
 DEEP = (

@@ -7,7 +7,7 @@ from fastdigit.kernels.common.memory import aligned_zeros
 from fastdigit.kernels.matmul import cpu, cpu_sparse
 from fastdigit.kernels.matmul.cpu_sparse import BLOCK, DEEP, GROUP, Lists
 
-from .checks import for_python
+from .helpers import for_python
 
 bits_of_rows, pair_up, lists_of_pairs, listed, sparse_product = map(
     for_python,

@@ -7,6 +7,7 @@ import pytest
 from numba import njit
 
 import fastdigit as fd
+from fastdigit.bench.checks import CHECKS
 from fastdigit.kernels.common.memory import float_of
 from fastdigit.kernels.dropout import cpu as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
@@ -16,7 +17,7 @@ from fastdigit.kernels.relu import cpu as relu
 from fastdigit.kernels.softmax_xent import cpu as softmax_xent
 from fastdigit.kernels.softmax_xent import reference as softmax_xent_reference
 
-from .checks import CHECKS, for_python
+from .helpers import for_python
 
 NUMPY = fd.get_backend("numpy")
 MODULES = (relu, softmax_xent, dropout, gather, optimizer)

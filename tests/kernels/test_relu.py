@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import fastdigit as fd
+from fastdigit.bench import checks
 from fastdigit.kernels.relu import reference
-
-from . import checks
 
 IMPLEMENTATIONS = {
     ("reference", "relu"): (partial(reference.relu, np), "numpy"),

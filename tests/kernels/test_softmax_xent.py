@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from fastdigit.bench import cases
-
-from . import checks
+from fastdigit.bench import cases, checks
 
 
 @pytest.mark.parametrize(("check", "case"), checks.parameters("softmax"))

@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 
-from ..kernels.checks import CHECKS, Rejected
+from fastdigit.bench.checks import CHECKS, Rejected
+
 from .kernels import RIGHT, WRONG, right
 
 

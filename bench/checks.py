@@ -2,8 +2,8 @@
 
 A check takes an operation with the signature that it has in the ``Backend`` record, a backend for
 the arrays, and a case; it raises :class:`Rejected` and returns the worst error/bound ratio. So the
-same checks serve every backend, every single implementation, and ``tests/wrong``, whose faulty
-kernels they must reject.
+same checks serve every backend, every single implementation, ``bench.kernels``, which times nothing that
+they reject, and ``tests/wrong``, whose faulty kernels they must reject.
 
 Three things are checked of every operation besides its result: outputs hold NaN before the call
 (what is not written, or accumulated into, shows), operands lie in larger arrays (with rows further
@@ -15,21 +15,16 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit
 
-from fastdigit.bench import cases
 from fastdigit.layout import Layout, round_up
+
+from . import cases
 
 SENTINEL = -777.0  # between the rows of outputs, where nothing may be written
 
 
 class Rejected(AssertionError):
     """The kernel under test is wrong."""
-
-
-def for_python(inner):
-    """A function that only compiled code can call, made callable."""
-    return njit(lambda *arguments: inner(*arguments))
 
 
 # --- comparing --------------------------------------------------------------------------------

@@ -1,0 +1,258 @@
+"""Each operation of a backend at the shapes of the networks, beside another: microseconds of one call.
+
+An operation is first checked against float64 (``bench.checks``, the checks of the tests); one that fails gets
+no time. The sides take turns (``bench.turns``). Beside each time stands what the processor would need at
+least: the flops of the operation at its limit, or the bytes that must be read and written at the speed of a
+copy, whichever takes longer (``bench.ceilings``, measured in the same run). A share above 100 % means that
+the bytes come from a cache.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+import fastdigit as fd
+from fastdigit.layout import Layout, row_distance
+
+from . import cases, ceilings, checks, turns
+
+FLOAT = 4  # bytes
+SECONDS = 0.004  # of one measurement
+COMMAND = (sys.executable, "-m", "fastdigit.bench.kernels")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table. ``make(backend)`` gives the call that is timed; ``flops`` and ``bytes`` are what
+    every implementation has to do."""
+
+    operation: str
+    shape: str
+    flops: int
+    bytes: int
+    make: object
+    checked: tuple = ()  # cases of the operation's first check; () for all of ``checks.CHECKS``
+
+    def __str__(self):
+        return f"{self.operation} {self.shape}"
+
+
+def _matrix(backend, rows, columns, seed, positive=False):
+    """Random numbers on the backend, in rows padded as those of networks are."""
+    values = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+    padded = np.zeros((rows, row_distance(columns, backend.row_align)), np.float32)
+    padded[:, :columns] = np.maximum(values, 0) if positive else values
+    return backend.to_device(padded)[:, :columns]
+
+
+def _vector(backend, count, seed=0, scale=1.0):
+    values = scale * np.random.default_rng(seed).standard_normal(count)
+    return backend.to_device(values.astype(np.float32))
+
+
+def _dense_cases(layer, first):
+    """The three products of a layer. The first layer has no gradient of its input."""
+    batch, inputs, outputs = layer.batch, layer.inputs, layer.outputs
+
+    def forward(backend):
+        x, w = _matrix(backend, batch, inputs, 0, True), _matrix(backend, inputs, outputs, 1)
+        b, y = _vector(backend, outputs), _matrix(backend, batch, outputs, 2)
+        return lambda: backend.dense(x, w, b, y, True)
+
+    def grad_input(backend):
+        dy, w = _matrix(backend, batch, outputs, 0), _matrix(backend, inputs, outputs, 1)
+        y_below, dx = _matrix(backend, batch, inputs, 2, True), _matrix(backend, batch, inputs, 3)
+        return lambda: backend.dense_grad_input(dy, w, y_below, dx, 1.0)
+
+    def grad_weight(backend):
+        x, dy = _matrix(backend, batch, inputs, 0, True), _matrix(backend, batch, outputs, 1)
+        dw, db = _matrix(backend, inputs, outputs, 2), _vector(backend, outputs)
+        return lambda: backend.dense_grad_weight(x, dy, dw, db)
+
+    sizes = batch * inputs, inputs * outputs, batch * outputs
+    moved = FLOAT * sum(sizes)
+    yield Case("dense", str(layer), layer.flops, moved, forward, (layer,))
+    if not first:
+        moved_in = moved + FLOAT * sizes[0]  # the mask
+        yield Case("dense_grad_input", str(layer), layer.flops, moved_in, grad_input, (layer,))
+    yield Case("dense_grad_weight", str(layer), layer.flops, moved, grad_weight, (layer,))
+
+
+def _row_cases(batch, classes, hidden):
+    """What a step does with a batch besides products."""
+
+    def softmax_xent(backend):
+        z, dz = _matrix(backend, batch, classes, 0), _matrix(backend, batch, classes, 1)
+        t = backend.to_device(np.random.default_rng(0).integers(classes, size=batch).astype(np.int32))
+        loss, correct = _vector(backend, batch), backend.zeros((batch,), "uint8")
+        return lambda: backend.softmax_xent(z, t, None, loss, correct, dz)
+
+    def dropout(backend):
+        y = _matrix(backend, batch, hidden, 0, True)
+        return lambda: backend.dropout(y, 0.2, (0, 0), 0)
+
+    def gather(backend):
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (60_000, 784), dtype=np.uint8)
+        images[random.random(images.shape) < 0.81] = 0  # paper, as in MNIST
+        images, order = backend.to_device(images), backend.to_device(random.permutation(60_000))
+        out = _matrix(backend, batch, 784, 0)
+        steps = iter(range(10**9))
+
+        def call():  # another batch each time: images come from memory, as in an epoch
+            backend.gather(images, order, next(steps) * batch % (60_000 - batch), out)
+
+        return call
+
+    logits = batch * classes
+    # An exponential counts as one flop; with the maximum, the sum, the division and the gradient five.
+    yield Case(
+        "softmax_xent",
+        f"{batch}x{classes}",
+        5 * logits,
+        FLOAT * 2 * logits + 9 * batch,
+        softmax_xent,
+        (cases.Logits(batch, classes),),
+    )
+    yield Case("dropout", f"{batch}x{hidden}", batch * hidden, 2 * FLOAT * batch * hidden, dropout)
+    yield Case("gather", f"{batch}x784", batch * 784, 5 * batch * 784 + 8 * batch, gather)
+
+
+def _update_cases(sizes):
+    """Updates of all parameters of a network."""
+    name = "-".join(map(str, sizes))
+
+    def buffers(backend, count):
+        size = Layout(sizes, backend.row_align).size
+        return [_vector(backend, size, seed, scale=1e-3) for seed in range(count)], size
+
+    def sgd(backend):
+        (p, g, v), _ = buffers(backend, 3)
+        return lambda: backend.sgd(p, g, v, 1e-4, 0.9, 0.0, True, False)
+
+    def adam(backend):
+        (p, g, m), size = buffers(backend, 3)
+        v = backend.zeros((size,), "float32")
+        return lambda: backend.adam(p, g, m, v, 10, 1e-4, 0.9, 0.999, 1e-8, 0.0, False)
+
+    def clip_norm(backend):
+        (g,), _ = buffers(backend, 1)
+        return lambda: backend.clip_norm(g, 1.0)
+
+    size = Layout(sizes, 1).size
+    yield Case("sgd", name, 6 * size, 5 * FLOAT * size, sgd)
+    yield Case("adam", name, 12 * size, 7 * FLOAT * size, adam)
+    yield Case("clip_norm", name, 3 * size, 3 * FLOAT * size, clip_norm)
+
+
+def cases_of(network):
+    """The cases of one network, by name."""
+    found = [*_row_cases(network.batch, network.layer_sizes[-1], network.layer_sizes[1])]
+    for i, layer in enumerate(network.layers):
+        found += _dense_cases(layer, first=i == 0)
+    found += _update_cases(network.layer_sizes)
+    return {str(case): case for case in found}
+
+
+# --- in the processes of the sides --------------------------------------------------------------
+
+
+class Answers:
+    """A backend's answers: to a case of a network its seconds, or why there is no time."""
+
+    def __init__(self, name):
+        self.name, self.asked, self.call, self.no_time = name, None, None, None
+
+    def __call__(self, question):
+        if question == "ceilings":
+            return {"gflops": ceilings.multiply_add(), "copy": ceilings.copy()}
+        if question != self.asked:
+            self.asked, self.call, self.no_time = question, None, None
+            *network, name = question
+            try:
+                backend = fd.get_backend(self.name)
+                case = cases_of(cases.Network(tuple(network[0]), network[1]))[name]
+                check(case, backend)
+                self.call = call_of(case, backend)
+            except checks.Rejected as error:
+                self.no_time = f"refused: {error}"
+            except fd.BackendError as error:
+                self.no_time = str(error)
+        if self.no_time:
+            return {"no_time": self.no_time}
+        return {"seconds": turns.seconds_of(self.call, SECONDS)}
+
+
+def check(case, backend):
+    """Against float64, at the very shape where the check takes one; checks.Rejected if it is wrong."""
+    checked, of_check = checks.CHECKS[case.operation][0]
+    for one in case.checked or of_check:
+        checked(getattr(backend, case.operation), backend, one)
+
+
+def call_of(case, backend):
+    """The call that is timed, on a GPU with the wait for its end; called once, which may compile."""
+    once = case.make(backend)
+
+    def call():
+        once()
+        backend.synchronize()
+
+    call()
+    return call
+
+
+# --- in the process that compares ---------------------------------------------------------------
+
+
+def command(backend):
+    return [sys.executable, "-m", "fastdigit.bench.kernels", backend]
+
+
+def measure(backends, networks, rounds, baseline="numpy"):
+    """(the limits, a row for each backend and case of these networks), with ratios to the baseline."""
+    names, rows, done = list(dict.fromkeys([baseline, *backends])), [], set()
+    with turns.Turns() as sides:
+        for name in names:
+            sides.start(name, [*COMMAND, name])
+        limits = sides.ask(names[-1], "ceilings")
+        if "no_time" in limits:
+            raise RuntimeError(limits["no_time"])
+        for network in networks:
+            for name, case in cases_of(network).items():
+                if name in done:
+                    continue
+                done.add(name)
+                question = [list(network.layer_sizes), network.batch, name]
+                answers = sides.ask_all(question, rounds)
+                rows += [row_of(case, side, answers, limits, baseline) for side in names]
+    return limits, rows
+
+
+def row_of(case, side, answers, limits, baseline):
+    row = {"operation": case.operation, "shape": case.shape, "backend": side}
+    refused = [answer["no_time"] for answer in answers[side] if "no_time" in answer]
+    if refused:
+        return {**row, "no_time": refused[0]}
+    seconds = np.array([answer["seconds"] for answer in answers[side]])
+    low, middle, high = np.percentile(seconds, [25, 50, 75]).tolist()
+    at_least = max(case.flops / limits["gflops"], case.bytes / limits["copy"]) / 1e9
+    row |= {
+        "microseconds": 1e6 * middle,
+        "microseconds_quartiles": [1e6 * low, 1e6 * high],
+        "noisy": high - low > turns.NOISY * middle,
+        "gflops": case.flops / middle / 1e9,
+        "gigabytes_per_second": case.bytes / middle / 1e9,
+        "flops_per_byte": case.flops / case.bytes,
+        "share_of_ceiling": at_least / middle,
+    }
+    if side != baseline and all("seconds" in answer for answer in answers[baseline]):
+        ratios = np.array([answer["seconds"] for answer in answers[baseline]]) / seconds
+        low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+        row |= {"ratio_to": baseline, "ratio": middle, "ratio_quartiles": [low, high]}
+    return row
+
+
+if __name__ == "__main__":
+    turns.answer_all(Answers(sys.argv[1]))

@@ -1,0 +1,45 @@
+"""What comes before the first step: import, compiling from nothing, and a start from the cache.
+
+Each figure is that of new processes, with Python's own start.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+REPEAT = 5
+IMPORT = "import fastdigit"
+# All that a training needs is compiled, or read from the cache.
+FIRST_STEP = """
+import numpy as np, fastdigit as fd
+net = fd.Network([784, 128, 10], backend={backend!r}, seed=0)
+images = np.random.default_rng(0).integers(0, 256, (64, 784)).astype(np.uint8) * (np.arange(784) % 5 == 0)
+fd.fit(net, (images.astype(np.uint8), np.arange(64) % 10), epochs=1, batch_size=64)
+"""
+
+
+def seconds_of(code, **environment):
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+    return time.perf_counter() - begun
+
+
+def measure(backend="cpu", cold=True):
+    """{"python", "import", "cold", "cached"}: seconds. Without ``cold`` the cache that is there is used."""
+    step = FIRST_STEP.format(backend=backend)
+
+    def median(code, **environment):
+        return float(np.median([seconds_of(code, **environment) for _ in range(REPEAT)]))
+
+    found = {"backend": backend, "python": median("pass"), "import": median(IMPORT)}
+    if not cold:
+        seconds_of(step)
+        return {**found, "cached": median(step)}
+    with tempfile.TemporaryDirectory() as folder:
+        found["cold"] = seconds_of(step, NUMBA_CACHE_DIR=folder)
+        found["cached"] = median(step, NUMBA_CACHE_DIR=folder)
+    return found

@@ -1,0 +1,176 @@
+"""``fastdigit bench``: the parts of the suite, one after the other, and one JSON file of all results.
+
+A part that cannot run here leaves a row that says why; what was measured before is kept. The file holds the
+machine, the versions and the commit (``bench.machine``), the settings, and one entry for each part:
+``bench.report`` makes tables and pages of it, ``bench.compare`` holds two of them against each other.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import fastdigit as fd
+from fastdigit.errors import ConfigError, FastdigitError
+from fastdigit.files import atomic_write
+
+from . import accuracy, ceilings, kernels, machine, peers, predict, profile, scaling, start, train
+
+FORMAT = 1
+PARTS = ("start", "train", "predict", "accuracy", "kernels", "profile", "scaling", "gpu")
+MISSING = "is not installed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure. ``backends``: ours, the first one with everything, others beside it. ``python``: the
+    interpreter of the peers. ``rounds`` and ``seconds`` are those of ``train``; others follow them."""
+
+    parts: tuple[str, ...] = PARTS
+    backends: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    batch: int | None = None
+    python: str = sys.executable
+    rounds: int = 9
+    seconds: float = 1.0
+    quick: bool = False
+
+    @classmethod
+    def quickly(cls, **chosen):
+        """What a minute is enough for, without compiling from nothing."""
+        parts = tuple(part for part in PARTS if part not in ("scaling", "gpu"))
+        chosen = {"parts": parts, "networks": ("small-128", "medium-128"), **chosen}
+        return cls(**{"rounds": 3, "seconds": 0.4, "quick": True, **chosen})
+
+    def checked(self):
+        """Itself, complete: ConfigError for what does not exist, BackendError for what cannot run here."""
+        for what, chosen, known in (
+            ("part", self.parts, PARTS),
+            ("network", self.networks, train.NETWORKS),
+            ("backend", self.backends, fd.backends()),
+        ):
+            for name in chosen:
+                if name not in known:
+                    raise ConfigError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
+        for name in self.backends:
+            fd.get_backend(name)
+        usable = [name for name, state in fd.backends().items() if state == "ok"]
+        best = fd.get_backend("auto").name
+        backends = self.backends or tuple(sorted(usable, key=lambda name: name != best))
+        return replace(self, backends=backends, networks=self.networks or tuple(train.NETWORKS))
+
+    def chosen_networks(self):
+        """{name: network}."""
+        chosen = {name: train.NETWORKS[name] for name in self.networks}
+        if self.batch is None:
+            return chosen
+        again = {name.rpartition("-")[0]: network for name, network in chosen.items()}
+        return {f"{name}-{self.batch}": replace(n, batch=self.batch) for name, n in again.items()}
+
+
+def data_set():
+    """(name, data): MNIST, or where that cannot be had the embedded digits."""
+    try:
+        return "mnist", fd.load_mnist()
+    except (FastdigitError, OSError):
+        return "digits", fd.load_digits()
+
+
+def run(settings, say=print, save=None):
+    """All parts: {"machine", "settings", "data", part: result, …}. ``save`` gets it after each part."""
+    settings, results = settings.checked(), {}
+    name, data = data_set()
+    results = {
+        "format": FORMAT,
+        "machine": machine.describe(),
+        "settings": {**asdict(settings), "python": Path(settings.python).name},
+        "data": name,
+        "limits": {"gflops": ceilings.multiply_add(), "copy": ceilings.copy()},
+    }
+    for part in settings.parts:
+        begun = time.perf_counter()
+        say(f"{part} …")
+        try:
+            results[part] = MEASURE[part](settings, name, data)
+        except (FastdigitError, OSError, RuntimeError) as error:
+            results[part] = {"no_time": f"{type(error).__name__}: {error}"}
+        say(f"{part}: {time.perf_counter() - begun:.0f} s")
+        if save is not None:
+            save(results)
+    return results
+
+
+def _start(settings, name, data):
+    return start.measure(settings.backends[0], cold=not settings.quick)
+
+
+def _train(settings, name, data):
+    found = []
+    for label, network in settings.chosen_networks().items():
+        sides = [s for s in train.sides_for(network, None) if not settings.quick or "1thread" not in s]
+        sides += [f"fastdigit-{b}" for b in settings.backends[1:] if f"fastdigit-{b}" in peers.SIDES]
+        how = settings.rounds, settings.seconds, settings.backends[0], settings.python
+        measured = train.measure(network, data.train, sides, *how)
+        found.append({"name": label, **measured})
+    return found
+
+
+def _predict(settings, name, data):
+    rounds = 1 if settings.quick else settings.rounds
+    return predict.measure(data, list(predict.SIDES), rounds, settings.backends[0], settings.python)
+
+
+def _accuracy(settings, name, data):
+    if name != "mnist":
+        return {"no_time": "needs MNIST, which is not here and could not be downloaded"}
+    return accuracy.measure(data, settings.backends[0], *((1, 0.98) if settings.quick else (5, 0.99)))
+
+
+def _kernels(settings, name, data):
+    backends, networks = settings.backends, list(settings.chosen_networks().values())
+    baseline = "numpy" if "numpy" in fd.backends() else backends[-1]
+    limits, rows = kernels.measure(backends, networks, 5 if settings.quick else 9, baseline)
+    return {"limits": limits, "rows": rows}
+
+
+def _profile(settings, name, data):
+    networks = settings.chosen_networks()
+    return [profile.measure(n, data.train, settings.backends[0]) for n in networks.values()]
+
+
+def _scaling(settings, name, data):
+    return scaling.measure(data.train, settings.backends[0])
+
+
+def _gpu(settings, name, data):
+    """What a GPU adds; which backends run on one."""
+    state = fd.backends().get("cupy", "no backend for a GPU")
+    return {"no_time": state} if state != "ok" else {"cupy": fd.get_backend("cupy").device}
+
+
+MEASURE = {
+    "start": _start,
+    "train": _train,
+    "predict": _predict,
+    "accuracy": _accuracy,
+    "kernels": _kernels,
+    "profile": _profile,
+    "scaling": _scaling,
+    "gpu": _gpu,
+}
+
+
+def write(path, results):
+    atomic_write(Path(path), (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read(path):
+    """The results in a file; ConfigError if it is none of ours."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise ConfigError(f"{path} was not written by this version of fastdigit bench")
+    return results

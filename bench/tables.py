@@ -1,0 +1,303 @@
+"""Results of ``bench.suite`` as tables: for the terminal, for Markdown, and for the page of ``bench.report``.
+
+A table is a :class:`Table` of strings. Numbers are rounded here and nowhere else.
+"""
+
+from dataclasses import dataclass, field
+
+NOTE = "noisy"
+WIDE = 110  # characters of a terminal
+
+
+@dataclass
+class Table:
+    """``name`` marks it in a README. The first column is text, the others are aligned to the right where
+    ``numbers`` says so. ``bars`` are the lengths, 0 … 1, of bars beside each row, with one of the ``kinds``
+    ("ours", "peer")."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    bars: list[float] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    text: str = ""
+    minor: tuple[str, ...] = ()  # columns that a narrow terminal and a phone leave out
+
+
+def count(number):
+    """Three digits and thousands: 1,234,567 → 1,230,000."""
+    if number == 0:
+        return "0"
+    digits = len(str(int(abs(number))))
+    return f"{round(number, -max(0, digits - 3)):,.0f}" if digits >= 3 else f"{number:.3g}"
+
+
+def microseconds(number):
+    return f"{number:.1f} µs" if number < 1000 else f"{number / 1000:.2f} ms"
+
+
+def of_results(results):
+    """All tables of one file of results."""
+    found = []
+    for part, make in MAKERS.items():
+        if part not in results:
+            continue
+        content = results[part]
+        if isinstance(content, dict) and "no_time" in content:
+            found.append(Table(part, TITLES[part], ("",), [(content["no_time"],)]))
+        else:
+            found += make(content, results)
+    return found
+
+
+TITLES = {
+    "train": "Training",
+    "predict": "Prediction with 784-128-10",
+    "accuracy": "Time to an accuracy on MNIST",
+    "kernels": "Kernels",
+    "profile": "Where a step's time goes",
+    "scaling": "Scaling",
+    "start": "Start",
+    "gpu": "GPU",
+}
+
+
+def _train(networks, results):
+    limit = results["limits"]["gflops"]
+    for result in networks:
+        table = Table(
+            f"train-{result['name']}",
+            f"Training {result['network'].replace('@', ', batch ')}",
+            ("side", "images/s", "quartiles", "GFLOP/s", "of the limit", "to the best peer", "first call"),
+            minor=("quartiles", "GFLOP/s"),
+            text="Forward, cross-entropy, backward and update by plain SGD. A ratio is the median of pairs "
+            "of neighbouring turns. GFLOP/s count zeros too, which ours skips.",
+        )
+        timed = [row for row in result["rows"] if "no_time" not in row]
+        most = max((row["images_per_second"] for row in timed), default=1)
+        for row in sorted(result["rows"], key=lambda row: -row.get("images_per_second", 0)):
+            kind = "ours" if row["side"].startswith("fastdigit") else "peer"
+            if "no_time" in row:
+                table.rows.append((row["side"], row["no_time"], "", "", "", "", ""))
+                table.bars.append(0.0)
+            else:
+                low, high = row["quartiles"]
+                ratio = row.get("ratio_to_best_peer")
+                best = result["best_peers"].get(row["precision"])
+                bf16 = row["precision"] == "bf16"
+                table.rows.append(
+                    (
+                        row["side"] + (f" ({NOTE})" if row["noisy"] else ""),
+                        count(row["images_per_second"]),
+                        f"{count(low)} to {count(high)}",
+                        f"{row['gflops']:.0f}",
+                        "" if bf16 else f"{row['gflops'] / limit:.0%}",
+                        f"{ratio['median']:.2f} × {best}" if ratio else "best peer" * (row["side"] == best),
+                        f"{row['first_call_seconds']:.1f} s",
+                    )
+                )
+                table.bars.append(row["images_per_second"] / most)
+            table.kinds.append(kind)
+        yield table
+
+
+def _predict(rows, results):
+    table = Table(
+        "predict",
+        TITLES["predict"],
+        ("side", "one label", "one image's probabilities", "images/s of 10,000"),
+        text="Latency of one call from Python, median. Ours is handed uint8, the others float32 in 0 … 1.",
+    )
+    timed = [row for row in rows if "no_time" not in row]
+    most = max((1 / row["microseconds_label"] for row in timed), default=1)
+    for row in sorted(rows, key=lambda row: row.get("microseconds_label", 1e9)):
+        table.kinds.append("ours" if row["side"] == "fastdigit" else "peer")
+        if "no_time" in row:
+            table.rows.append((row["side"], row["no_time"], "", ""))
+            table.bars.append(0.0)
+            continue
+        table.rows.append(
+            (
+                row["side"],
+                microseconds(row["microseconds_label"]),
+                microseconds(row["microseconds_probabilities"]),
+                count(row["images_per_second"]),
+            )
+        )
+        table.bars.append(1 / row["microseconds_label"] / most)
+    yield table
+
+
+def _accuracy(rows, results):
+    table = Table(
+        "accuracy",
+        TITLES["accuracy"],
+        ("asked", "reached", "seconds", "recipe"),
+        text="Wall time of fd.fit, compiled before; medians over seeds, in brackets the range.",
+    )
+    for row in rows:
+        low, high = row["accuracy_range"]
+        fast, slow = row["seconds_range"]
+        table.rows.append(
+            (
+                f"{row['target']:.1%}",
+                f"{row['accuracy']:.2%}"
+                + (f" ({low:.2%} to {high:.2%})" if row["seeds"] > 1 else "")
+                + ("" if row["reached"] else ", missed"),
+                f"{row['seconds']:.2f}" + (f" ({fast:.2f} to {slow:.2f})" if row["seeds"] > 1 else ""),
+                row["recipe"],
+            )
+        )
+    yield table
+
+
+def _kernels(content, results):
+    limits = content["limits"]
+    base = next((row["ratio_to"] for row in content["rows"] if "ratio_to" in row), "another")
+    table = Table(
+        "kernels",
+        TITLES["kernels"],
+        ("operation", "backend", "one call", "GFLOP/s", "GB/s", "of ceiling", f"to {base}"),
+        minor=("GFLOP/s", "GB/s", "bars"),
+        text=f"The ceiling is {limits['gflops']:.0f} GFLOP/s or {limits['copy']:.0f} GB/s copied, whichever "
+        "an operation meets first; more than 100 % comes from a cache.",
+    )
+    most = {}
+    for row in content["rows"]:
+        if "no_time" not in row:
+            name = row["operation"], row["shape"]
+            most[name] = min(most.get(name, 1e12), row["microseconds"])
+    for row in content["rows"]:
+        name = f"{row['operation']} {row['shape']}"
+        table.kinds.append("peer" if row["backend"] == "numpy" else "ours")
+        if "no_time" in row:
+            table.rows.append((f"{name}, {row['backend']}", row["no_time"], "", "", "", "", ""))
+            table.bars.append(0.0)
+            continue
+        ratio = f"{row['ratio']:.2f} ×" if "ratio" in row else ""
+        table.rows.append(
+            (
+                name,
+                row["backend"] + (f" ({NOTE})" if row["noisy"] else ""),
+                microseconds(row["microseconds"]),
+                f"{row['gflops']:.1f}",
+                f"{row['gigabytes_per_second']:.1f}",
+                f"{row['share_of_ceiling']:.0%}",
+                ratio,
+            )
+        )
+        table.bars.append(most[row["operation"], row["shape"]] / row["microseconds"])
+    yield table
+
+
+def _profile(networks, results):
+    for result in networks:
+        pieces, whole = result["microseconds_in_pieces"], result["microseconds_as_trained"]
+        table = Table(
+            f"profile-{result['network']}",
+            f"Where a step of {result['network'].replace('@', ', batch ')} goes",
+            ("operation", "calls", "time", "of the step", "of ceiling", "MFLOP", "MB"),
+            minor=("calls", "MB", "bars"),
+            text=f"Operations called one by one, backend {result['backend']}: {microseconds(pieces)} a step. "
+            f"As it is trained, a step takes {microseconds(whole)}: {pieces / whole:.2f} times as fast.",
+        )
+        for row in result["rows"]:
+            known = "flops" in row
+            table.rows.append(
+                (
+                    f"{row['operation']} {row['shape']}" + (f" ({NOTE})" if row["noisy"] else ""),
+                    str(row["calls"]),
+                    microseconds(row["microseconds"]),
+                    f"{row['share_of_step']:.1%}",
+                    f"{row['share_of_ceiling']:.0%}" if known else "",
+                    f"{row['flops'] / 1e6:.3g}" if known else "",
+                    f"{row['bytes'] / 1e6:.3g}" if known else "",
+                )
+            )
+            table.bars.append(row["share_of_step"])
+            table.kinds.append("ours")
+        rest = 1 - sum(row["share_of_step"] for row in result["rows"])
+        table.rows.append(("Python in between", "", microseconds(pieces * rest), f"{rest:.1%}", "", "", ""))
+        table.bars.append(max(0.0, rest))
+        table.kinds.append("peer")
+        yield table
+
+
+def _scaling(rows, results):
+    table = Table("scaling", TITLES["scaling"], ("axis", "value", "network", "images/s", "GFLOP/s"))
+    for row in rows:
+        table.rows.append(
+            (
+                row["axis"],
+                str(row["value"]),
+                row["network"].replace("@", ", batch "),
+                count(row["images_per_second"]),
+                f"{row['gflops']:.0f}",
+            )
+        )
+    yield table
+
+
+def _start(found, results):
+    table = Table(
+        "start", TITLES["start"], ("what", "seconds"), text="New processes, Python's start included."
+    )
+    for name, what in (
+        ("python", "Python alone"),
+        ("import", "import fastdigit"),
+        ("cached", f"first step of a training, backend {found['backend']}, compiled before"),
+        ("cold", f"first step of a training, backend {found['backend']}, compiled from nothing"),
+    ):
+        if name in found:
+            table.rows.append((what, f"{found[name]:.2f}"))
+    yield table
+
+
+def _gpu(found, results):
+    yield Table("gpu", TITLES["gpu"], ("backend", "device"), list(found.items()))
+
+
+MAKERS = {
+    "train": _train,
+    "predict": _predict,
+    "accuracy": _accuracy,
+    "kernels": _kernels,
+    "profile": _profile,
+    "scaling": _scaling,
+    "start": _start,
+    "gpu": _gpu,
+}
+
+
+def markdown(table):
+    """As a README shows it."""
+    right = ["---", *["--:"] * (len(table.columns) - 1)]
+    lines = [table.columns, right, *table.rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def show(table, console):
+    """In the terminal."""
+    from rich import box
+    from rich.table import Table as RichTable
+
+    columns = [i for i, name in enumerate(table.columns) if console.width >= WIDE or name not in table.minor]
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for number in columns:
+        how = {"justify": "right"} if number else {"no_wrap": True}
+        shown.add_column(table.columns[number], **how)
+    for number, row in enumerate(table.rows):
+        ours = table.kinds and table.kinds[number] == "ours"
+        if is_reason(row):  # instead of figures
+            shown.add_row(row[0], row[1], style="dim")
+        else:
+            shown.add_row(*(row[column] for column in columns), style="bold" if ours else None)
+    console.print(f"[bold]{table.title}[/bold]", shown, sep="\n", end="")
+    if table.text:
+        console.print(table.text, style="dim")
+
+
+def is_reason(row):
+    """Whether a row holds no figures but, behind its name, why there are none."""
+    return len(row) > 2 and bool(row[1]) and not any(row[2:])

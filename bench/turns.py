@@ -1,0 +1,152 @@
+"""Processes that take turns: ratios of neighbouring moments.
+
+Each side lives in a process of its own for the whole run: in one process their pools of threads would
+disturb each other (threads of OpenBLAS wait by spinning, on the core that the others need). Who waits for its
+turn is stopped by a signal (Linux, macOS), spinning threads and all. So all sides meet alike whatever else
+the machine does in the course of a minute.
+
+Questions and answers are lines of JSON; an answer is a dict, with ``no_time`` if there is none to report.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+REPEAT = 7
+NOISY = 0.1  # distance of the quartiles, relative to the median
+PATIENCE = 900  # seconds for one answer
+
+
+class Turns:
+    """The sides of a comparison, by name. Their processes end with the ``with`` block."""
+
+    def __init__(self):
+        self.sides = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for side in self.sides.values():
+            side.end()
+
+    def start(self, name, command, environment=None):
+        self.sides[name] = _Side(command, environment)
+
+    def ask(self, name, question):
+        return self.sides[name].ask(question)
+
+    def ask_all(self, question, rounds, names=None):
+        """{name: its answers}: each side is asked so many times, the order turns round. What it answers in
+        a round before, which gets memory and caches ready, does not count."""
+        names = list(self.sides) if names is None else list(names)
+        answers = {name: [] for name in names}
+        for turn in range(rounds + 1):
+            for name in names[:: 1 if turn % 2 else -1]:
+                answers[name].append(self.ask(name, question))
+        return {name: found[1:] for name, found in answers.items()}
+
+
+class _Side:
+    """A process that is stopped except in its turns, and all that it has started."""
+
+    def __init__(self, command, environment):
+        self.ended, self.process, self.read = None, None, b""
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,  # a group of its own for the signals
+            )
+        except OSError as error:
+            self.ended = f"failed: {error}"
+
+    def ask(self, question):
+        if self.ended is None:
+            try:
+                self._signal(signal.SIGCONT)
+                print(json.dumps(question), file=self.process.stdin, flush=True)
+                answer = self._answer()
+                if answer is not None:
+                    self._signal(signal.SIGSTOP)
+                    return answer
+            except (BrokenPipeError, ProcessLookupError):
+                self.ended = self._last_words()
+            self.end()
+        return {"no_time": self.ended}
+
+    def _answer(self):
+        """The next line of JSON, or None, and ``ended`` says why."""
+        until, output = time.monotonic() + PATIENCE, self.process.stdout.fileno()
+        while True:
+            line, newline, rest = self.read.partition(b"\n")
+            if newline:
+                self.read = rest
+                if line.startswith(b"{"):  # else a library's, printed while it was imported
+                    return json.loads(line)
+            elif not select.select([output], [], [], max(0.0, until - time.monotonic()))[0]:
+                self.ended = f"failed: no answer within {PATIENCE} s"
+                return None
+            elif more := os.read(output, 65536):
+                self.read += more
+            else:
+                self.ended = self._last_words()
+                return None
+
+    def end(self):
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._signal(signal.SIGKILL)  # and to what it has started
+            self.process.wait()
+            self.process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.errors.close()
+
+    def _signal(self, number):
+        os.killpg(self.process.pid, number)
+
+    def _last_words(self):
+        status = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        return f"failed: {said[-1] if said else f'exit status {status}'}"
+
+
+def answer_all(answer):
+    """In the process of a side: answer each question until there are no more.
+
+    What libraries print on the way goes where errors go.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=out, flush=True)
+
+
+def seconds_of(call, wanted, calls=None):
+    """Of one call: the median of REPEAT measurements of about ``wanted`` seconds each."""
+    if calls is None:
+        begun = time.perf_counter()
+        call()
+        calls = max(1, int(wanted / max(time.perf_counter() - begun, 1e-7)))
+    seconds = []
+    for _ in range(REPEAT):
+        begun = time.perf_counter()
+        for _ in range(calls):
+            call()
+        seconds.append((time.perf_counter() - begun) / calls)
+    return float(np.median(seconds))

@@ -1,0 +1,564 @@
+"""``fastdigit bench``: what is measured, shown, compared, and refused."""
+
+import copy
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit.bench import (
+    accuracy,
+    cases,
+    commands,
+    compare,
+    kernels,
+    profile,
+    report,
+    scaling,
+    start,
+    suite,
+    tables,
+    train,
+)
+from fastdigit.cli import main
+from fastdigit.errors import BackendError, ConfigError
+
+TINY = cases.Network((784, 16, 10), 32)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return fd.load_digits()
+
+
+@pytest.fixture(scope="module")
+def results():
+    """What a run might have found, with every kind of row."""
+
+    def side(name, speed, **more):
+        return {
+            "side": name,
+            "precision": "float32",
+            "images_per_second": speed,
+            "quartiles": [speed * 0.99, speed * 1.01],
+            "noisy": False,
+            "gflops": speed / 1e4,
+            "first_call_seconds": 0.1,
+            **more,
+        }
+
+    def kernel(backend, time, **more):
+        return {
+            "operation": "dense",
+            "shape": "128x784x128",
+            "backend": backend,
+            "microseconds": time,
+            "microseconds_quartiles": [time * 0.98, time * 1.02],
+            "noisy": False,
+            "gflops": 100.0,
+            "gigabytes_per_second": 5.0,
+            "flops_per_byte": 20.0,
+            "share_of_ceiling": 0.5,
+            **more,
+        }
+
+    return {
+        "format": suite.FORMAT,
+        "machine": {
+            "cpu": "a <processor>",
+            "cores": 2,
+            "system": "Linux x86_64",
+            "python": "3.11.7",
+            "versions": {"fastdigit": "0.1"},
+            "commit": "abc",
+            "date": "2026-01-01",
+        },
+        "settings": {},
+        "data": "mnist",
+        "limits": {"gflops": 200.0, "copy": 20.0},
+        "start": {"backend": "cpu", "python": 0.02, "import": 0.2, "cached": 0.8, "cold": 20.0},
+        "train": [
+            {
+                "name": "small-128",
+                "network": "784-128-10@128",
+                "best_peers": {"float32": "numpy"},
+                "rows": [
+                    side("numpy", 200_000.0),
+                    side(
+                        "fastdigit", 612_345.0, ratio_to_best_peer={"median": 3.06, "quartiles": [3.0, 3.1]}
+                    ),
+                    side("jax", 1.0) | {"noisy": True},
+                    {"side": "torch", "precision": "float32", "no_time": "torch is not installed"},
+                ],
+            }
+        ],
+        "predict": [
+            {
+                "side": "fastdigit",
+                "microseconds_label": 7.0,
+                "microseconds_label_quartiles": [6.9, 7.1],
+                "microseconds_probabilities": 8.0,
+                "microseconds_probabilities_quartiles": [7.9, 8.1],
+                "images_per_second": 1e6,
+            },
+            {"side": "torch", "no_time": "torch is not installed"},
+        ],
+        "accuracy": [
+            {
+                "target": 0.98,
+                "recipe": "784-128-10, 6 epochs, batch 128",
+                "seconds": 0.5,
+                "seconds_range": [0.4, 0.6],
+                "accuracy": 0.981,
+                "accuracy_range": [0.98, 0.982],
+                "seeds": 5,
+                "reached": True,
+            }
+        ],
+        "kernels": {
+            "limits": {"gflops": 200.0, "copy": 20.0},
+            "rows": [
+                kernel("numpy", 250.0),
+                kernel("cpu", 125.0, ratio_to="numpy", ratio=2.0, ratio_quartiles=[1.9, 2.1]),
+                {"operation": "sgd", "shape": "784-128-10", "backend": "cpu", "no_time": "refused: p: wrong"},
+            ],
+        },
+        "profile": [
+            {
+                "network": "784-128-10@128",
+                "backend": "cpu",
+                "limits": {"gflops": 200.0, "copy": 20.0},
+                "microseconds_in_pieces": 400.0,
+                "microseconds_as_trained": 200.0,
+                "rows": [
+                    {
+                        "operation": "dense",
+                        "shape": "128x784x128",
+                        "calls": 1,
+                        "microseconds": 125.0,
+                        "noisy": False,
+                        "share_of_step": 0.3,
+                        "flops": 25_690_112,
+                        "bytes": 868_352,
+                        "share_of_ceiling": 0.9,
+                    }
+                ],
+            }
+        ],
+        "scaling": [
+            {
+                "axis": "batch",
+                "value": batch,
+                "network": f"784-512-256-10@{batch}",
+                "images_per_second": 1e5,
+                "quartiles": [9.9e4, 1.01e5],
+                "gflops": 150.0,
+            }
+            for batch in (32, 64)
+        ],
+        "gpu": {"no_time": "CuPy is not installed"},
+    }
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_every_part_becomes_a_table(results):
+    made = tables.of_results(results)
+    assert {table.name.partition("-")[0] for table in made} == set(suite.PARTS)
+    for table in made:
+        assert table.rows
+        assert all(len(row) == len(table.columns) for row in table.rows)
+        assert len(table.bars) in (0, len(table.rows))
+        assert len(table.kinds) in (0, len(table.rows))
+        assert all(0 <= bar <= 1 for bar in table.bars)
+
+
+def test_the_figures_are_those_of_the_file(results):
+    by_name = {table.name: table for table in tables.of_results(results)}
+    names = [row[0] for row in by_name["train-small-128"].rows]
+    assert names == ["fastdigit", "numpy", "jax (noisy)", "torch"]  # by speed; what has none comes last
+    ours, best, _, absent = by_name["train-small-128"].rows
+    assert ours[1:] == ("612,000", "606,000 to 618,000", "61", "31%", "3.06 × numpy", "0.1 s")
+    assert best[5] == "best peer"
+    assert absent[1] == "torch is not installed"
+    assert by_name["kernels"].columns[-1] == "to numpy"
+    assert by_name["kernels"].rows[1][-1] == "2.00 ×"
+    assert by_name["kernels"].rows[2][:2] == ("sgd 784-128-10, cpu", "refused: p: wrong")
+    assert by_name["profile-784-128-10@128"].rows[-1][:4] == ("Python in between", "", "280.0 µs", "70.0%")
+    assert by_name["gpu"].rows == [("CuPy is not installed",)]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1_234_567, "1,230,000")]
+)
+def test_counts_have_three_digits(number, text):
+    assert tables.count(number) == text
+
+
+def test_tables_between_marks_of_a_readme(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- bench: start -->\nold\n<!-- end of bench -->\nb\n")
+    assert report.fill(readme, results)
+    text = readme.read_text()
+    assert text.startswith("a\n<!-- bench: start -->\n| what | seconds |\n|")
+    assert "old" not in text
+    assert text.endswith("<!-- end of bench -->\nb\n")
+    assert "| import fastdigit | 0.20 |" in text
+    assert not report.fill(readme, results)  # it is up to date
+    readme.write_text("<!-- bench: nonsense -->\n<!-- end of bench -->\n")
+    with pytest.raises(ConfigError, match="no table 'nonsense'; they have train-small-128, predict"):
+        report.fill(readme, results)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Notes what a page holds; every tag must be closed in order."""
+
+    VOID = ("meta", "br", "path", "use")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.attributes = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(results):
+    text = report.page(results)
+    read = Reader(text)
+    assert read.open == []
+    for name, value in read.attributes:
+        assert name not in ("src", "srcset")
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#")
+    assert "<script" not in text
+    assert "@import" not in text
+    assert "url(http" not in text
+    said = "".join(read.text)
+    for part in ("a <processor>", "612,000", "torch is not installed", "refused: p: wrong", "Roofline"):
+        assert part in said
+    assert text.count("<svg") == 3  # the roofline, accuracy, scaling
+    assert "var(--ours)" in text
+    assert "#c2410c" not in text.partition("</style>")[2]  # else a chart would not follow the colours
+    assert text == report.page(results)
+
+
+def test_the_page_without_matplotlib_says_how_to_get_charts(results, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    text = report.page(results)
+    assert Reader(text).open == []
+    assert "<svg" not in text
+    assert "pip install" in text
+    with pytest.raises(ConfigError, match="matplotlib"):
+        report.write_pictures(results, "nowhere")
+
+
+def test_pictures_of_all_charts(results, tmp_path):
+    paths = report.write_pictures(results, tmp_path / "new")
+    assert [path.name for path in paths] == [
+        "bench_train.png",
+        "bench_accuracy.png",
+        "bench_kernels.png",
+        "bench_scaling.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+# --- comparing --------------------------------------------------------------------------------------
+
+
+def changed(results, factor, noise=0.01):
+    """The same with another speed of ours, and quartiles so far from the median."""
+    other = copy.deepcopy(results)
+    row = other["train"][0]["rows"][1]
+    row["images_per_second"] *= factor
+    row["quartiles"] = [row["images_per_second"] * (1 - noise), row["images_per_second"] * (1 + noise)]
+    return other
+
+
+def test_the_same_results_are_as_fast(results):
+    rows = compare.compare(results, results)
+    assert len(rows) == 3 + 2 + 2 + 2  # training, prediction, kernels, scaling
+    assert all(row.ratio == 1 and not row.slower(0.0) and not row.faster(0.0) for row in rows)
+    assert compare.missing(results, results) == []
+
+
+def test_what_is_slower_by_more_than_its_noise(results):
+    def of_ours(factor, noise):
+        rows = compare.compare(results, changed(results, factor, noise))
+        return next(row for row in rows if row.name == "train small-128 fastdigit")
+
+    assert of_ours(0.9, 0.01).slower(0.05)
+    assert not of_ours(0.9, 0.01).slower(0.15)
+    assert not of_ours(0.9, 0.2).slower(0.05)  # half the distance of its quartiles is 20 %
+    assert of_ours(1.1, 0.01).faster(0.05)
+
+
+def test_another_clock_of_the_processor_is_no_regression(results):
+    slow = copy.deepcopy(results)
+    slow["limits"]["gflops"] /= 2
+    for row in slow["train"][0]["rows"][:3]:
+        row["images_per_second"] /= 2
+        row["quartiles"] = [value / 2 for value in row["quartiles"]]
+    rows = [row for row in compare.compare(results, slow) if row.name.startswith("train")]
+    assert [row.ratio for row in rows] == [1, 1, 1]
+
+
+def test_the_command_compare(results, tmp_path, capsys):
+    before, after, gone = (tmp_path / name for name in ("before.json", "after.json", "gone.json"))
+    suite.write(before, results)
+    suite.write(after, changed(results, 0.8))
+    suite.write(gone, {**results, "scaling": {"no_time": "reason"}})
+    assert main(["bench", "compare", str(before), str(before)]) == 0
+    capsys.readouterr()
+    assert main(["bench", "compare", str(before), str(after)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(" 0.800 ± 0.0")
+    assert said[0].endswith("train small-128 fastdigit  slower")
+    assert said[-1] == "9 rows, 1 slower by more than 5% and their noise"
+    assert main(["bench", "compare", str(before), str(after), "--threshold", "0.3"]) == 0
+    capsys.readouterr()
+    assert main(["bench", "compare", str(before), str(gone)]) == 1
+    assert "gone         scaling batch 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 0}', ""])
+def test_a_file_that_is_none_of_ours(content, tmp_path, capsys):
+    file = tmp_path / "other.json"
+    file.write_text(content)
+    assert main(["bench", "show", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(file) in error
+    assert error.count("\n") == 1
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def test_all_operations_of_a_tiny_network_in_turns():
+    limits, rows = kernels.measure(("cpu",), [TINY], 2)
+    assert limits["gflops"] > 1
+    assert limits["copy"] > 0.1
+    names = {str(case) for case in kernels.cases_of(TINY).values()}
+    for backend in ("numpy", "cpu"):
+        found = [row for row in rows if row["backend"] == backend]
+        assert {f"{row['operation']} {row['shape']}" for row in found} == names
+        for row in found:
+            low, high = row["microseconds_quartiles"]
+            assert 0 < low <= row["microseconds"] <= high
+            assert row["share_of_ceiling"] > 0
+            assert ("ratio" in row) == (backend == "cpu")
+    json.dumps(rows, allow_nan=False)
+
+
+def question(name):
+    return [list(TINY.layer_sizes), TINY.batch, name]
+
+
+def test_a_wrong_kernel_is_refused_a_time(monkeypatch):
+    right = fd.get_backend("cpu")
+
+    def wrong(x, w, b, y, relu):
+        right.dense(x, w, b, y, relu)
+        y[0, 0] += 1
+
+    monkeypatch.setattr(kernels.fd, "get_backend", lambda name: replace(right, dense=wrong))
+    answers = kernels.Answers("cpu")
+    refused = answers(question("dense 32x784x16"))
+    assert refused["no_time"].startswith("refused: y")
+    assert answers(question("dense 32x784x16")) == refused  # in the next turn too
+    assert answers(question("dense_grad_weight 32x784x16"))["seconds"] > 0
+    row = kernels.row_of(
+        kernels.cases_of(TINY)["dense 32x784x16"],
+        "cpu",
+        {"cpu": [refused], "numpy": [{"seconds": 1e-5}]},
+        {"gflops": 100, "copy": 10},
+        "numpy",
+    )
+    assert row["no_time"] == refused["no_time"]
+    assert "microseconds" not in row
+
+
+def test_a_backend_that_cannot_run_here_has_no_time(monkeypatch):
+    def missing(name):
+        raise BackendError("not here")
+
+    monkeypatch.setattr(kernels.fd, "get_backend", missing)
+    assert kernels.Answers("cupy")(question("dense 32x784x16")) == {"no_time": "not here"}
+
+
+@pytest.mark.parametrize(("spread", "noisy"), [(0.01, False), (0.3, True)])
+def test_a_noisy_kernel_is_flagged(spread, noisy):
+    case = kernels.cases_of(TINY)["dense 32x784x16"]
+    seconds = 1e-4 * (1 + spread * np.linspace(-1, 1, 9))
+    answers = {"cpu": [{"seconds": s} for s in seconds]}
+    assert kernels.row_of(case, "cpu", answers, {"gflops": 100, "copy": 10}, "cpu")["noisy"] is noisy
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+def test_a_profile_accounts_for_the_whole_step(backend, digits, monkeypatch):
+    monkeypatch.setattr(profile, "STEPS", 12)
+    found = profile.measure(TINY, digits.train, backend)
+    assert [f"{row['operation']} {row['shape']}" for row in found["rows"]] == [
+        "gather 32x784",
+        "gather_values 32",
+        "dense 32x784x16",
+        "dense 32x16x10",
+        "softmax_xent 32x10",
+        "dense_grad_weight 32x16x10",
+        "dense_grad_input 32x16x10",
+        "dense_grad_weight 32x784x16",
+        "sgd 784-16-10",
+    ]
+    assert all(row["calls"] == 1 and row["microseconds"] > 0 for row in found["rows"])
+    assert 0.2 < sum(row["share_of_step"] for row in found["rows"]) < 1.2
+    assert found["microseconds_as_trained"] > 0
+    json.dumps(found, allow_nan=False)
+
+
+def test_two_layers_of_one_shape_are_one_row_of_the_profile(digits, monkeypatch):
+    monkeypatch.setattr(profile, "STEPS", 12)
+    found = profile.measure(cases.Network((784, 16, 16, 16, 10), 32), digits.train, "numpy")
+    calls = {(row["operation"], row["shape"]): row["calls"] for row in found["rows"]}
+    assert calls["dense", "32x16x16"] == 2
+    assert calls["dense_grad_input", "32x16x16"] == 2
+    assert calls["dense", "32x784x16"] == 1
+
+
+def test_scaling_has_a_row_for_each_point(digits, monkeypatch):
+    monkeypatch.setattr(scaling, "FLOPS", 1e7)
+    rows = scaling.measure(digits.train, "numpy", rounds=1, chosen=("depth", "threads"))
+    assert [(row["axis"], row["value"]) for row in rows] == [("depth", n) for n in (1, 2, 3, 4, 6, 8)]
+    assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
+    easy = accuracy.Recipe(0.5, (784, 32, 10), 8, batch=32, rate=0.1)
+    hard = replace(easy, target=0.9999, epochs=1)
+    monkeypatch.setattr(accuracy, "RECIPES", (easy, hard))
+    rows = accuracy.measure(digits, "numpy", seeds=2, most=1)
+    assert [row["reached"] for row in rows] == [True, False]
+    assert rows[0]["accuracy_range"][0] <= rows[0]["accuracy"] <= rows[0]["accuracy_range"][1]
+    assert len(accuracy.measure(digits, "numpy", seeds=1, most=0.6)) == 1
+
+
+def test_start_is_measured_in_new_processes(monkeypatch):
+    monkeypatch.setattr(start, "REPEAT", 1)
+    found = start.measure("numpy")
+    assert found["python"] < found["import"] < found["cached"] * 2
+    assert found["cold"] > found["python"]
+    assert "cold" not in start.measure("numpy", cold=False)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """One tiny network instead of those of the table."""
+    monkeypatch.setattr(train, "NETWORKS", {"small-128": TINY})
+
+
+def test_the_whole_command_at_tiny_size(tiny_network, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "data_set", lambda: ("digits", fd.load_digits()))
+    monkeypatch.setattr(start, "REPEAT", 1)
+    out = tmp_path / "found.json"
+    options = ["--network", "small-128", "--rounds", "1", "--seconds", "0.05", "--out", str(out)]
+    assert main(["bench", "--quick", *options]) == 0
+    said = capsys.readouterr().out
+    results = suite.read(out)
+    assert set(results) >= {
+        "machine",
+        "limits",
+        "start",
+        "train",
+        "predict",
+        "accuracy",
+        "kernels",
+        "profile",
+    }
+    assert results["accuracy"]["no_time"].startswith("needs MNIST")
+    sides = {row["side"]: row for row in results["train"][0]["rows"]}
+    assert "no_time" not in sides["fastdigit"]
+    assert "no_time" not in sides["fastdigit-numpy"]
+    assert "no_time" not in sides["scikit-learn"]
+    assert Reader(out.with_suffix(".html").read_text()).open == []
+    assert "Training 784-16-10, batch 32" in said
+    assert said.endswith(f"results: {out}\npage:    {out.with_suffix('.html')}\n")
+
+
+def test_a_part_that_fails_leaves_its_reason_and_the_rest(monkeypatch):
+    def fails(settings, name, data):
+        raise OSError("no space left")
+
+    monkeypatch.setitem(suite.MEASURE, "predict", fails)
+    monkeypatch.setitem(suite.MEASURE, "start", lambda *arguments: {"backend": "numpy", "python": 0.1})
+    monkeypatch.setattr(suite, "data_set", lambda: ("digits", fd.load_digits()))
+    saved = []
+    found = suite.run(suite.Settings(parts=("predict", "start")), lambda text: None, saved.append)
+    assert found["predict"] == {"no_time": "OSError: no space left"}
+    assert found["start"]["python"] == 0.1
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--network", "tiny"], "there is no network 'tiny': choose from small-64, small-128"),
+        (["--backend", "gpu"], "there is no backend 'gpu': choose from"),
+        (["train", "--batch", "0"], "batch"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_what_does_not_exist_is_said_in_one_line(options, said, capsys):
+    assert main(["bench", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_batch_replaces_those_of_the_networks():
+    chosen = suite.Settings(networks=("small-64", "small-128", "deep-512"), batch=32).chosen_networks()
+    assert {name: str(network) for name, network in chosen.items()} == {
+        "small-32": "784-128-10@32",
+        "deep-32": "784-2500-2000-1500-1000-500-10@32",
+    }
+
+
+def test_the_command_has_every_part():
+    assert tuple(commands.PARTS) == suite.PARTS
+
+
+def test_report_makes_what_is_asked_for(results, tmp_path, capsys):
+    file, readme = tmp_path / "found.json", tmp_path / "README.md"
+    suite.write(file, results)
+    readme.write_text("<!-- bench: start -->\n<!-- end of bench -->\n")
+    options = ["--html", str(tmp_path / "page.html"), "--png", str(tmp_path), "--readme", str(readme)]
+    assert main(["bench", "report", str(file), *options]) == 0
+    assert (tmp_path / "page.html").read_text() == report.page(results)
+    assert (tmp_path / "bench_kernels.png").exists()
+    assert "import fastdigit" in readme.read_text()
+    assert "brought up to date" in capsys.readouterr().out
+    assert main(["bench", "report", str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().err

@@ -46,7 +46,8 @@ td[colspan] { text-align: left; color: var(--quiet); white-space: normal; }
 figure { margin: 1rem 0; }
 figure svg { display: block; width: 100%; max-width: 42rem; height: auto; }
 @media (max-width: 40rem) { h1 { font-size: 1.4rem; } body { padding: 1rem .8rem 3rem; }
-  .minor { display: none; } table { font-size: .75rem; } th, td { padding: .25rem .22rem; white-space: normal; }
+  .minor { display: none; } table { font-size: .75rem; }
+  th, td { padding: .25rem .22rem; white-space: normal; }
   td.bar { min-width: 2.2rem; width: 12%; } td:first-child { overflow-wrap: break-word; min-width: 6.6rem; } }
 """
 

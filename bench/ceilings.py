@@ -3,11 +3,12 @@
     python -m fastdigit.bench.ceilings [--threads N]
 
 The micro-kernel alone, on operands that stay in the first-level cache, reaches what the fused multiply-add
-units give; a copy of arrays that fit in no cache reaches what the memory gives.
+units give; a copy of arrays that fit in no cache, each thread a part of it, reaches what the memory gives.
 """
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from fastdigit.kernels.common.memory import ints
 from fastdigit.kernels.common.team import Kernel, thread_count
 from fastdigit.kernels.matmul import cpu
 
+from . import turns
+
+COMMAND = ("-m", "fastdigit.bench.ceilings", "--child")
 DEPTH, TILES = 128, 4000  # steps of a tile, and tiles of a measurement: some 10 ms
 REPEAT = 15
 
@@ -46,22 +50,30 @@ def multiply_add(threads=None):
     return 2 * threads * TILES * DEPTH * cpu.ROWS * cpu.COLUMNS / float(np.median(seconds)) / 1e9
 
 
-def copy():
-    """GB/s read plus written, by one thread of NumPy, between arrays of 256 MB."""
+def copy(threads=None):
+    """GB/s read plus written, by so many threads, between arrays of 256 MB."""
+    threads = thread_count(threads)
     source, target = np.ones(2**26, np.float32), np.ones(2**26, np.float32)
+    parts = np.array_split(target, threads), np.array_split(source, threads)
     seconds = []
-    for _ in range(REPEAT // 3):
-        begun = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - begun)
-    return 2 * source.nbytes / float(np.median(seconds)) / 1e9
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(REPEAT // 3 + 1):
+            begun = time.perf_counter()
+            list(pool.map(np.copyto, *parts))
+            seconds.append(time.perf_counter() - begun)
+    return 2 * source.nbytes / float(np.median(seconds[1:])) / 1e9
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int)
-    threads = thread_count(parser.parse_args(arguments).threads)
-    print(f"{multiply_add(threads):.0f} GFLOP/s of {threads} threads, {copy():.0f} GB/s copied by one")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    threads = thread_count(options.threads)
+    if options.child:
+        turns.answer_all(lambda question: {"gflops": multiply_add(threads)})
+        return
+    print(f"{multiply_add(threads):.0f} GFLOP/s, {copy(threads):.0f} GB/s copied, by {threads} threads")
 
 
 if __name__ == "__main__":

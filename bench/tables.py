@@ -5,6 +5,8 @@ A table is a :class:`Table` of strings. Numbers are rounded here and nowhere els
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 NOTE = "noisy"
 WIDE = 110  # characters of a terminal
 
@@ -64,8 +66,8 @@ TITLES = {
 
 
 def _train(networks, results):
-    limit = results["limits"]["gflops"]
     for result in networks:
+        limit = float(np.median(result["limits"] or results["limits"]["gflops"]))
         table = Table(
             f"train-{result['name']}",
             f"Training {result['network'].replace('@', ', batch ')}",

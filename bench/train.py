@@ -12,7 +12,8 @@ Each side runs in a process of its own, which lives while a network is measured,
 (``bench.turns``). A turn is one speed, the median of its chunks of about 0.3 s (ours: of its epochs); over
 all turns stand the median and the quartiles, and the ratio of ours to the best peer is taken turn by turn.
 Where the quartiles lie further apart than 10 % of the median, the row says that it is noisy; and it says how
-much of the machine others used meanwhile. "First call" is what the first steps took beyond the same steps
+much of the machine others used meanwhile. The processor's limit (``bench.ceilings``) is measured in turns with the
+sides: it moves with the clock, and with what a neighbour on the same machine does. "First call" is what the first steps took beyond the same steps
 later: compiling, mostly.
 
 Peers get more than they would in real life: their images are shuffled, scaled to float32 and made contiguous
@@ -38,7 +39,7 @@ import numpy as np
 
 import fastdigit as fd
 
-from . import cases, machine, peers, turns
+from . import cases, ceilings, machine, peers, turns
 
 NAMES = {cases.SMALL: "small", cases.MEDIUM: "medium", cases.WIDE: "wide", cases.DEEP: "deep"}
 NETWORKS = {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network in cases.NETWORKS}
@@ -50,6 +51,7 @@ CHECKED_STEPS = 50
 TOLERANCE = 1e-3  # of a step's loss, relative; in bf16 the deep network's stay within 2e-4
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
+LIMIT = "the processor's limit"  # takes turns like a side
 SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------
@@ -177,7 +179,9 @@ def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.ex
             running.start(name, command, side.environment)
             facts[name] = running.ask(name, "check")
         checked = [name for name in sides if "no_time" not in facts[name]]
-        answers = running.ask_all(seconds, rounds, checked)
+        running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
+        answers = running.ask_all(seconds, rounds, [*checked, LIMIT])
+    limits = [answer.get("gflops") for answer in answers[LIMIT]]
     rows = [row_of(name, network, facts[name], answers.get(name, ())) for name in sides]
     return {
         "network": str(network),
@@ -186,6 +190,7 @@ def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.ex
         "steps_checked": len(expected),
         "expected_losses": [expected[0], expected[-1]],
         "best_peers": compare(rows),
+        "limits": limits if all(limits) else [],
         "rows": rows,
     }
 

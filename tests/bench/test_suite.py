@@ -44,6 +44,7 @@ def results():
             "precision": "float32",
             "images_per_second": speed,
             "quartiles": [speed * 0.99, speed * 1.01],
+            "turns": [speed * 0.98, speed, speed * 1.02],
             "noisy": False,
             "gflops": speed / 1e4,
             "first_call_seconds": 0.1,
@@ -85,6 +86,7 @@ def results():
                 "name": "small-128",
                 "network": "784-128-10@128",
                 "best_peers": {"float32": "numpy"},
+                "limits": [200.0, 200.0, 200.0],
                 "rows": [
                     side("numpy", 200_000.0),
                     side(
@@ -292,7 +294,7 @@ def changed(results, factor, noise=0.01):
     other = copy.deepcopy(results)
     row = other["train"][0]["rows"][1]
     row["images_per_second"] *= factor
-    row["quartiles"] = [row["images_per_second"] * (1 - noise), row["images_per_second"] * (1 + noise)]
+    row["turns"] = [row["images_per_second"] * (1 + 2 * i * noise) for i in (-1, 0, 1)]
     return other
 
 
@@ -316,12 +318,12 @@ def test_what_is_slower_by_more_than_its_noise(results):
 
 def test_another_clock_of_the_processor_is_no_regression(results):
     slow = copy.deepcopy(results)
-    slow["limits"]["gflops"] /= 2
+    slow["train"][0]["limits"] = [200.0, 200.0, 100.0]  # in one turn
     for row in slow["train"][0]["rows"][:3]:
-        row["images_per_second"] /= 2
-        row["quartiles"] = [value / 2 for value in row["quartiles"]]
+        row["turns"][2] /= 2
     rows = [row for row in compare.compare(results, slow) if row.name.startswith("train")]
     assert [row.ratio for row in rows] == [1, 1, 1]
+    assert rows[0].noise == compare.compare(results, results)[0].noise
 
 
 def test_the_command_compare(results, tmp_path, capsys):
@@ -466,8 +468,9 @@ def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
 def test_start_is_measured_in_new_processes(monkeypatch):
     monkeypatch.setattr(start, "REPEAT", 1)
     found = start.measure("numpy")
-    assert found["python"] < found["import"] < found["cached"] * 2
-    assert found["cold"] > found["python"]
+    # An import costs a few milliseconds, less than one start differs from another; a training imports NumPy.
+    assert 0 < found["python"] < min(found["cached"], found["cold"])
+    assert 0 < found["import"] < min(found["cached"], found["cold"])
     assert "cold" not in start.measure("numpy", cold=False)
 
 

@@ -4,6 +4,8 @@
 
 The micro-kernel alone, on operands that stay in the first-level cache, reaches what the fused multiply-add
 units give; a copy of arrays that fit in no cache, each thread a part of it, reaches what the memory gives.
+How long threads take to meet says how far apart their cores are: a virtual machine's may move, and then
+whatever meets often runs at half the speed, by the same clock.
 """
 
 import argparse
@@ -13,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fastdigit.kernels.common.memory import ints
-from fastdigit.kernels.common.team import Kernel, thread_count
+from fastdigit.kernels.common.team import Kernel, thread_count, wait_for_all
 from fastdigit.kernels.matmul import cpu
 
 from . import turns
 
 COMMAND = ("-m", "fastdigit.bench.ceilings", "--child")
 DEPTH, TILES = 128, 4000  # steps of a tile, and tiles of a measurement: some 10 ms
+MEETINGS = 2000
 REPEAT = 15
 
 
@@ -50,6 +53,26 @@ def multiply_add(threads=None):
     return 2 * threads * TILES * DEPTH * cpu.ROWS * cpu.COLUMNS / float(np.median(seconds)) / 1e9
 
 
+def _meet(thread, threads, barrier, arguments):
+    for _ in range(ints(arguments, 1)[0]):
+        wait_for_all(barrier, threads)
+
+
+_meet_kernel = Kernel(_meet)
+
+
+def meeting(threads=None):
+    """Nanoseconds of a barrier of so many threads: the median of REPEAT measurements. 0 for one."""
+    threads, seconds = thread_count(threads), []
+    if threads == 1:
+        return 0.0
+    for _ in range(REPEAT):
+        begun = time.perf_counter()
+        _meet_kernel([MEETINGS], threads)
+        seconds.append(time.perf_counter() - begun)
+    return 1e9 * float(np.median(seconds)) / MEETINGS
+
+
 def copy(threads=None):
     """GB/s read plus written, by so many threads, between arrays of 256 MB."""
     threads = thread_count(threads)
@@ -71,9 +94,12 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     threads = thread_count(options.threads)
     if options.child:
-        turns.answer_all(lambda question: {"gflops": multiply_add(threads)})
+        turns.answer_all(lambda question: {"gflops": multiply_add(threads), "meeting": meeting(threads)})
         return
-    print(f"{multiply_add(threads):.0f} GFLOP/s, {copy(threads):.0f} GB/s copied, by {threads} threads")
+    print(
+        f"{multiply_add(threads):.0f} GFLOP/s, {copy(threads):.0f} GB/s copied, by {threads} threads, "
+        f"which meet in {meeting(threads):.0f} ns"
+    )
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ def as_svg(figure):
     return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|$^', r"\1", text, count=1)
 
 
-def save_png(figure, path):
-    """For a README: on white, whatever the reader's colours are."""
-    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+def save_png(figure, path, source):
+    """For a README: on white, whatever the reader's colours are. The file says of what ``source`` it is."""
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white", metadata={"Source": source})
 
 
 def _figure(rows, columns, width, height):
@@ -98,21 +98,17 @@ def _accuracy(rows, results):
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = _figure(1, 1, 5.2, 3.2)
-    axis = axes[0, 0]
-    for row in rows:
-        low, high = row["seconds_range"]
-        worst, best = row["accuracy_range"]
-        axis.plot([low, high], [100 * row["accuracy"]] * 2, color=OURS, linewidth=1)
-        axis.plot([row["seconds"]] * 2, [100 * worst, 100 * best], color=OURS, linewidth=1)
-        axis.plot(row["seconds"], 100 * row["accuracy"], "o", color=OURS, markersize=7)
-        axis.annotate(
-            row["recipe"].split(",")[0],
-            (row["seconds"], 100 * row["accuracy"]),
-            xytext=(8, -14),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=INK,
-        )
+    axis, rows = axes[0, 0], [row for row in rows if "no_time" not in row]
+    marks = dict(zip(dict.fromkeys(row["side"] for row in rows), "osD^v", strict=False))
+    for side, mark in marks.items():
+        colour = OURS if side.startswith("fastdigit") else PEER
+        of_side = [row for row in rows if row["side"] == side]
+        seconds, accuracies = [r["seconds"] for r in of_side], [100 * r["accuracy"] for r in of_side]
+        axis.plot(seconds, accuracies, mark, color=colour, markersize=6, label=side)
+        for row, x, y in zip(of_side, seconds, accuracies, strict=True):
+            axis.plot(row["seconds_range"], [y, y], color=colour, linewidth=1)
+            axis.plot([x, x], [100 * value for value in row["accuracy_range"]], color=colour, linewidth=1)
+    axis.legend(loc="lower right", frameon=False, fontsize=8.5)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_formatter(NullFormatter())

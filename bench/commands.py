@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fastdigit.errors import ConfigError
+
 bench = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode="rich",
@@ -97,9 +99,8 @@ for _part, _help in PARTS.items():
     _add(_part, _help)
 
 
-def _measure(parts, quick, backend, network, batch, rounds, seconds, python, out):
-    """Measure, show, and write where ``out`` says, if it does."""
-    from . import report, suite
+def _settings(parts, quick, backend, network, batch, rounds, seconds, python):
+    from . import suite
 
     chosen = {
         "parts": parts,
@@ -111,8 +112,14 @@ def _measure(parts, quick, backend, network, batch, rounds, seconds, python, out
         "python": python,
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    settings = suite.Settings.quickly(**chosen) if quick else suite.Settings(**chosen)
-    settings = settings.checked()
+    return suite.Settings.quickly(**chosen) if quick else suite.Settings(**chosen)
+
+
+def _measure(parts, quick, backend, network, batch, rounds, seconds, python, out):
+    """Measure, show, and write where ``out`` says, if it does."""
+    from . import report, suite
+
+    settings = _settings(parts, quick, backend, network, batch, rounds, seconds, python).checked()
     save = None if out is None else lambda found: suite.write(out, found)
     results = suite.run(settings, _say, save)
     _show(results)
@@ -155,27 +162,53 @@ def make_report(
 
 
 @bench.command("compare")
-def compare_files(
-    first: Annotated[Path, typer.Argument(metavar="BEFORE", help="Results.")],
-    second: Annotated[Path, typer.Argument(metavar="AFTER", help="Results to hold against them.")],
+def compare_two(
+    first: Annotated[str, typer.Argument(metavar="BEFORE", help="Results, or a revision in git.")],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="AFTER", help="Results to hold against them.", show_default=False)
+    ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", metavar="SHARE", help="To lose more than this is an error.")
+        float,
+        typer.Option(
+            "--threshold", metavar="SHARE", help="To lose more than this is an error.", min=0, max=1
+        ),
     ] = 0.05,
+    backend: Backends = None,
+    network: Networks = None,
+    batch: Batch = None,
+    rounds: Rounds = None,
+    seconds: Seconds = None,
 ):
-    """What became slower or faster between two files of results; exit status 1 if something did slow down.
+    """What became slower or faster; exit status 1 if something became slower.
 
-    Speeds count relative to the processor's limit, measured in each run.
+    Two files: their speeds count relative to the processor's limit, measured in each run. A revision, in a
+    clone of fastdigit: its training and the one at hand are measured, in turns.
+
+    [bold]Examples[/bold]
+      fastdigit bench compare before.json after.json
+      fastdigit bench compare main --network small-128
     """
-    from . import compare, suite
+    from . import compare, revisions, suite
 
-    results = suite.read(first), suite.read(second)
-    rows, lost = compare.compare(*results), compare.missing(*results)
+    if second is not None:
+        results = suite.read(first), suite.read(second)
+        rows, lost = compare.compare(*results), compare.missing(*results)
+        apart = compare.apart(*results)
+    elif Path(first).is_file():
+        raise ConfigError(f"{first} is to be compared with a second file: name it too")
+    else:
+        settings = _settings(None, False, backend, network, batch, rounds, seconds, None).checked()
+        how = settings.rounds, settings.seconds, settings.backends[0]
+        data = suite.data_set()[1].train
+        rows, lost, apart = revisions.measure(first, settings.chosen_networks(), data, *how), [], []
     slower = [row for row in rows if row.slower(threshold)]
     for row in sorted(rows, key=lambda row: row.ratio):
         word = "slower" if row in slower else "faster" if row.faster(threshold) else ""
         _say(f"{row.ratio:6.3f} ± {row.noise:.3f}  {row.name}  {word}".rstrip())
     for name in lost:
         _say(f"   gone         {name}")
+    for name in apart:
+        _say(f"   not compared {name}: in one run the cores were far apart")
     _say(f"{len(rows)} rows, {len(slower)} slower by more than {threshold:.0%} and their noise")
     return 1 if slower or lost or not rows else 0
 

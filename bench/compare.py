@@ -1,15 +1,19 @@
 """Two files of results held against each other: what became slower, by more than the noise.
 
-Speeds are first divided by the processor's limit as it was in their own run, those of training turn by turn: a
-machine that runs at another clock, or shares its cores with a neighbour, is no regression. The noise of a row
-is half the distance of its quartiles, of both files together, relative to the median. A row is slower where it
-lost more than the threshold and more than its noise.
+Speeds are first divided by the processor's limit as it was in their own run, those of training turn by turn:
+a machine that runs at another clock, or shares its cores with a neighbour, is no regression. The noise of a
+row is half the distance of its quartiles, of both files together, relative to the median. A row is slower
+where it lost more than the threshold and more than its noise. Trainings whose threads were near each other in
+one run and far apart in the other (``bench.train``) are not compared.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+from . import train
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,12 @@ class Row:
 
 
 def compare(first, second, parts=None):
-    """A :class:`Row` for everything that both files have a time for."""
+    """A :class:`Row` for everything that both files have a time for, measured in the same state."""
     before, after = speeds(first, parts), speeds(second, parts)
     return [
-        Row(name, after[name][0] / before[name][0], math.hypot(before[name][1], after[name][1]))
+        Row(name, after[name].share / before[name].share, math.hypot(before[name].noise, after[name].noise))
         for name in before
-        if name in after
+        if name in after and not _apart(before[name], after[name])
     ]
 
 
@@ -43,8 +47,29 @@ def missing(first, second, parts=None):
     return [name for name in speeds(first, parts) if name not in after]
 
 
+def apart(first, second, parts=None):
+    """The names of trainings whose threads met quickly in one file and slowly in the other."""
+    before, after = speeds(first, parts), speeds(second, parts)
+    return [name for name in before if name in after and _apart(before[name], after[name])]
+
+
+def _apart(one, other):
+    if one.meeting is None or other.meeting is None:
+        return False
+    near, far = sorted((one.meeting, other.meeting))
+    return far > train.FAR * near
+
+
+class Speed(NamedTuple):
+    """As a share of the run's limit; noise as in :class:`Row`; nanoseconds in which the threads met."""
+
+    share: float
+    noise: float
+    meeting: float | None = None
+
+
 def speeds(results, parts=None):
-    """{name: (speed as a share of the run's limit, noise)} of all rows with a time."""
+    """{name: :class:`Speed`} of all rows with a time."""
     limit, found = results["limits"]["gflops"], {}
     for part, rows in (
         ("train", _train),
@@ -55,8 +80,8 @@ def speeds(results, parts=None):
         content = results.get(part)
         if content is None or "no_time" in content or (parts and part not in parts):
             continue
-        for name, share, noise in rows(content, limit):
-            found[f"{part} {name}"] = share, noise
+        for name, *speed in rows(content, limit):
+            found[f"{part} {name}"] = Speed(*speed)
     return found
 
 
@@ -66,11 +91,14 @@ def _spread(low, middle, high):
 
 def _train(networks, limit):
     for network in networks:
+        of_round = [np.convolve(network[what], [0.5, 0.5], "valid") for what in ("limits", "meetings")]
+        limits, meetings = (values[network["rounds_that_count"]] for values in of_round)
         for row in network["rows"]:
             if "no_time" not in row:
-                shares = np.divide(row["turns"], network["limits"] or limit)
+                shares = np.array(row["turns"])[network["rounds_that_count"]] / limits
                 low, middle, high = np.percentile(shares, [25, 50, 75]).tolist()
-                yield f"{network['name']} {row['side']}", middle, _spread(low, middle, high)
+                meeting = float(np.median(meetings))
+                yield f"{network['name']} {row['side']}", middle, _spread(low, middle, high), meeting
 
 
 def _kernels(content, limit):

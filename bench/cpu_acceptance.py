@@ -1,12 +1,13 @@
 """What the cpu backend promises, measured afresh: one table of asked and measured.
 
     python -m fastdigit.bench.cpu_acceptance [--parts matmul train …] [--rounds 9] [--seconds 1]
-        [--python INTERPRETER] [--json FILE] [--readme README.md]
+        [--python INTERPRETER] [--suite FILE] [--json FILE] [--readme README.md]
 
 Speeds are ratios within one run, each side in processes of its own that take turns (``bench.matmul``,
-``bench.train``, ``bench.predict`` say how); ``--python`` names an interpreter that has the peers. Nothing
-else should run meanwhile. ``--json`` also keeps the details of the parts. Exit status 1 if anything
-asked is missed.
+``bench.train``, ``bench.predict`` say how); ``--python`` names an interpreter that has the peers. ``--suite``
+takes training, prediction, accuracy and start from a file of ``fastdigit bench`` that the same commit has
+written. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts. Exit status 1 if
+anything asked is missed.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import fastdigit as fd
+from fastdigit.errors import ConfigError
 
-from . import accuracy, cases, machine, matmul, predict, start, train
+from . import accuracy, cases, machine, matmul, predict, start, suite, train
 from .acceptance import report
 
 NETWORKS = {  # asked ratios to the best peer
@@ -30,6 +32,17 @@ NETWORKS = {  # asked ratios to the best peer
     "wide-256": 1.4,
     "deep-512": 1.2,
 }
+
+
+def of_suite(options, part):
+    """A part of the results of ``fastdigit bench``, or None where there are none."""
+    if options.suite is None:
+        return None
+    results = suite.read(options.suite)
+    there, here = results["machine"]["commit"], machine.describe()["commit"]
+    if there != here or results["settings"]["backends"][0] != "cpu":
+        raise ConfigError(f"{options.suite} is of commit {there}, not of {here}, or not of the cpu backend")
+    return results.get(part)
 
 
 def products(details, options):
@@ -74,29 +87,30 @@ def errors(details, options):
 
 def training(details, options):
     data, details["train"] = fd.load_mnist().train, []
+    measured = {found["name"]: found for found in of_suite(options, "train") or ()}
     for name, asked in NETWORKS.items():
         network = train.NETWORKS[name]
-        sides = train.sides_for(network, None)
-        sides = [side for side in sides if side != "fastdigit-1thread"]
-        found = train.measure(network, data, sides, options.rounds, options.seconds, "cpu", options.python)
-        details["train"].append({"name": name, **found})
+        sides = [side for side in train.sides_for(network, None) if side != "fastdigit-1thread"]
+        how = options.rounds, options.seconds, "cpu", options.python
+        found = measured.get(name) or {"name": name, **train.measure(network, data, sides, *how)}
+        details["train"].append(found)
         rows = {row["side"]: row for row in found["rows"]}
         for precision, side, ratio in (("float32", "fastdigit", asked), ("bf16", "fastdigit-bf16", 1.0)):
             if side not in rows:
                 continue
             what = f"training {network} in {precision}: >= {ratio} times the best peer"
-            measured = rows[side].get("ratio_to_best_peer")
-            if measured is None:
+            ratio_to_best = rows[side].get("ratio_to_best_peer")
+            if ratio_to_best is None:
                 yield what, rows[side].get("no_time", "no peer"), False, "bench.train"
                 continue
             best = found["best_peers"][precision]
-            low, high = measured["quartiles"]
+            low, high = ratio_to_best["quartiles"]
             yield (
                 what,
-                f"{measured['median']:.2f} ({low:.2f} to {high:.2f}) times {best}: "
+                f"{ratio_to_best['median']:.2f} ({low:.2f} to {high:.2f}) times {best}: "
                 f"{rows[side]['images_per_second']:,.0f} images/s, {rows[best]['images_per_second']:,.0f}",
-                measured["median"] >= ratio,
-                "bench.train",
+                ratio_to_best["median"] >= ratio,
+                f"bench.train, {len(found['rounds_that_count'])} of {len(rows[side]['turns'])} rounds",
             )
 
 
@@ -160,11 +174,11 @@ def zeros(details, options):
 
 
 def prediction(details, options):
-    rows = predict.measure(
+    rows = of_suite(options, "predict") or predict.measure(
         fd.load_mnist(), ["onnxruntime", "fastdigit"], options.rounds, "cpu", options.python
     )
     details["predict"] = rows
-    theirs, ours = rows
+    theirs, ours = ({row["side"]: row for row in rows}[side] for side in ("onnxruntime", "fastdigit"))
     if "no_time" in theirs or "no_time" in ours:
         yield "one image against onnxruntime: >= 1.0", str(rows), False, "bench.predict"
         return
@@ -180,8 +194,9 @@ def prediction(details, options):
 
 def to_98_percent(details, options):
     """Seconds of ``fd.fit`` that bring 784-128-10 to 98 %: all but the compiling, for several seeds."""
-    found = accuracy.measure(fd.load_mnist(), "cpu", most=0.98)[-1]
-    details["accuracy"] = found
+    rows = of_suite(options, "accuracy") or accuracy.measure(["cpu"], most=0.98, python=options.python)
+    found = next(row for row in rows if row["target"] == 0.98 and row["side"] == "fastdigit")
+    details["accuracy"] = rows
     low, high = found["accuracy_range"]
     yield (
         "98.0 % on MNIST's test images: <= 1.5 s",
@@ -194,7 +209,7 @@ def to_98_percent(details, options):
 
 def first_step(details, options):
     """Seconds from the start of Python to the end of a first step, with an empty and with a full cache."""
-    found = start.measure("cpu")
+    found = of_suite(options, "start") or start.measure("cpu")
     details["start"], cold, cached = found, found["cold"], found["cached"]
     yield "cold compile of all that training needs: <= 25 s", f"{cold:.1f} s", cold <= 25, "a new process"
     yield (
@@ -273,6 +288,7 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of training, for each side and turn")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")
+    parser.add_argument("--suite", type=Path, help="results of fastdigit bench to take parts from")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args(arguments)

@@ -66,15 +66,16 @@ TITLES = {
 
 
 def _train(networks, results):
+    yield _all_networks(networks)
     for result in networks:
-        limit = float(np.median(result["limits"] or results["limits"]["gflops"]))
+        limit = float(np.median(result["limits"]))
         table = Table(
             f"train-{result['name']}",
             f"Training {result['network'].replace('@', ', batch ')}",
             ("side", "images/s", "quartiles", "GFLOP/s", "of the limit", "to the best peer", "first call"),
             minor=("quartiles", "GFLOP/s"),
             text="Forward, cross-entropy, backward and update by plain SGD. A ratio is the median of pairs "
-            "of neighbouring turns. GFLOP/s count zeros too, which ours skips.",
+            "of neighbouring turns. GFLOP/s count zeros too, which ours skips." + _far(result),
         )
         timed = [row for row in result["rows"] if "no_time" not in row]
         most = max((row["images_per_second"] for row in timed), default=1)
@@ -102,6 +103,41 @@ def _train(networks, results):
                 table.bars.append(row["images_per_second"] / most)
             table.kinds.append(kind)
         yield table
+
+
+def _far(result):
+    far, shortest = result["rounds_far_apart"], result["shortest_meeting"]
+    if not far:
+        return ""
+    count, longest = len(result["meetings"]) - 1, max(result["meetings"])
+    left_out = len(result["rounds_that_count"]) < count
+    return (
+        f" In {far} of {count} rounds the cores were far apart (a barrier took {longest:.0f} ns, otherwise "
+        f"{shortest:.0f}): {'left out' if left_out else 'counted all the same'}."
+    )
+
+
+def _all_networks(networks):
+    """A line for each network and precision, a column for each side."""
+    lines, sides = {}, {}
+    for result in networks:
+        for row in result["rows"]:
+            side = row["side"].removesuffix("-bf16")
+            if not side.startswith("fastdigit-"):
+                sides[side] = None
+                name = result["network"].replace("@", ", ") + ", bf16" * (row["precision"] == "bf16")
+                lines.setdefault(name, {})[side] = row
+    sides = sorted(sides, key="fastdigit".__eq__)  # ours last
+    last = "fastdigit to the best"
+    # Narrow screens show the best peers, mostly.
+    minor = tuple({"torch", "scikit-learn"}.intersection(sides))
+    table = Table("train", "Training: images per second", ("network, batch", *sides, last), minor=minor)
+    for name, line in lines.items():
+        found = [line.get(side, {}).get("images_per_second") for side in sides]
+        ratio = line.get("fastdigit", {}).get("ratio_to_best_peer")
+        shown = [count(speed) if speed else "–" for speed in found]
+        table.rows.append((name, *shown, f"{ratio['median']:.2f} ×" if ratio else "–"))
+    return table
 
 
 def _predict(rows, results):
@@ -135,19 +171,25 @@ def _accuracy(rows, results):
     table = Table(
         "accuracy",
         TITLES["accuracy"],
-        ("asked", "reached", "seconds", "recipe"),
-        text="Wall time of fd.fit, compiled before; medians over seeds, in brackets the range.",
+        ("side", "asked", "seconds", "reached", "recipe"),
+        text="Seconds of training, by the clock, compiled before. torch is eager, with the same recipe. "
+        "Medians over seeds, in brackets the range.",
     )
     for row in rows:
+        table.kinds.append("ours" if row["side"].startswith("fastdigit") else "peer")
+        if "no_time" in row:
+            table.rows.append((row["side"], row["no_time"], "", "", ""))
+            continue
         low, high = row["accuracy_range"]
         fast, slow = row["seconds_range"]
         table.rows.append(
             (
+                row["side"],
                 f"{row['target']:.1%}",
+                f"{row['seconds']:.2f}" + (f" ({fast:.2f} to {slow:.2f})" if row["seeds"] > 1 else ""),
                 f"{row['accuracy']:.2%}"
                 + (f" ({low:.2%} to {high:.2%})" if row["seeds"] > 1 else "")
                 + ("" if row["reached"] else ", missed"),
-                f"{row['seconds']:.2f}" + (f" ({fast:.2f} to {slow:.2f})" if row["seeds"] > 1 else ""),
                 row["recipe"],
             )
         )

@@ -48,11 +48,12 @@ class Turns:
         """{name: its answers}: each side is asked so many times, the order turns round. What it answers in
         a round before, which gets memory and caches ready, does not count."""
         names = list(self.sides) if names is None else list(names)
-        answers = {name: [] for name in names}
-        for turn in range(rounds + 1):
-            for name in names[:: 1 if turn % 2 else -1]:
-                answers[name].append(self.ask(name, question))
-        return {name: found[1:] for name, found in answers.items()}
+        found = [self.round(question, number, names) for number in range(-1, rounds)]
+        return {name: [answers[name] for answers in found[1:]] for name in names}
+
+    def round(self, question, number, names):
+        """{name: its answer}: each side is asked once, in every other round in reverse order."""
+        return {name: self.ask(name, question) for name in names[:: -1 if number % 2 else 1]}
 
 
 class _Side:

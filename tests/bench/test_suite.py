@@ -2,11 +2,14 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastdigit as fd
 from fastdigit.bench import (
@@ -22,6 +25,7 @@ from fastdigit.bench import (
     suite,
     tables,
     train,
+    turns,
 )
 from fastdigit.cli import main
 from fastdigit.errors import BackendError, ConfigError
@@ -86,7 +90,11 @@ def results():
                 "name": "small-128",
                 "network": "784-128-10@128",
                 "best_peers": {"float32": "numpy"},
-                "limits": [200.0, 200.0, 200.0],
+                "limits": [200.0] * 4,
+                "meetings": [40.0] * 4,
+                "shortest_meeting": 40.0,
+                "rounds_far_apart": 0,
+                "rounds_that_count": [0, 1, 2],
                 "rows": [
                     side("numpy", 200_000.0),
                     side(
@@ -111,6 +119,7 @@ def results():
         "accuracy": [
             {
                 "target": 0.98,
+                "side": "fastdigit",
                 "recipe": "784-128-10, 6 epochs, batch 128",
                 "seconds": 0.5,
                 "seconds_range": [0.4, 0.6],
@@ -118,7 +127,13 @@ def results():
                 "accuracy_range": [0.98, 0.982],
                 "seeds": 5,
                 "reached": True,
-            }
+            },
+            {
+                "target": 0.98,
+                "side": "torch",
+                "recipe": "784-128-10, 6 epochs, batch 128",
+                "no_time": "torch is not installed",
+            },
         ],
         "kernels": {
             "limits": {"gflops": 200.0, "copy": 20.0},
@@ -186,6 +201,15 @@ def test_the_figures_are_those_of_the_file(results):
     ours, best, _, absent = by_name["train-small-128"].rows
     assert ours[1:] == ("612,000", "606,000 to 618,000", "61", "31%", "3.06 × numpy", "0.1 s")
     assert best[5] == "best peer"
+    assert by_name["train"].columns == (
+        "network, batch",
+        "numpy",
+        "jax",
+        "torch",
+        "fastdigit",
+        "fastdigit to the best",
+    )
+    assert by_name["train"].rows == [("784-128-10, 128", "200,000", "1", "–", "612,000", "3.06 ×")]
     assert absent[1] == "torch is not installed"
     assert by_name["kernels"].columns[-1] == "to numpy"
     assert by_name["kernels"].rows[1][-1] == "2.00 ×"
@@ -212,7 +236,7 @@ def test_tables_between_marks_of_a_readme(results, tmp_path):
     assert "| import fastdigit | 0.20 |" in text
     assert not report.fill(readme, results)  # it is up to date
     readme.write_text("<!-- bench: nonsense -->\n<!-- end of bench -->\n")
-    with pytest.raises(ConfigError, match="no table 'nonsense'; they have train-small-128, predict"):
+    with pytest.raises(ConfigError, match="no table 'nonsense'; they have train, train-small-128, predict"):
         report.fill(readme, results)
 
 
@@ -283,7 +307,26 @@ def test_pictures_of_all_charts(results, tmp_path):
         "bench_kernels.png",
         "bench_scaling.png",
     ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert picture.info["Source"] == report.fingerprint(results)
+    assert report.fingerprint(changed(results, 1.5)) != report.fingerprint(results)
+
+
+RESULTS = Path(report.__file__).parent / "results"
+
+
+def test_the_tables_and_pictures_of_the_readme_are_those_of_the_committed_results():
+    committed = suite.read(RESULTS / "bench.json")
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert len(report.MARK.findall(readme)) >= 3
+    assert report.filled(readme, committed) == readme
+    shown = re.findall(r"\(bench/results/(bench_\w+\.png)\)", readme)
+    assert shown
+    for name in shown:
+        with Image.open(RESULTS / name) as picture:
+            assert picture.info["Source"] == report.fingerprint(committed)
 
 
 # --- comparing --------------------------------------------------------------------------------------
@@ -318,12 +361,28 @@ def test_what_is_slower_by_more_than_its_noise(results):
 
 def test_another_clock_of_the_processor_is_no_regression(results):
     slow = copy.deepcopy(results)
-    slow["train"][0]["limits"] = [200.0, 200.0, 100.0]  # in one turn
+    slow["train"][0]["limits"] = [200.0, 200.0, 100.0, 100.0]  # since a round
     for row in slow["train"][0]["rows"][:3]:
-        row["turns"][2] /= 2
+        row["turns"] = [speed * share for speed, share in zip(row["turns"], (1, 0.75, 0.5), strict=True)]
     rows = [row for row in compare.compare(results, slow) if row.name.startswith("train")]
     assert [row.ratio for row in rows] == [1, 1, 1]
     assert rows[0].noise == compare.compare(results, results)[0].noise
+
+
+def test_cores_far_apart_are_no_regression(results, tmp_path, capsys):
+    far = changed(results, 0.5)
+    far["train"][0] |= {"meetings": [40.0, 150.0, 150.0, 150.0], "rounds_far_apart": 3}
+    assert not [row for row in compare.compare(results, far) if row.name.startswith("train")]
+    assert "train small-128 fastdigit" in compare.apart(results, far)
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    suite.write(before, results)
+    suite.write(after, far)
+    assert main(["bench", "compare", str(before), str(after)]) == 0
+    said = capsys.readouterr().out
+    assert "not compared train small-128 fastdigit: in one run the cores were far apart" in said
+    text = next(table.text for table in tables.of_results(far) if table.name == "train-small-128")
+    assert "In 3 of 3 rounds the cores were far apart (a barrier took 150 ns, otherwise 40)" in text
+    assert text.endswith("counted all the same.")
 
 
 def test_the_command_compare(results, tmp_path, capsys):
@@ -458,11 +517,64 @@ def test_scaling_has_a_row_for_each_point(digits, monkeypatch):
 def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
     easy = accuracy.Recipe(0.5, (784, 32, 10), 8, batch=32, rate=0.1)
     hard = replace(easy, target=0.9999, epochs=1)
-    monkeypatch.setattr(accuracy, "RECIPES", (easy, hard))
-    rows = accuracy.measure(digits, "numpy", seeds=2, most=1)
-    assert [row["reached"] for row in rows] == [True, False]
+    monkeypatch.setattr(accuracy, "RECIPES", {0.5: easy, 0.9999: hard})
+    monkeypatch.setattr(accuracy.fd, "load_mnist", lambda: digits)
+    side, asked = accuracy.Answers("fastdigit", "numpy"), []
+
+    class Here(turns.Turns):
+        """Answers in this process."""
+
+        def start(self, name, command):
+            assert command[1:4] == list(accuracy.CHILD)
+
+        def ask(self, name, question):
+            asked.append((name, *question))
+            return side(json.loads(json.dumps(question))) if name == "fastdigit" else {"no_time": "missing"}
+
+    monkeypatch.setattr(accuracy.turns, "Turns", Here)
+    rows = accuracy.measure(["numpy"], seeds=2, most=1)
+    assert [(row["target"], row["side"]) for row in rows] == [
+        (0.5, "fastdigit"),
+        (0.5, "torch"),
+        (0.9999, "fastdigit"),
+    ]
+    assert asked[:5] == [
+        ("fastdigit", 0.5, 0),
+        ("torch", 0.5, 0),
+        ("fastdigit", 0.5, 1),
+        ("fastdigit", 0.5, 2),
+        ("fastdigit", 0.9999, 0),
+    ]
+    assert rows[1]["no_time"] == "missing"
+    assert [rows[0]["reached"], rows[2]["reached"]] == [True, False]
     assert rows[0]["accuracy_range"][0] <= rows[0]["accuracy"] <= rows[0]["accuracy_range"][1]
-    assert len(accuracy.measure(digits, "numpy", seeds=1, most=0.6)) == 1
+    net = fd.Network(easy.layer_sizes, backend="numpy", seed=1)
+    fd.fit(
+        net,
+        digits.train,
+        optimizer=fd.SGD(easy.rate, momentum=0.9, nesterov=True),
+        schedule=fd.OneCycle(),
+        epochs=8,
+        batch_size=32,
+        seed=1,
+    )
+    assert fd.evaluate(net, digits.test).accuracy in rows[0]["accuracy_range"]
+    assert len(accuracy.measure(["numpy"], seeds=1, most=0.6)) == 2
+
+
+def test_a_recipe_may_shift_images(digits):
+    images, labels = accuracy.Recipe(0.5, (784, 32, 10), 1, shifts=4).training_set(digits.train)
+    count = len(digits.train)
+    assert len(images) == len(labels) == 5 * count
+    left, right = images[:count, :, 1:], images[count : 2 * count]
+    np.testing.assert_array_equal(images[:count], digits.train.images)
+    distances = [
+        abs(images[i * count : (i + 1) * count].astype(int) - images[:count]).sum() for i in range(5)
+    ]
+    assert distances[0] == 0
+    assert min(distances[1:]) > 0
+    np.testing.assert_array_equal(right[:, :, :-1], left)
+    np.testing.assert_array_equal(labels.reshape(5, -1), [digits.train.labels] * 5)
 
 
 def test_start_is_measured_in_new_processes(monkeypatch):

@@ -41,7 +41,8 @@ def answers_of(folder, monkeypatch):
 
 
 def row(answers):
-    return train.row_of("side", TINY, *answers)
+    facts, turns = answers
+    return train.row_of("side", TINY, facts, turns, range(len(turns)))
 
 
 def test_numpy_and_fastdigit_are_measured_in_processes_of_their_own(data):
@@ -138,7 +139,7 @@ def test_fewer_losses_than_expected_are_refused(answers_of):
 def test_a_missing_peer_has_a_row_that_says_how_to_get_it(answers_of):
     found = row(answers_of(lambda task: importlib.import_module("a_peer_that_nobody_has")))
     assert "a_peer_that_nobody_has is not installed: pip install -r bench/" in found["no_time"]
-    train.show({"network": "none", "images": 0, "best_peers": train.compare([found]), "rows": [found]})
+    train.show({"network": "none", "images": 0, "best_peers": train.compare([found], [0]), "rows": [found]})
 
 
 def test_a_precision_that_is_not_offered_has_a_row_that_says_so(answers_of):
@@ -170,6 +171,46 @@ def test_the_best_peer_is_the_quickest_of_the_same_precision():
         timed("fastdigit", 30, [30, 30]),
         timed("fastdigit-1thread", 5, [5, 5]),
     ]
-    assert train.compare(rows) == {"float32": "jax", "bf16": "torch-bf16"}
+    assert train.compare(rows, [0, 1]) == {"float32": "jax", "bf16": "torch-bf16"}
     assert rows[4]["ratio_to_best_peer"] == {"median": 2.25, "quartiles": [1.875, 2.625]}
     assert "ratio_to_best_peer" not in rows[1]
+
+
+def test_rounds_with_cores_far_apart_do_not_count_while_there_are_others(monkeypatch):
+    monkeypatch.setattr(train.State, "shortest", float("inf"))
+    state = train.State()
+    for meeting in (40, 150, 41, 39, 45, 50):
+        state.note({"gflops": 200, "meeting": meeting})
+    assert state.far() == [True, True, False, False, False]
+    assert state.rounds_that_count() == [2, 3, 4]
+    state.note({"gflops": 200, "meeting": 20})  # then 41 was far
+    assert state.rounds_that_count() == [0, 1, 2, 3, 4, 5]
+    speeds = [{"speed": speed, "wall": None, "others": None} for speed in (1, 1, 10, 11, 12)]
+    monkeypatch.setitem(peers.SIDES, "side", peers.Side(None))
+    facts = {"first_call_seconds": 0, "largest_loss_difference": 0}
+    found = train.row_of("side", TINY, facts, speeds, [2, 3, 4])
+    assert (found["images_per_second"], found["turns"]) == (11, [1, 1, 10, 11, 12])
+    with pytest.raises(RuntimeError, match="could not be measured: gone"):
+        state.note({"no_time": "gone"})
+
+
+@pytest.mark.parametrize(("meetings", "rounds"), [((40, 40), 6), ((40, 150), 8)])
+def test_rounds_with_cores_far_apart_are_made_up_for(meetings, rounds, data, monkeypatch):
+    monkeypatch.setattr(train.State, "shortest", float("inf"))
+    found = iter(meetings)
+
+    class Here(train.turns.Turns):
+        """Answers in this process; the first meeting is that of ``meetings``, all others the second."""
+
+        def start(self, name, command, environment=None):
+            pass
+
+        def ask(self, name, question):
+            if name == train.LIMIT:
+                return {"gflops": 200, "meeting": next(found, meetings[1])}
+            return {"speed": 1.0} if question == 0.1 else {}
+
+    monkeypatch.setattr(train.turns, "Turns", Here)
+    task = train.task_of(TINY, data, "numpy")
+    _, _, answers, state = train.in_turns(task, {"side": ([], None)}, 6, 0.1)
+    assert len(answers["side"]) == state.rounds() == rounds

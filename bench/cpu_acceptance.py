@@ -5,13 +5,14 @@
 
 Speeds are ratios within one run, each side in processes of its own that take turns (``bench.matmul``,
 ``bench.train``, ``bench.predict`` say how); ``--python`` names an interpreter that has the peers. ``--suite``
-takes training, prediction, accuracy and start from a file of ``fastdigit bench`` that the same commit has
-written. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts. Exit status 1 if
+takes training, prediction, accuracy and start from a file that ``fastdigit bench`` has written since fastdigit and
+its kernels changed last. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts. Exit status 1 if
 anything asked is missed.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
@@ -22,7 +23,7 @@ import numpy as np
 import fastdigit as fd
 from fastdigit.errors import ConfigError
 
-from . import accuracy, cases, machine, matmul, predict, start, suite, train
+from . import accuracy, cases, ceilings, machine, matmul, predict, start, suite, train
 from .acceptance import report
 
 NETWORKS = {  # asked ratios to the best peer
@@ -39,9 +40,22 @@ def of_suite(options, part):
     if options.suite is None:
         return None
     results = suite.read(options.suite)
-    there, here = results["machine"]["commit"], machine.describe()["commit"]
-    if there != here or results["settings"]["backends"][0] != "cpu":
-        raise ConfigError(f"{options.suite} is of commit {there}, not of {here}, or not of the cpu backend")
+    commit = results["machine"]["commit"] or ""
+    changed = [
+        "git",
+        "-C",
+        Path(__file__).parent.parent,
+        "diff",
+        "--quiet",
+        commit,
+        "--",
+        "fastdigit",
+        "kernels",
+    ]
+    if commit.endswith("-dirty") or subprocess.run(changed).returncode != 0:
+        raise ConfigError(f"{options.suite} is of commit {commit!r}, and fastdigit has changed since")
+    if results["settings"]["backends"][0] != "cpu":
+        raise ConfigError(f"{options.suite} is not of the cpu backend")
     return results.get(part)
 
 
@@ -115,10 +129,14 @@ def training(details, options):
 
 
 def in_turns(network, images, labels, one, other, turns=9):
-    """How many times the speed of ``one`` set of options ``other`` has: trainings of an epoch, in turns."""
+    """How many times the speed of ``one`` set of options ``other`` has: trainings of an epoch, in turns.
+
+    As in ``bench.train``, turns in which the cores were far apart are made up for, here all of them.
+    """
     nets = [fd.Network(network.layer_sizes, backend="cpu", seed=0) for _ in range(2)]
-    speeds = [[], []]
-    for _ in range(turns + 1):  # the first also loads compiled code
+    speeds, state = [[], []], train.State()
+    while sum(state.far()) + turns + 1 > state.rounds() < 4 * turns:  # the first also loads compiled code
+        state.note({"gflops": None, "meeting": ceilings.meeting()})
         for net, options, found in zip(nets, (one, other), speeds, strict=True):
             log = fd.fit(
                 net,
@@ -131,7 +149,8 @@ def in_turns(network, images, labels, one, other, turns=9):
                 **options,
             )
             found.append(log.epochs[0].images_per_second)
-    return np.divide(speeds[1][1:], speeds[0][1:])
+    state.note({"gflops": None, "meeting": ceilings.meeting()})
+    return np.divide(speeds[1], speeds[0])[[turn for turn in state.rounds_that_count() if turn > 0]]
 
 
 def threads(details, options):
@@ -216,7 +235,7 @@ def first_step(details, options):
         "cached start to the first step: <= 1.5 s",
         f"{cached:.2f} s",
         cached <= 1.5,
-        f"median of {start.REPEAT} new processes, with Python's own start",
+        f"median of {found['processes']} new processes, with Python's own start",
     )
 
 

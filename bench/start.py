@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 
-REPEAT = 5
 IMPORT = "import fastdigit"
 # All that a training needs is compiled, or read from the cache.
 FIRST_STEP = """
@@ -28,14 +27,15 @@ def seconds_of(code, **environment):
     return time.perf_counter() - begun
 
 
-def measure(backend="cpu", cold=True):
-    """{"python", "import", "cold", "cached"}: seconds. Without ``cold`` the cache that is there is used."""
+def measure(backend="cpu", cold=True, repeat=5):
+    """{"python", "import", "cold", "cached"}: seconds, the median of so many processes; "cold" of one.
+    Without ``cold`` the cache that is there is used."""
     step = FIRST_STEP.format(backend=backend)
 
     def median(code, **environment):
-        return float(np.median([seconds_of(code, **environment) for _ in range(REPEAT)]))
+        return float(np.median([seconds_of(code, **environment) for _ in range(repeat)]))
 
-    found = {"backend": backend, "python": median("pass"), "import": median(IMPORT)}
+    found = {"backend": backend, "processes": repeat, "python": median("pass"), "import": median(IMPORT)}
     if not cold:
         seconds_of(step)
         return {**found, "cached": median(step)}

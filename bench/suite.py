@@ -57,7 +57,8 @@ class Settings:
             fd.get_backend(name)
         usable = [name for name, state in fd.backends().items() if state == "ok"]
         best = fd.get_backend("auto").name
-        backends = self.backends or tuple(sorted(usable, key=lambda name: name != best))
+        every = tuple(sorted(usable, key=lambda name: name != best))
+        backends = self.backends or (every[:1] if self.quick else every)
         return replace(self, backends=backends, networks=self.networks or tuple(train.NETWORKS))
 
     def chosen_networks(self):
@@ -102,7 +103,7 @@ def run(settings, say=print, save=None):
 
 
 def _start(settings, name, data):
-    return start.measure(settings.backends[0], cold=not settings.quick)
+    return start.measure(settings.backends[0], *((False, 3) if settings.quick else (True, 5)))
 
 
 def _train(settings, name, data):
@@ -130,6 +131,7 @@ def _accuracy(settings, name, data):
 
 def _kernels(settings, name, data):
     backends, networks = settings.backends, list(settings.chosen_networks().values())
+    networks = networks[:1] if settings.quick else networks
     baseline = "numpy" if "numpy" in fd.backends() else backends[-1]
     limits, rows = kernels.measure(backends, networks, 5 if settings.quick else 9, baseline)
     return {"limits": limits, "rows": rows}

@@ -5,9 +5,9 @@
 
 Speeds are ratios within one run, each side in processes of its own that take turns (``bench.matmul``,
 ``bench.train``, ``bench.predict`` say how); ``--python`` names an interpreter that has the peers. ``--suite``
-takes training, prediction, accuracy and start from a file that ``fastdigit bench`` has written since fastdigit and
-its kernels changed last. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts. Exit status 1 if
-anything asked is missed.
+takes training, prediction, accuracy and start from a file that ``fastdigit bench`` has written since fastdigit
+and its kernels changed last. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts.
+Exit status 1 if anything asked is missed.
 """
 
 import argparse
@@ -135,8 +135,12 @@ def in_turns(network, images, labels, one, other, turns=9):
     """
     nets = [fd.Network(network.layer_sizes, backend="cpu", seed=0) for _ in range(2)]
     speeds, state = [[], []], train.State()
-    while sum(state.far()) + turns + 1 > state.rounds() < 4 * turns:  # the first also loads compiled code
+
+    def note():
         state.note({"gflops": None, "meeting": ceilings.meeting()})
+
+    note()
+    while state.rounds() < min(turns + 1 + sum(state.far()), 4 * turns):  # the first loads compiled code
         for net, options, found in zip(nets, (one, other), speeds, strict=True):
             log = fd.fit(
                 net,
@@ -149,7 +153,7 @@ def in_turns(network, images, labels, one, other, turns=9):
                 **options,
             )
             found.append(log.epochs[0].images_per_second)
-    state.note({"gflops": None, "meeting": ceilings.meeting()})
+        note()
     return np.divide(speeds[1], speeds[0])[[turn for turn in state.rounds_that_count() if turn > 0]]
 
 

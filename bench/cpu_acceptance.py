@@ -5,9 +5,9 @@
 
 Speeds are ratios within one run, each side in processes of its own that take turns (``bench.matmul``,
 ``bench.train``, ``bench.predict`` say how); ``--python`` names an interpreter that has the peers. ``--suite``
-takes training, prediction, accuracy and start from a file that ``fastdigit bench`` has written since fastdigit
-and its kernels changed last. Nothing else should run meanwhile. ``--json`` also keeps the details of the parts.
-Exit status 1 if anything asked is missed.
+takes training, prediction, accuracy and start from a file that ``fastdigit bench`` has written since
+fastdigit and its kernels changed last. Nothing else should run meanwhile. ``--json`` also keeps the details
+of the parts. Exit status 1 if anything asked is missed.
 """
 
 import argparse
@@ -40,19 +40,9 @@ def of_suite(options, part):
     if options.suite is None:
         return None
     results = suite.read(options.suite)
-    commit = results["machine"]["commit"] or ""
-    changed = [
-        "git",
-        "-C",
-        Path(__file__).parent.parent,
-        "diff",
-        "--quiet",
-        commit,
-        "--",
-        "fastdigit",
-        "kernels",
-    ]
-    if commit.endswith("-dirty") or subprocess.run(changed).returncode != 0:
+    commit, here = results["machine"]["commit"] or "", Path(__file__).resolve().parent.parent
+    changes = ["git", "-C", here, "diff", "--quiet", commit, "--", "fastdigit/*.py", "kernels/*.py"]
+    if commit.endswith("-dirty") or subprocess.run(changes).returncode != 0:
         raise ConfigError(f"{options.suite} is of commit {commit!r}, and fastdigit has changed since")
     if results["settings"]["backends"][0] != "cpu":
         raise ConfigError(f"{options.suite} is not of the cpu backend")

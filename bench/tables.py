@@ -123,7 +123,7 @@ def _all_networks(networks):
     for result in networks:
         for row in result["rows"]:
             side = row["side"].removesuffix("-bf16")
-            if not side.startswith("fastdigit-"):
+            if not side.startswith("fastdigit-") and "no_time" not in row:
                 sides[side] = None
                 name = result["network"].replace("@", ", ") + ", bf16" * (row["precision"] == "bf16")
                 lines.setdefault(name, {})[side] = row

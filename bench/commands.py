@@ -120,6 +120,8 @@ def _measure(parts, quick, backend, network, batch, rounds, seconds, python, out
     from . import report, suite
 
     settings = _settings(parts, quick, backend, network, batch, rounds, seconds, python).checked()
+    if out is not None and not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out} cannot be written: make the folder {out.resolve().parent} first")
     save = None if out is None else lambda found: suite.write(out, found)
     results = suite.run(settings, _say, save)
     _show(results)

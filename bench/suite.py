@@ -6,6 +6,7 @@ machine, the versions and the commit (``bench.machine``), the settings, and one 
 """
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,8 @@ class Settings:
                     raise ConfigError(f"there is no {what} {name!r}: choose from {', '.join(known)}")
         for name in self.backends:
             fd.get_backend(name)
+        if shutil.which(self.python) is None:
+            raise ConfigError(f"there is no interpreter {self.python}: --python names one that has the peers")
         usable = [name for name, state in fd.backends().items() if state == "ok"]
         best = fd.get_backend("auto").name
         every = tuple(sorted(usable, key=lambda name: name != best))

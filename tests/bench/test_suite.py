@@ -640,6 +640,8 @@ def test_a_part_that_fails_leaves_its_reason_and_the_rest(monkeypatch):
     [
         (["--network", "tiny"], "there is no network 'tiny': choose from small-64, small-128"),
         (["--backend", "gpu"], "there is no backend 'gpu': choose from"),
+        (["--python", "/no/such/python"], "there is no interpreter /no/such/python"),
+        (["--out", "/no/such/folder/x.json"], "make the folder /no/such/folder first"),
         (["train", "--batch", "0"], "batch"),
         (["nonsense"], "nonsense"),
     ],

@@ -88,7 +88,6 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     SEED,
     CLIP,
     FUSED,
-    HALF,
     IS_SPARSE,
     WIDE,
     PANELS,
@@ -106,7 +105,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(44)
+) = range(43)
 (
     INPUTS,
     OUTPUTS,
@@ -343,7 +342,7 @@ def _list_columns(plan, number, x, x_row, count, thread, threads):
 
 
 @inner(inline="always")
-def _forward(thread, threads, barrier, plan, x, count, room, step):
+def _forward(thread, threads, barrier, plan, x, count, room, step, half):
     """From x to the hidden outputs of the last hidden layer; ends with a barrier."""
     none = nothing()
     x_row = plan[X_ROW]
@@ -390,7 +389,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step):
                 _own(thread, threads, plan, layer, number, count),
                 layer[INPUTS],
                 np.float32(0),
-                plan[HALF],
+                half,
                 room,
                 none,
             )
@@ -432,7 +431,7 @@ def _loss(thread, threads, plan, x, start, count, room):
         (first, last, ZERO, layer[OUTPUTS]),
         layer[INPUTS],
         np.float32(-np.inf),
-        ZERO,  # the output layer stays in float32
+        None,  # the output layer stays in float32
         room,
         nothing(),
     )
@@ -450,7 +449,7 @@ def _loss(thread, threads, plan, x, start, count, room):
 
 
 @inner(inline="always")
-def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
+def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, half):
     """A thread's own part of dw and db, stored or used up."""
     layer = _layer(plan, number)
     x_row = plan[X_ROW]
@@ -533,27 +532,15 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers):
             details,
         )
     else:
-        product(
-            x,
-            ONE,
-            x_row,
-            layer[DY],
-            layer[DY_ROW],
-            ONE,
-            ZERO,
-            dw,
-            layer[W_ROW],
-            part,
-            count,
-            np.float32(-np.inf),
-            plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
-            room,
-            details,
-        )
+        operands = x, ONE, x_row, layer[DY], layer[DY_ROW], ONE, ZERO, dw, layer[W_ROW], part, count
+        if half is None or number == plan[LAYERS] - 1:
+            product(*operands, np.float32(-np.inf), None, room, details)
+        else:
+            product(*operands, np.float32(-np.inf), half, room, details)
 
 
 @inner(inline="always")
-def _grad_input(thread, threads, plan, number, count, room):
+def _grad_input(thread, threads, plan, number, count, room, half):
     """A thread's own part of the gradient of the layer below."""
     layer, below = _layer(plan, number), _layer(plan, number - 1)
     kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
@@ -582,23 +569,12 @@ def _grad_input(thread, threads, plan, number, count, room):
             )
             return
     part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
-    product(
-        layer[DY],
-        layer[DY_ROW],
-        ONE,
-        layer[W],
-        ONE,
-        layer[W_ROW],
-        ZERO,
-        below[DY],
-        below[DY_ROW],
-        part,
-        layer[OUTPUTS],
-        np.float32(-np.inf),
-        plan[HALF] if number < plan[LAYERS] - 1 else ZERO,
-        room,
-        details,
-    )
+    w, dx = (layer[W], ONE, layer[W_ROW]), (below[DY], below[DY_ROW])
+    operands = layer[DY], layer[DY_ROW], ONE, *w, ZERO, *dx, part, layer[OUTPUTS]
+    if half is None or number == plan[LAYERS] - 1:
+        product(*operands, np.float32(-np.inf), None, room, details)
+    else:
+        product(*operands, np.float32(-np.inf), half, room, details)
 
 
 @inner
@@ -614,85 +590,90 @@ def _panels(thread, threads, plan, with_states, back):
             sparse.pack_panels(w, layer[W_ROW], layer[INPUTS], layer[OUTPUTS], part, plan[WIDE], panels, back)
 
 
-def _steps(thread, threads, barrier, arguments):
-    head = ints(arguments, HEAD)
-    plan = ints(arguments, HEAD + head[LAYERS] * LAYER)
-    batch, size = plan[BATCH], plan[SIZE_OF_ALL]
-    room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
-    x = plan[X]
-    if plan[X_OTHERS] != 0 and thread > 0:
-        x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
-    fused = plan[FUSED] != 0
-    if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
-        _panels(thread, threads, plan, ONE, ZERO)
-    for i in range(plan[STEPS]):
-        start = (plan[FIRST_STEP] + i) * batch
-        count = min(batch, plan[COUNT] - start)
-        t = plan[UPDATE] + i + 1
-        numbers = _numbers(plan, doubles(plan[RATES], plan[STEPS])[i], t)
-        pairs = (count + 1) // 2
-        first, last = pairs * thread // threads, pairs * (thread + 1) // threads
-        behind = min(2 * last, count)
-        if plan[X_OTHERS] != 0:  # a batch of its own for each thread
-            _gather(plan, start, count, x, ZERO, count)
-        else:
-            _gather(plan, start, count, x, 2 * first, behind)
-        _gather_targets(plan, start, count, 2 * first, behind)
-        if plan[IS_SPARSE]:
-            if not fused:
-                _panels(thread, threads, plan, ZERO, ZERO)
-            _list_rows(plan, ZERO, x, plan[X_ROW], count, first, last)
-        wait_for_all(barrier, threads)
-        if plan[IS_SPARSE]:
-            _list_columns(plan, ZERO, x, plan[X_ROW], count, thread, threads)
-        _forward(thread, threads, barrier, plan, x, count, room, t - 1)
-        _loss(thread, threads, plan, x, start, count, room)
-        wait_for_all(barrier, threads)
-        ahead, behind = ZERO, ZERO  # own rows of the next batch, a few at each layer
-        if i + 1 < plan[STEPS]:
-            behind = min(batch, plan[COUNT] - start - batch)
-            if plan[X_OTHERS] == 0:
-                ahead, behind = behind * thread // threads, behind * (thread + 1) // threads
-        for number in range(plan[LAYERS] - 1, -1, -1):
-            until = behind - (behind - ahead) * number // (number + 1)
-            _ask_for_images(plan, start + batch, ahead, until)
-            ahead = until
-            if number > 0:
-                _grad_input(thread, threads, plan, number, count, room)
-                wait_for_all(barrier, threads)  # the weights are read: now they may change
-            _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers)
-        wait_for_all(barrier, threads)
-        if not fused:
-            if plan[CLIP]:
-                chunks = -(-size // CHUNK)
-                clip_norm_share(
-                    floats(plan[GRADIENTS], size),
-                    floats(plan[LARGEST], chunks),
-                    doubles(plan[SUMS], chunks),
-                    doubles(plan[NUMBERS], ALL_NUMBERS)[LIMIT],
-                    thread,
-                    threads,
-                    barrier,
-                )
-                wait_for_all(barrier, threads)
-            lines = -(-size // 16)
-            left, right = lines * thread // threads * 16, min(lines * (thread + 1) // threads * 16, size)
-            if right > left:
-                _update(
-                    plan[GRADIENTS] + SIZE * left,
-                    plan[PARAMETERS] + SIZE * left,
-                    plan[STATE_0] + SIZE * left if plan[STATE_0] != 0 else 0,
-                    plan[STATE_1] + SIZE * left if plan[STATE_1] != 0 else 0,
-                    right - left,
-                    plan[OPTIMIZER],
-                    numbers,
-                )
+def _steps(half):
+    """The function of a kernel; ``half`` as for :func:`product`, which it has compiled for this type."""
+
+    def steps(thread, threads, barrier, arguments):
+        head = ints(arguments, HEAD)
+        plan = ints(arguments, HEAD + head[LAYERS] * LAYER)
+        batch, size = plan[BATCH], plan[SIZE_OF_ALL]
+        room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
+        x = plan[X]
+        if plan[X_OTHERS] != 0 and thread > 0:
+            x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
+        fused = plan[FUSED] != 0
+        if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
+            _panels(thread, threads, plan, ONE, ZERO)
+        for i in range(plan[STEPS]):
+            start = (plan[FIRST_STEP] + i) * batch
+            count = min(batch, plan[COUNT] - start)
+            t = plan[UPDATE] + i + 1
+            numbers = _numbers(plan, doubles(plan[RATES], plan[STEPS])[i], t)
+            pairs = (count + 1) // 2
+            first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+            behind = min(2 * last, count)
+            if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+                _gather(plan, start, count, x, ZERO, count)
+            else:
+                _gather(plan, start, count, x, 2 * first, behind)
+            _gather_targets(plan, start, count, 2 * first, behind)
+            if plan[IS_SPARSE]:
+                if not fused:
+                    _panels(thread, threads, plan, ZERO, ZERO)
+                _list_rows(plan, ZERO, x, plan[X_ROW], count, first, last)
             wait_for_all(barrier, threads)
-    if plan[IS_SPARSE] and fused:
-        _panels(thread, threads, plan, ONE, ONE)
+            if plan[IS_SPARSE]:
+                _list_columns(plan, ZERO, x, plan[X_ROW], count, thread, threads)
+            _forward(thread, threads, barrier, plan, x, count, room, t - 1, half)
+            _loss(thread, threads, plan, x, start, count, room)
+            wait_for_all(barrier, threads)
+            ahead, behind = ZERO, ZERO  # own rows of the next batch, a few at each layer
+            if i + 1 < plan[STEPS]:
+                behind = min(batch, plan[COUNT] - start - batch)
+                if plan[X_OTHERS] == 0:
+                    ahead, behind = behind * thread // threads, behind * (thread + 1) // threads
+            for number in range(plan[LAYERS] - 1, -1, -1):
+                until = behind - (behind - ahead) * number // (number + 1)
+                _ask_for_images(plan, start + batch, ahead, until)
+                ahead = until
+                if number > 0:
+                    _grad_input(thread, threads, plan, number, count, room, half)
+                    wait_for_all(barrier, threads)  # the weights are read: now they may change
+                _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, half)
+            wait_for_all(barrier, threads)
+            if not fused:
+                if plan[CLIP]:
+                    chunks = -(-size // CHUNK)
+                    clip_norm_share(
+                        floats(plan[GRADIENTS], size),
+                        floats(plan[LARGEST], chunks),
+                        doubles(plan[SUMS], chunks),
+                        doubles(plan[NUMBERS], ALL_NUMBERS)[LIMIT],
+                        thread,
+                        threads,
+                        barrier,
+                    )
+                    wait_for_all(barrier, threads)
+                lines = -(-size // 16)
+                left, right = lines * thread // threads * 16, min(lines * (thread + 1) // threads * 16, size)
+                if right > left:
+                    _update(
+                        plan[GRADIENTS] + SIZE * left,
+                        plan[PARAMETERS] + SIZE * left,
+                        plan[STATE_0] + SIZE * left if plan[STATE_0] != 0 else 0,
+                        plan[STATE_1] + SIZE * left if plan[STATE_1] != 0 else 0,
+                        right - left,
+                        plan[OPTIMIZER],
+                        numbers,
+                    )
+                wait_for_all(barrier, threads)
+        if plan[IS_SPARSE] and fused:
+            _panels(thread, threads, plan, ONE, ONE)
+
+    return steps
 
 
-_kernel = Kernel(_steps)
+_kernel, _kernel_of_halves = Kernel(_steps(None)), Kernel(_steps(ONE))
 
 
 # --- for the backend ------------------------------------------------------------------------------
@@ -835,7 +816,6 @@ def train_epoch(plan, images, labels, order, loss, correct):
         SEED: plan.seed,
         CLIP: plan.clip_norm is not None,
         FUSED: fused,
-        HALF: plan.precision == "bf16",
         IS_SPARSE: with_lists,
         PARAMETERS: address(plan.parameters),
         GRADIENTS: address(plan.gradients),
@@ -899,6 +879,6 @@ def train_epoch(plan, images, labels, order, loss, correct):
                 turned = idle(sizes[number] * turned_row, np.float32)
                 layer |= {TURNED: turned, TURNED_ROW: turned_row}
         words[[at + place for place in layer]] = list(layer.values())
-    _kernel(words, threads)
+    (_kernel_of_halves if plan.precision == "bf16" else _kernel)(words, threads)
     for tensor in tensors if borrowed else ():
         tensor.padding(plan.gradients)[...] = 0  # single steps write all else and count on that

@@ -116,7 +116,7 @@ def _chunk(plan, start, count, space):
                 part,
                 layer[INPUTS],
                 floor,
-                ZERO,
+                None,
                 plan[ROOM] + space,
                 nothing(),
             )

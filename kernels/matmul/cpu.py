@@ -69,9 +69,9 @@ PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
 _multiply = micro_kernel(TILE)
 transpose = transposer(LANES)
 _copy_panel_row, copy_16 = copier(COLUMNS), copier(16)
-# Elsewhere the names exist, so that code compiles, but nothing may call them.
-_multiply_pairs = micro_kernel(TILE, pairs=True) if HALF else _multiply
-_transpose_pairs = transposer(LANES, halve=True) if HALF else transpose
+if HALF:
+    _multiply_pairs = micro_kernel(TILE, pairs=True)
+    _transpose_pairs = transposer(LANES, halve=True)
 
 
 # --- pieces for jitted code ---------------------------------------------------------------------
@@ -241,8 +241,8 @@ def _pack_panels(b, b_step, b_column, depth, columns, half, panels):
     Where the columns are next to each other, row by row: far rows are pages of their own, and the
     processor fetches ahead only within a page.
     """
-    steps = -(-depth // 2) if half else depth
-    whole = columns // COLUMNS if b_column == 1 and not half else 0
+    steps = depth if half is None else -(-depth // 2)
+    whole = columns // COLUMNS if b_column == 1 and half is None else 0
     for k in range(depth):
         for p in range(whole):
             source = b + SIZE * (k * b_step + p * COLUMNS)
@@ -250,10 +250,10 @@ def _pack_panels(b, b_step, b_column, depth, columns, half, panels):
     for p in range(whole, -(-columns // COLUMNS)):
         width = min(COLUMNS, columns - p * COLUMNS)
         source, place = b + SIZE * p * COLUMNS * b_column, panels + SIZE * p * COLUMNS * steps
-        if HALF and half:
-            _pack_panel_pairs(source, b_step, b_column, depth, width, place)
-        else:
+        if half is None:
             _pack_panel(source, b_step, b_column, depth, width, place)
+        else:
+            _pack_panel_pairs(source, b_step, b_column, depth, width, place)
 
 
 def finish(details, top, left, rows, columns, piece, piece_row):
@@ -333,10 +333,11 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
     a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
     ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
-    none. ``half`` = 1 rounds a and b to bfloat16, where HALF says that the processor can multiply these;
-    the sums are float32. ``part`` is what :func:`share` gives. ``room`` is the address of
-    :func:`room_for` numbers that no other thread uses. Where ``c`` is 0 the product is not stored:
-    ``finish`` gets each piece in ``room``; depth must then be at most DEPTH.
+    none. ``half``, unless it is None, has a and b rounded to bfloat16, where HALF says that the
+    processor can multiply these; the sums are float32. Its type decides what is compiled. ``part`` is
+    what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers that no other thread
+    uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece in ``room``; depth must
+    then be at most DEPTH.
 
     Cost: 2·rows·columns·depth flops. Every operand is read from memory once for about 300 columns or
     512 steps.
@@ -347,17 +348,17 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
         return
     count, group = -(-columns // COLUMNS), _panels_at_once(columns, depth)
     groups, height = -(-count // group), -(-rows // -(-rows // ROWS))  # nearly equal strips, no low last one
-    block = 2 * DEPTH if half else DEPTH  # the buffers hold as many pairs as numbers
-    pack_b = half != 0 or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
+    block = DEPTH if half is None else 2 * DEPTH  # the buffers hold as many pairs as numbers
+    pack_b = half is not None or b_column != 1 or (b_step >= FAR and rows > 2 * ROWS)
     pack_last = not pack_b and not MASKED and columns % COLUMNS != 0  # vectors are read as a whole
     # Copying a pays where several panels use the copy.
-    pack_a = half != 0 or (
+    pack_a = half is not None or (
         count > 1
         and ((a_row >= CONFLICT and a_row % CONFLICT == 0) or (a_step >= CONFLICT and a_step % CONFLICT == 0))
     )
     # Strips are copied once for all groups. But two groups rather copy a strip twice, so that it comes
     # from the first cache, where that is quick: where the numbers of a row are next to each other.
-    by_groups = not pack_a or groups == 1 or (groups == 2 and a_step == 1 and half == 0)
+    by_groups = not pack_a or groups == 1 or (groups == 2 and a_step == 1 and half is None)
     at_once = MOST_STRIPS if not by_groups else STRIPS if a_row == 1 else 1
     tall = min(at_once * height, -(-rows // height) * height) if pack_a else rows  # that are copied together
     blocks, talls, deepest = -(-depth // block), -(-rows // tall), min(depth, DEPTH)
@@ -374,7 +375,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
             from_k, above, first = turn // groups // talls, turn // groups % talls, turn % groups
         first, from_k, above = first * group, from_k * block, above * tall
         behind, deep, below = min(first + group, count), min(block, depth - from_k), min(above + tall, rows)
-        steps = -(-deep // 2) if half else deep
+        steps = deep if half is None else -(-deep // 2)
         at_end = from_k + deep == depth
         lowest = floor if at_end else np.float32(-np.inf)
         group_left, group_right = left + first * COLUMNS, min(left + behind * COLUMNS, right)
@@ -383,10 +384,10 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
         elif strips_of != (above, from_k):
             here = a + SIZE * ((top + above) * a_row + from_k * a_step)
             pack = here, a_row, a_step, deep, below - above, height, strips
-            if HALF and half:
-                strip_row, strip_step = _pack_strips_pairs(*pack)
-            else:
+            if half is None:
                 strip_row, strip_step = pack_strips(*pack)
+            else:
+                strip_row, strip_step = _pack_strips_pairs(*pack)
             here, next_strip, strips_of = strips, strip_size(steps), (above, from_k)
         panel = b + SIZE * (from_k * b_step + group_left * b_column)
         next_panel, panel_step = COLUMNS * b_column, b_step
@@ -415,27 +416,13 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                     start, start_row = out, target_row
                 elif bias != 0:
                     start = bias + SIZE * (left + p * COLUMNS)
-                _tile(
-                    half,
-                    (strip, strip_row, strip_step),
-                    (place, place_step),
-                    (start, start_row),
-                    (out, target_row),
-                    steps,
-                    (high, width),
-                    lowest,
-                )
+                operands = strip, strip_row, strip_step, place, place_step, start, start_row, out, target_row
+                if half is None:
+                    _multiply(*operands, steps, 0, high, width, lowest)
+                else:
+                    _multiply_pairs(*operands, steps, 0, high, width, lowest)
             if at_end:
                 finish(details, top + down, group_left, high, group_right - group_left, target, target_row)
-
-
-@inner(inline="always")
-def _tile(half, strip, panel, start, out, steps, size, lowest):
-    """One call of the micro-kernel; of each operand the address, then its distances."""
-    if HALF and half:
-        _multiply_pairs(*strip, *panel, *start, *out, steps, 0, *size, lowest)
-    else:
-        _multiply(*strip, *panel, *start, *out, steps, 0, *size, lowest)
 
 
 @overload(prepare)
@@ -460,42 +447,47 @@ def column_sums(dy, dy_row, rows, left, right, db):
 
 # --- whole operations ---------------------------------------------------------------------------
 
-_WORDS = 19
+_WORDS = 18
 
 
-def _one_product(thread, threads, barrier, arguments):
-    a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
-    bias, y_below, y_row, db, room, half = ints(arguments + 8 * 11, 6)
-    floor, scale = doubles(arguments + 8 * 17, 2)
-    # Threads do not share rows where sums are short, which write much and compute little; where a is
-    # transposed, so that each reads and copies lines of its own; and where a cut between columns would
-    # leave more strips than are copied together, so that the panels are copied again.
-    apart = depth < SHORT or (a_row == 1 and rows >= 4 * ROWS * threads) or rows > MOST_STRIPS * ROWS
-    wide = -(-columns // LANES) * LANES if apart else LANES
-    part = share(thread, threads, rows, columns, ROWS, wide)
-    room += SIZE * thread * room_for(rows, columns, depth)
-    product(
-        a,
-        a_row,
-        a_step,
-        b,
-        b_step,
-        b_column,
-        bias,
-        c,
-        c_row,
-        part,
-        depth,
-        np.float32(floor),
-        half,
-        room,
-        Mask(y_below, y_row, np.float32(scale)),
-    )
-    if db != 0 and part[0] == 0 and part[1] > 0:
-        column_sums(b, b_step, depth, part[2], part[3], db)
+def _one_product(half):
+    """The function of a kernel; ``half`` as for :func:`product`."""
+
+    def one_product(thread, threads, barrier, arguments):
+        a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
+        bias, y_below, y_row, db, room = ints(arguments + 8 * 11, 5)
+        floor, scale = doubles(arguments + 8 * 16, 2)
+        # Threads do not share rows where sums are short, which write much and compute little; where a is
+        # transposed, so that each reads and copies lines of its own; and where a cut between columns would
+        # leave more strips than are copied together, so that the panels are copied again.
+        apart = depth < SHORT or (a_row == 1 and rows >= 4 * ROWS * threads) or rows > MOST_STRIPS * ROWS
+        wide = -(-columns // LANES) * LANES if apart else LANES
+        part = share(thread, threads, rows, columns, ROWS, wide)
+        room += SIZE * thread * room_for(rows, columns, depth)
+        product(
+            a,
+            a_row,
+            a_step,
+            b,
+            b_step,
+            b_column,
+            bias,
+            c,
+            c_row,
+            part,
+            depth,
+            np.float32(floor),
+            half,
+            room,
+            Mask(y_below, y_row, np.float32(scale)),
+        )
+        if db != 0 and part[0] == 0 and part[1] > 0:
+            column_sums(b, b_step, depth, part[2], part[3], db)
+
+    return one_product
 
 
-_kernel = Kernel(_one_product)
+_kernel, _kernel_of_halves = Kernel(_one_product(None)), Kernel(_one_product(ONE))
 
 DONE, REFUSED, LARGE = range(3)
 _ANY = types.Array(types.float32, 2, "A")
@@ -568,29 +560,28 @@ def _alone(a, b, out, half):
     return DONE
 
 
-def _describe(a, b, c, half, relu, words):
+def _describe(a, b, c, relu, words):
     """The words of a product as yet without room, bias and mask; the room for a thread, their address."""
     words[0], words[1], words[2] = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
     words[3], words[4], words[5] = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
     words[6], words[7] = c.ctypes.data, c.strides[0] // SIZE
     words[8], words[9], words[10] = a.shape[0], b.shape[1], a.shape[1]
     fill(words[11:16], 0)
-    words[16] = half
-    numbers = doubles(words.ctypes.data + 8 * 17, 2)
+    numbers = doubles(words.ctypes.data + 8 * 16, 2)
     numbers[0], numbers[1] = 0.0 if relu else -np.inf, 1.0
     return room_for(a.shape[0], b.shape[1], a.shape[1]), words.ctypes.data
 
 
 @cache
-def _compiled_alone():
+def _compiled_alone(half):
     # One version for all views. Other types are a TypeError, which matmul explains.
-    return jit(_alone, types.intp(_ANY, _ANY, _ANY, types.intp))
+    return jit(_alone, types.intp(_ANY, _ANY, _ANY, types.none if half is None else types.intp))
 
 
 @cache
 def _compiled_describe():
     words = types.Array(types.int64, 1, "C")
-    return jit(_describe, types.UniTuple(types.intp, 2)(*[_ANY] * 3, *[types.intp] * 2, words))
+    return jit(_describe, types.UniTuple(types.intp, 2)(*[_ANY] * 3, types.intp, words))
 
 
 _rooms = threading.local()
@@ -608,11 +599,11 @@ def _address(array):
     return array.__array_interface__["data"][0]
 
 
-def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None, half=False):
+def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=None, half=None):
     """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
     threads = 1 if c.size * a.shape[1] < ALONE else thread_count(threads)
     words = np.empty(_WORDS, np.int64)
-    room, address = _compiled_describe()(a, b, c, half, relu, words)
+    room, address = _compiled_describe()(a, b, c, relu, words)
     words[15] = _room(threads * room)
     if bias is not None:
         words[11] = _address(bias)
@@ -621,8 +612,8 @@ def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=No
     if db is not None:
         words[14] = _address(db)
     if scale != 1:
-        words[18:].view(np.float64)[0] = scale
-    _kernel.run(address, threads)
+        words[17:].view(np.float64)[0] = scale
+    (_kernel if half is None else _kernel_of_halves).run(address, threads)
 
 
 def matmul(a, b, out=None, threads=None, precision="float32"):
@@ -647,11 +638,11 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} here, got {precision!r}")
-    half = precision == "bf16"
+    half = 1 if precision == "bf16" else None
     threads = None if threads is None else thread_count(threads)
     if out is not None:
         try:
-            begun = _compiled_alone()(a, b, out, half)
+            begun = _compiled_alone(half)(a, b, out, half)
         except TypeError:
             begun = REFUSED  # for one of these arrays, which is found and named below
         if begun == LARGE:
@@ -713,7 +704,7 @@ def _matmul_in_jitted_code(a, b, out=None, threads=None, precision="float32"):
             return out
         if overlap(out, a) or overlap(out, b):
             raise ValueError("out must not overlap a or b")
-        _by_caller(*_operands(a, b, out), ZERO)
+        _by_caller(*_operands(a, b, out), None)
         return out
 
     def new(a, b, out=None, threads=None, precision="float32"):

@@ -16,7 +16,7 @@ import fastdigit as fd
 from fastdigit.errors import ConfigError, FastdigitError
 from fastdigit.files import atomic_write
 
-from . import accuracy, ceilings, kernels, machine, peers, predict, profile, scaling, start, train
+from . import accuracy, ceilings, gpu, kernels, machine, peers, predict, profile, scaling, start, train
 
 FORMAT = 1
 PARTS = ("start", "train", "predict", "accuracy", "kernels", "profile", "scaling", "gpu")
@@ -150,9 +150,7 @@ def _scaling(settings, name, data):
 
 
 def _gpu(settings, name, data):
-    """What a GPU adds; which backends run on one."""
-    state = fd.backends().get("cupy", "no backend for a GPU")
-    return {"no_time": state} if state != "ok" else {"cupy": fd.get_backend("cupy").device}
+    return gpu.measure()
 
 
 MEASURE = {

@@ -299,7 +299,17 @@ def _start(found, results):
 
 
 def _gpu(found, results):
-    yield Table("gpu", TITLES["gpu"], ("backend", "device"), list(found.items()))
+    for name, backend in found.items():
+        table = Table(
+            "gpu", f"{TITLES['gpu']}: {name}", ("operation", "checks passed", "worst error / bound")
+        )
+        for operation, result in backend["operations"].items():
+            if "rejected" in result:
+                table.rows.append((operation, "rejected", result["rejected"]))
+            else:
+                table.rows.append((operation, f"{result['checks']}", f"{result['worst']:.2f}"))
+        table.text = backend["device"]
+        yield table
 
 
 MAKERS = {

@@ -52,6 +52,10 @@ class Backend:
     # where the backend has only single operations.
     train_epoch: Callable[..., None] | None = None
 
+    # (plan, images): why train_epoch cannot do what a plan asks for, or None where it can. Absent where
+    # it can do everything.
+    unsuited: Callable[..., str | None] | None = None
+
     # (layout, parameters) -> a function (images, result, probabilities) of NumPy arrays that writes
     # the logits, or their softmax, of all images in one call; None as above.
     predictor: Callable[..., Callable[..., None]] | None = None
@@ -193,6 +197,86 @@ def _load_cpu():
     )
 
 
+def _cuda_operations():
+    """The operations on a GPU. Of arrays they need no more than what NumPy's and CuPy's share."""
+    from .kernels.dropout import cuda as dropout
+    from .kernels.gather import cuda as gather
+    from .kernels.matmul import cuda as matmul
+    from .kernels.optimizer import cuda as optimizer
+    from .kernels.softmax_xent import cuda as softmax_xent
+
+    return {
+        "gather": gather.gather,
+        "gather_values": gather.gather_values,
+        "dense": matmul.dense,
+        "dense_grad_input": matmul.dense_grad_input,
+        "dense_grad_weight": matmul.dense_grad_weight,
+        "softmax": softmax_xent.softmax,
+        "softmax_xent": softmax_xent.softmax_xent,
+        "dropout": dropout.dropout,
+        "sgd": optimizer.sgd,
+        "adam": optimizer.adam,
+        "clip_norm": optimizer.clip_norm,
+    }
+
+
+def _load_cuda():
+    try:
+        from .kernels.common import cuda
+    except ImportError as error:  # it says what to install
+        raise BackendError(str(error)) from error
+    try:
+        device = cuda.require_gpu()
+    except cuda.CudaError as error:
+        raise BackendError(str(error)) from error
+    memory = _host_memory() if cuda.SIMULATED else _cupy_memory()
+    return Backend(
+        name="cuda",
+        device=device,
+        row_align=64,
+        precisions=("float32",),
+        **memory,
+        **_cuda_operations(),
+        **_cuda_epochs(cuda.limits(), memory["to_device"]),
+    )
+
+
+def _cuda_epochs(limits, to_device):
+    """train_epoch and unsuited for a GPU of so many multiprocessors, with so much shared memory each."""
+    if limits is None:
+        return {}
+    from .kernels.epoch import cuda as epoch
+
+    blocks, shared = limits
+
+    def train_epoch(plan, images, labels, order, loss, correct):
+        limits = {"blocks": blocks, "shared": shared, "to_device": to_device}
+        epoch.train_epoch(plan, images, labels, order, loss, correct, **limits)
+
+    def unsuited(plan, images):
+        return epoch.unsuited(plan, images, blocks, shared)
+
+    return {"train_epoch": train_epoch, "unsuited": unsuited}
+
+
+def _cupy_memory():
+    """zeros, to_device, to_host and synchronize of a backend that computes on CuPy's arrays."""
+    import cupy as cp
+
+    def to_device(a, out=None):
+        if out is None:
+            return cp.asarray(a)
+        out[...] = cp.asarray(a)
+        return out
+
+    return {
+        "zeros": cp.zeros,
+        "to_device": to_device,
+        "to_host": cp.asnumpy,
+        "synchronize": lambda: cp.cuda.get_current_stream().synchronize(),
+    }
+
+
 def _load_cupy():
     install = "pip install 'fastdigit[cuda13]' (or [cuda12])"
     try:
@@ -206,27 +290,18 @@ def _load_cupy():
     if count == 0:
         raise BackendError(f"CuPy {cp.__version__} finds no CUDA device")
 
-    def to_device(a, out=None):
-        if out is None:
-            return cp.asarray(a)
-        out[...] = cp.asarray(a)
-        return out
-
     properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.runtime.getDevice())
     return Backend(
         name="cupy",
         device=f"{properties['name'].decode()}, CuPy {cp.__version__}",
         row_align=64,
         precisions=("float32", "float64"),
-        zeros=cp.zeros,
-        to_device=to_device,
-        to_host=cp.asnumpy,
-        synchronize=lambda: cp.cuda.get_current_stream().synchronize(),
+        **_cupy_memory(),
         **_reference_operations(cp),
     )
 
 
-_LOADERS = {"numpy": _load_numpy, "cpu": _load_cpu, "cupy": _load_cupy}
+_LOADERS = {"numpy": _load_numpy, "cpu": _load_cpu, "cuda": _load_cuda, "cupy": _load_cupy}
 
 # What "auto" tries, best first. "cupy" is the baseline to measure against, chosen only by name.
 _AUTO = ("cpu", "numpy")

@@ -28,13 +28,16 @@ class TrainingLog:
     """``epochs``: an :class:`Epoch` each; ``step_losses``: the mean loss of every step.
 
     ``best_epoch`` is the epoch (from 1) whose weights early stopping kept, else None;
-    ``stopped`` says why training ended before its last epoch, else None.
+    ``stopped`` says why training ended before its last epoch, else None. ``path`` says how the last
+    steps were computed: "epoch", "step", or "step: …" with the reason why the backend's whole-epoch
+    kernel could not be taken.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
     step_losses: list[float] = field(default_factory=list, repr=False)
     best_epoch: int | None = None
     stopped: str | None = None
+    path: str | None = field(default=None, compare=False)
 
     @property
     def loss(self):

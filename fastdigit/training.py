@@ -329,7 +329,8 @@ class _Training:
                 sparse_hidden=options.sparse_hidden,
             )
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
-            if backend.train_epoch is not None and options.path != "step":
+            self.log.path = self._path(plan)
+            if self.log.path == "epoch":
                 backend.train_epoch(*arrays)
             else:
                 train_steps(backend, *arrays)
@@ -337,6 +338,18 @@ class _Training:
             loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
         batches = np.split(loss, range(options.batch_size, len(loss), options.batch_size))
         return [float(batch.mean()) for batch in batches], rates
+
+    def _path(self, plan):
+        """ "epoch", or "step", with the reason where the backend's whole-epoch kernel cannot be taken."""
+        backend, wanted = self.net.backend, self.options.path
+        if backend.train_epoch is None or wanted == "step":
+            return "step"
+        reason = None if backend.unsuited is None else backend.unsuited(plan, self.images)
+        if reason is None:
+            return "epoch"
+        if wanted == "epoch":
+            raise ConfigError(f"path='epoch' cannot be taken: {reason}")
+        return f"step: {reason}"
 
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
         net, options, to_host = self.net, self.options, self.net.backend.to_host

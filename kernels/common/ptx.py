@@ -1,0 +1,383 @@
+"""Instructions of the GPU that Numba has no name for, and what is laid out by the compiler alone.
+
+What the simulator of Numba needs exists twice: for the compiler, as LLVM code that becomes the
+instruction, and in plain Python. Tensor cores and asynchronous copies are for the compiler only.
+Sections in brackets are those of NVIDIA's PTX ISA, version 9.0.
+"""
+
+from functools import reduce
+
+import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from .cuda import SIMULATED, data_of, device, types
+
+FLOAT, WORD, ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+
+
+# Loops whose turns have constants of their own, which Numba cannot compile as one.
+
+
+def sequence(functions):
+    """A device function that calls all of these with its arguments, one after the other."""
+
+    def both(first, second):
+        def both(*arguments):
+            first(*arguments)
+            second(*arguments)
+
+        return device(both)
+
+    return _by_twos(both, functions)
+
+
+def fold(functions):
+    """A device function ``(value, arguments…)``: each function gets what the one before it returned, and
+    the arguments."""
+
+    def both(first, second):
+        def both(value, *arguments):
+            return second(first(value, *arguments), *arguments)
+
+        return device(both)
+
+    return _by_twos(both, functions)
+
+
+def _by_twos(both, functions):
+    while len(functions) > 1:
+        pairs = zip(functions[0::2], functions[1::2], strict=False)
+        functions = [both(*pair) for pair in pairs] + functions[len(functions) // 2 * 2 :]
+    return functions[0]
+
+
+def _either(simulated):
+    """``@_either(function)`` above an intrinsic: the function takes its place in the simulator."""
+    return (lambda generator: simulated) if SIMULATED else intrinsic
+
+
+def _is_vector(array):
+    return isinstance(array, types.Array) and (array.ndim, array.layout) == (1, "C")
+
+
+def _pack(builder, kind, values):
+    return reduce(
+        lambda whole, place: builder.insert_value(whole, values[place], place),
+        range(len(values)),
+        ir.Constant(kind, ir.Undefined),
+    )
+
+
+# --- several numbers in one access (9.7.9.8, ld; 9.7.9.11, st) ------------------------------------
+
+
+def _loader(count, number=types.float32):
+    kind = {types.float32: FLOAT, types.uint32: WORD}[number]
+
+    @_either(lambda array, index: tuple(array[index + i] for i in range(count)))
+    def load(typing_context, array, index):
+        if not _is_vector(array) or array.dtype != number or not isinstance(index, types.Integer):
+            return None
+
+        def generate(context, builder, signature, arguments):
+            index = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            place = builder.gep(data_of(context, builder, signature.args[0], arguments[0]), [index])
+            pointer = ir.VectorType(kind, count).as_pointer()
+            vector = builder.load(builder.bitcast(place, pointer), align=4 * count)
+            numbers = [builder.extract_element(vector, WORD(i)) for i in range(count)]
+            return _pack(builder, ir.ArrayType(kind, count), numbers)
+
+        return types.UniTuple(number, count)(array, index), generate
+
+    return load
+
+
+def _storer(count):
+    def simulated(array, index, values):
+        for i in range(count):
+            array[index + i] = values[i]
+
+    @_either(simulated)
+    def store(typing_context, array, index, values):
+        wanted = types.UniTuple(types.float32, count)
+        if not _is_vector(array) or array.dtype != types.float32 or values != wanted:
+            return None
+
+        def generate(context, builder, signature, arguments):
+            index = context.cast(builder, arguments[1], signature.args[1], types.int64)
+            place = builder.gep(data_of(context, builder, signature.args[0], arguments[0]), [index])
+            kind = ir.VectorType(FLOAT, count)
+            vector = ir.Constant(kind, ir.Undefined)
+            for i in range(count):
+                vector = builder.insert_element(vector, builder.extract_value(arguments[2], i), WORD(i))
+            builder.store(vector, builder.bitcast(place, kind.as_pointer()), align=4 * count)
+            return context.get_dummy_value()
+
+        return types.void(array, index, values), generate
+
+    return store
+
+
+# load4(array, index) is array[index : index + 4] of float32 as a tuple, load4_words that of uint32;
+# store4(array, index, values) writes it: accesses of 128 bits, or 64 for two. The address must be a
+# multiple of their size.
+load4, load4_words = _loader(4), _loader(4, types.uint32)
+store2, store4 = _storer(2), _storer(4)
+
+
+# --- a square of sums in registers ----------------------------------------------------------------
+
+SIDE = 8  # of a thread's square
+_SQUARE = types.UniTuple(types.float32, SIDE * SIDE)
+
+
+@_either(lambda: np.zeros(SIDE * SIDE, np.float32))
+def no_sums(typing_context):
+    """64 zeros: a square of 8 × 8 sums, row by row."""
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(ir.ArrayType(FLOAT, SIDE * SIDE), [0.0] * (SIDE * SIDE))
+
+    return _SQUARE(), generate
+
+
+def _add_outer(sums, a_0, a_4, b_0, b_4):
+    column, row = np.array([*a_0, *a_4], np.float64), np.array([*b_0, *b_4], np.float64)
+    # One rounding, as in a fused multiply-add (but for the rare sums that float64 has to round).
+    return (sums + np.outer(column, row).ravel()).astype(np.float32)
+
+
+@_either(_add_outer)
+def add_outer(typing_context, sums, a_0, a_4, b_0, b_4):
+    """sums[8·i + j] + a[i]·b[j], where a_0 holds a[0 : 4], a_4 a[4 : 8], and so for b: 64 fused
+    multiply-adds. (9.7.3.6, fma)"""
+
+    def generate(context, builder, signature, arguments):
+        sums = arguments[0]
+        a, b = (
+            [builder.extract_value(four, i) for four in pair for i in range(4)]
+            for pair in (arguments[1:3], arguments[3:5])
+        )
+        totals = [
+            builder.fma(a[i], b[j], builder.extract_value(sums, SIDE * i + j))
+            for i in range(SIDE)
+            for j in range(SIDE)
+        ]
+        return _pack(builder, ir.ArrayType(FLOAT, SIDE * SIDE), totals)
+
+    return _SQUARE(sums, a_0, a_4, b_0, b_4), generate
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@intrinsic
+def shared_address(typing_context, array):
+    """Where a shared array begins in the shared memory of its block, in bytes. (9.7.9.20, cvta)"""
+
+    def generate(context, builder, signature, arguments):
+        pointer = data_of(context, builder, signature.args[0], arguments[0])
+        kind = ir.FunctionType(ADDRESS, [pointer.type])
+        address = builder.call(ir.InlineAsm(kind, "cvta.to.shared.u64 $0, $1;", "=l,l"), [pointer])
+        return builder.trunc(address, WORD)
+
+    return types.uint32(array), generate
+
+
+@intrinsic
+def global_address(typing_context, array):
+    """Where a vector in the GPU's memory begins."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = data_of(context, builder, signature.args[0], arguments[0])
+        return builder.ptrtoint(pointer, ADDRESS)
+
+    return types.uint64(array), generate
+
+
+# --- one instruction ------------------------------------------------------------------------------
+
+
+def _instruction(template, constraints, result, *parameters):
+    """An intrinsic for PTX with ``$0``, ``$1`` …: results first, then the arguments' numbers.
+
+    ``result`` and ``parameters`` are types of Numba; tuples count as their numbers.
+    """
+
+    def build(typing_context, *arguments):
+        def generate(context, builder, signature, arguments):
+            numbers = []
+            for given, kind, argument in zip(signature.args, parameters, arguments, strict=True):
+                if isinstance(kind, types.UniTuple):
+                    numbers += [builder.extract_value(argument, i) for i in range(kind.count)]
+                else:
+                    numbers.append(context.cast(builder, argument, given, kind))
+            many = isinstance(result, types.UniTuple)
+            if result == types.void:
+                kind = ir.VoidType()
+            elif many:
+                kind = ir.LiteralStructType([context.get_value_type(result.dtype)] * result.count)
+            else:
+                kind = context.get_value_type(result)
+            code = ir.InlineAsm(
+                ir.FunctionType(kind, [n.type for n in numbers]), template, constraints, side_effect=True
+            )
+            found = builder.call(code, numbers)
+            if result == types.void:
+                return context.get_dummy_value()
+            if not many:
+                return found
+            values = [builder.extract_value(found, i) for i in range(result.count)]
+            return _pack(builder, context.get_value_type(result), values)
+
+        return result(*arguments), generate
+
+    # Numba wants to see how many arguments there are.
+    return intrinsic(
+        [
+            lambda context: build(context),
+            lambda context, a: build(context, a),
+            lambda context, a, b: build(context, a, b),
+            lambda context, a, b, c: build(context, a, b, c),
+        ][len(parameters)]
+    )
+
+
+# --- asynchronous copies (9.7.9.25.3, cp.async) ---------------------------------------------------
+
+# copy_16(shared, address, count): the first count of 16 bytes at an address to shared memory, zeros
+# behind them, at some time before a wait.
+copy_16 = _instruction(
+    "cp.async.cg.shared.global [$0], [$1], 16, $2;",
+    "r,l,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint64,
+    types.uint32,
+)
+# copies_end(): what this thread has asked for since the last call becomes one group.
+copies_end = _instruction("cp.async.commit_group;", "~{memory}", types.void)
+
+
+def copies_but(groups):
+    """``wait = copies_but(1)``; ``wait()``: until all but the last group of copies have arrived."""
+    return _instruction(f"cp.async.wait_group {groups};", "~{memory}", types.void)
+
+
+# --- tensor cores ---------------------------------------------------------------------------------
+
+
+def fragments(count, add, xor, turned):
+    """``load(address)``: the operands of ``count`` tiles of 16 × 16 bfloat16, 4 words of two each.
+
+    Lane l gives the address in shared memory of a row of 8 numbers: row l % 8 of the l / 8-th of four
+    squares of 8 × 8, and gets from each square the two numbers at row l / 4, columns 2 · (l % 4) and the
+    next; of the transposed square if ``turned``. Tile i is i · ``add`` bytes behind the first, and then
+    the bits of i · ``xor`` in its address are flipped. (9.7.15.5.15, ldmatrix)
+    """
+    trans = ".trans" if turned else ""
+    template = f"ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{$0, $1, $2, $3}}, [$4];"
+    kind = ir.LiteralStructType([WORD] * 4)
+
+    @intrinsic
+    def load(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            code = ir.InlineAsm(
+                ir.FunctionType(kind, [WORD]), template, "=r,=r,=r,=r,r,~{memory}", side_effect=True
+            )
+            first = context.cast(builder, arguments[0], signature.args[0], types.uint32)
+            words = []
+            for i in range(count):
+                place = builder.xor(builder.add(first, WORD(i * add)), WORD(i * xor))
+                four = builder.call(code, [place])
+                words += [builder.extract_value(four, j) for j in range(4)]
+            return _pack(builder, ir.ArrayType(WORD, 4 * count), words)
+
+        return types.UniTuple(types.uint32, 4 * count)(address), generate
+
+    return load
+
+
+def tensor_sums(tiles_down, tiles_across):
+    """``zeros()`` and ``add(sums, a, b)`` for a warp's tile of (16 · tiles_down) × (8 · tiles_across).
+
+    ``sums`` are 4 numbers of each piece of 16 × 8, row by row of pieces: lane l has rows l / 4 and
+    l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
+    operand, ``b`` 2 words of each 16 × 8 of the right one. (9.7.15.5.8, mma.m16n8k16)
+    """
+    count = 4 * tiles_down * tiles_across
+    sums_type = types.UniTuple(types.float32, count)
+    a_type, b_type = (
+        types.UniTuple(types.uint32, 4 * tiles_down),
+        types.UniTuple(types.uint32, 2 * tiles_across),
+    )
+    four = ir.LiteralStructType([FLOAT] * 4)
+    template = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+
+    @intrinsic
+    def zeros(typing_context):
+        def generate(context, builder, signature, arguments):
+            return ir.Constant(ir.ArrayType(FLOAT, count), [0.0] * count)
+
+        return sums_type(), generate
+
+    @intrinsic
+    def add(typing_context, sums, a, b):
+        if (sums, a, b) != (sums_type, a_type, b_type):
+            return None
+
+        def generate(context, builder, signature, arguments):
+            code = ir.InlineAsm(
+                ir.FunctionType(four, [WORD] * 6 + [FLOAT] * 4),
+                template,
+                "=f,=f,=f,=f,r,r,r,r,r,r,0,1,2,3",
+                side_effect=True,
+            )
+            sums, a, b = arguments
+            totals = []
+            for i in range(tiles_down):
+                for j in range(tiles_across):
+                    place = 4 * (i * tiles_across + j)
+                    found = builder.call(
+                        code,
+                        [builder.extract_value(a, 4 * i + k) for k in range(4)]
+                        + [builder.extract_value(b, 2 * j + k) for k in range(2)]
+                        + [builder.extract_value(sums, place + k) for k in range(4)],
+                    )
+                    totals += [builder.extract_value(found, k) for k in range(4)]
+            return _pack(builder, ir.ArrayType(FLOAT, count), totals)
+
+        return sums_type(sums, a, b), generate
+
+    return zeros, add
+
+
+# bfloat16_pair(low, high): two float32 rounded to bfloat16, in one word. (9.7.9.21, cvt)
+bfloat16_pair = _instruction(
+    "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32, types.float32, types.float32
+)
+
+
+@device
+def low_half(word):
+    """The first bfloat16 of a pair, as float32."""
+    return _float_of(word << types.uint32(16))
+
+
+@device
+def high_half(word):
+    """The second bfloat16 of a pair, as float32."""
+    return _float_of(word & types.uint32(0xFFFF0000))
+
+
+@intrinsic
+def _float_of(typing_context, bits):
+    def generate(context, builder, signature, arguments):
+        word = context.cast(builder, arguments[0], signature.args[0], types.uint32)
+        return builder.bitcast(word, FLOAT)
+
+    return types.float32(bits), generate

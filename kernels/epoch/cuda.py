@@ -1,0 +1,466 @@
+"""A stretch of an epoch of a network with one hidden layer in one launch: the weights stay on the chip.
+
+Small networks are all latency: a step of 784-128-10 is a microsecond of arithmetic, and launching a kernel
+takes longer. Here every block owns some hidden units: their columns of the first weights, their rows of the
+second and what the optimizer keeps for both stay in its shared memory from the first step to the last. In
+each step a block
+
+1. computes its units' outputs for all images of the batch, and what these add to the logits;
+2. meets the others, adds up the logits of its share of the images (in the order of the blocks), writes their
+   loss and the logits' gradient;
+3. meets the others again, reads the gradients of all images, and updates what it owns. The bias of the
+   output layer every block keeps for itself, with the same bits.
+
+The next batch is on its way while this one is computed with. No sum depends on who comes first.
+
+Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
+"Persistent RNNs", ICML 2016.
+"""
+
+import math
+
+import numpy as np
+from numba import float32, int64, uint8, uint32, uint64
+
+from ..common import ptx
+from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
+
+THREADS = 256
+WARPS = THREADS // 32
+ALL = 0xFFFFFFFF  # lanes
+MOST_CLASSES = 32  # one for each lane
+
+# The words of the plan.
+(
+    STEPS,
+    FIRST_STEP,
+    BATCH,
+    COUNT,
+    PIXELS,
+    HIDDEN,
+    CLASSES,
+    UNITS,  # of a block
+    W1,  # where in the flat buffer, and how far apart the rows are
+    W1_ROW,
+    B1,
+    W2,
+    W2_ROW,
+    B2,
+    STATES,  # 0, 1 or 2 vectors of the optimizer
+    ADAM,
+    NESTEROV,
+    WEIGHTED,
+    X,  # where in shared memory, in words, from here on
+    X_ROW,
+    X_BUFFERS,  # 1 or 2
+    X_WORDS,  # of a buffer
+    OWN,  # w1 [UNITS, OWN_ROW], then its states
+    OWN_ROW,
+    SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
+    SMALL_WORDS,
+    Y,  # [UNITS, Y_ROW], the units' outputs, then their gradients
+    Y_ROW,
+    DZ,  # [BATCH, CLASSES]
+    SHARED_WORDS,
+    WORDS,
+) = range(31)
+
+# The numbers of a step, as in kernels/optimizer: NUMBERS float32 for each.
+L2, SHRINK, RATE, MOMENTUM, BETA_1, NEW_1, BETA_2, NEW_2, CORRECTION, EPSILON, NUMBERS = range(11)
+
+
+@device
+def _warp_sum(value):
+    """The sum of all lanes' values, for each of them."""
+    for distance in (16, 8, 4, 2, 1):
+        value += cuda.shfl_xor_sync(ALL, value, distance)
+    return value
+
+
+@device
+def _warp_largest(value):
+    for distance in (16, 8, 4, 2, 1):
+        other = cuda.shfl_xor_sync(ALL, value, distance)
+        value = value if value > other or value != value else other
+    return value
+
+
+@device
+def _update(memory, at, states, gradient, plan, numbers, n):
+    """The parameter at ``memory[at]``, whose states are ``states`` words further each, by its gradient."""
+    p = memory[at]
+    slope = gradient + numbers[n + L2] * p
+    if plan[ADAM]:
+        mean = numbers[n + BETA_1] * memory[at + states] + numbers[n + NEW_1] * slope
+        square = numbers[n + BETA_2] * memory[at + 2 * states] + numbers[n + NEW_2] * slope * slope
+        memory[at + states] = mean
+        memory[at + 2 * states] = square
+        step = mean / (math.sqrt(square) * numbers[n + CORRECTION] + numbers[n + EPSILON])
+    elif plan[STATES] > 0:
+        velocity = numbers[n + MOMENTUM] * memory[at + states] + slope
+        memory[at + states] = velocity
+        step = slope + numbers[n + MOMENTUM] * velocity if plan[NESTEROV] else velocity
+    else:
+        step = slope
+    memory[at] = p * numbers[n + SHRINK] - numbers[n + RATE] * step
+
+
+@device
+def _ask_for_batch(plan, step, images, order, base):
+    """Copy the images of a step to shared memory, in rows of 32 bytes more than they have: eight lanes that
+    read 16 bytes each from rows below each other then meet all banks once."""
+    batch, pixels = plan[BATCH], plan[PIXELS]
+    start = (plan[FIRST_STEP] + step) * batch
+    count = min(batch, plan[COUNT] - start)
+    pieces = pixels // 16
+    place = base + uint32(4 * (plan[X] + step % plan[X_BUFFERS] * plan[X_WORDS]))
+    address = ptx.global_address(images)
+    for item in range(cuda.threadIdx.x, count * pieces, THREADS):
+        row, piece = item // pieces, item % pieces
+        source = address + uint64(order[start + row] * pixels + 16 * piece)
+        ptx.copy_16(place + uint32(4 * row * plan[X_ROW] + 16 * piece), source, uint32(16))
+
+
+@device
+def _own(plan, unit):
+    """The hidden unit of the network that is a block's ``unit``."""
+    return cuda.blockIdx.x * plan[UNITS] + unit
+
+
+@device
+def _carry(plan, memory, flat, state, back):
+    """Copy a block's parameters (state 0) or states from the flat buffer to shared memory, or back."""
+    units, pixels, classes = plan[UNITS], plan[PIXELS], plan[CLASSES]
+    here = plan[OWN] + state * units * plan[OWN_ROW]
+    for item in range(cuda.threadIdx.x, units * pixels, THREADS):
+        unit, pixel = item % units, item // units
+        if _own(plan, unit) < plan[HIDDEN]:
+            there = plan[W1] + pixel * plan[W1_ROW] + _own(plan, unit)
+            if back:
+                flat[there] = memory[here + unit * plan[OWN_ROW] + pixel]
+            else:
+                memory[here + unit * plan[OWN_ROW] + pixel] = flat[there]
+        elif not back:
+            memory[here + unit * plan[OWN_ROW] + pixel] = float32(0)
+    here = plan[SMALL] + state * plan[SMALL_WORDS]
+    for item in range(cuda.threadIdx.x, plan[SMALL_WORDS], THREADS):
+        there = int64(-1)
+        if item < units:
+            if _own(plan, item) < plan[HIDDEN]:
+                there = plan[B1] + _own(plan, item)
+        elif item < units + units * classes:
+            unit, c = (item - units) // classes, (item - units) % classes
+            if _own(plan, unit) < plan[HIDDEN]:
+                there = plan[W2] + _own(plan, unit) * plan[W2_ROW] + c
+        elif not back or cuda.blockIdx.x == 0:
+            there = plan[B2] + item - units - units * classes
+        if back:
+            if there >= 0:
+                flat[there] = memory[here + item]
+        else:
+            memory[here + item] = flat[there] if there >= 0 else float32(0)
+
+
+@device
+def _add_four(total, word, weights):
+    """The sum with four pixels of a word, times weights."""
+    total += float32(word & uint32(255)) * weights[0]
+    total += float32(word >> uint32(8) & uint32(255)) * weights[1]
+    total += float32(word >> uint32(16) & uint32(255)) * weights[2]
+    return total + float32(word >> uint32(24)) * weights[3]
+
+
+@device
+def _hidden(plan, memory, words, x, count):
+    """y[unit, image] = max(x·w1 + b1, 0): a thread for each image and unit, 16 pixels at a time."""
+    units = plan[UNITS]
+    sixteens = plan[PIXELS] // 16
+    for item in range(cuda.threadIdx.x, units * count, THREADS):
+        unit, image = item // count, item % count
+        row, w = x + image * plan[X_ROW], plan[OWN] + unit * plan[OWN_ROW]
+        total = float32(0)
+        for sixteen in range(sixteens):
+            ink = ptx.load4_words(words, row + 4 * sixteen)
+            at = w + 16 * sixteen
+            total = _add_four(total, ink[0], ptx.load4(memory, at))
+            total = _add_four(total, ink[1], ptx.load4(memory, at + 4))
+            total = _add_four(total, ink[2], ptx.load4(memory, at + 8))
+            total = _add_four(total, ink[3], ptx.load4(memory, at + 12))
+        total = total * float32(1 / 255) + memory[plan[SMALL] + unit]
+        memory[plan[Y] + unit * plan[Y_ROW] + image] = float32(0) if total < float32(0) else total
+
+
+@device
+def _logits(plan, memory, count, logits):
+    """What a block's units add to the logits: logits[block, image, class]."""
+    classes, units = plan[CLASSES], plan[UNITS]
+    w2 = plan[SMALL] + units
+    there = cuda.blockIdx.x * plan[BATCH] * classes
+    for item in range(cuda.threadIdx.x, count * classes, THREADS):
+        image, c = item // classes, item % classes
+        total = float32(0)
+        for unit in range(units):
+            total += memory[plan[Y] + unit * plan[Y_ROW] + image] * memory[w2 + unit * classes + c]
+        logits[there + item] = total
+
+
+@device
+def _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz):
+    """Loss, gradient and whether it is right for a block's share of the images: a warp for each."""
+    classes, blocks = plan[CLASSES], cuda.gridDim.x
+    warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+    parts = 32 // classes  # lanes that share a class's sum
+    part, c = lane // classes, lane % classes
+    b2 = plan[SMALL] + plan[UNITS] * (1 + classes)
+    first, last = count * cuda.blockIdx.x // blocks, count * (cuda.blockIdx.x + 1) // blocks
+    for image in range(first + warp, last, WARPS):
+        total = float32(0)
+        if part < parts:
+            for block in range(part, blocks, parts):
+                total += logits[(block * plan[BATCH] + image) * classes + c]
+        z = total
+        for other in range(1, parts):
+            z += cuda.shfl_sync(ALL, total, (other * classes + c) % 32)
+        z = z + memory[b2 + c] if lane < classes else float32(-np.inf)
+        largest = _warp_largest(z)
+        power = math.exp(z - largest) if lane < classes else float32(0)
+        whole = _warp_sum(power)
+        place = order[start + image]
+        target = labels[place]
+        best = cuda.ffs(cuda.ballot_sync(ALL, lane < classes and z == largest)) - 1
+        of_target = cuda.shfl_sync(ALL, z, target)
+        own = weight[place] if plan[WEIGHTED] else float32(1)
+        if lane < classes:
+            slope = power / whole - (float32(1) if lane == target else float32(0))
+            dz[image * classes + lane] = slope * own / float32(count)
+        if lane == 0:
+            loss[start + image] = (math.log(whole) - (of_target - largest)) * own
+            correct[start + image] = uint8(1) if best == target else uint8(0)
+
+
+@device
+def _backward(plan, memory, words, x, count, numbers, n):
+    """All gradients of what a block owns, used up as soon as they are there."""
+    units, classes, pixels = plan[UNITS], plan[CLASSES], plan[PIXELS]
+    small, states = plan[SMALL], plan[SMALL_WORDS]
+    dy = plan[Y] + units * plan[Y_ROW]
+    for item in range(cuda.threadIdx.x, units * count, THREADS):
+        unit, image = item // count, item % count
+        total = float32(0)
+        if memory[plan[Y] + unit * plan[Y_ROW] + image] > float32(0):
+            for c in range(classes):
+                w2 = memory[small + units + unit * classes + c]
+                total += memory[plan[DZ] + image * classes + c] * w2
+        memory[dy + unit * plan[Y_ROW] + image] = total
+    cuda.syncthreads()
+    warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+    for item in range(warp, plan[SMALL_WORDS], WARPS):  # b1, w2, b2 in turn
+        total = float32(0)
+        unit, c = (item - units) // classes, (item - units) % classes
+        for image in range(lane, count, 32):
+            if item < units:
+                total += memory[dy + item * plan[Y_ROW] + image]
+            elif unit < units:
+                y = memory[plan[Y] + unit * plan[Y_ROW] + image]
+                total += y * memory[plan[DZ] + image * classes + c]
+            else:
+                total += memory[plan[DZ] + image * classes + c]
+        total = _warp_sum(total)
+        if lane == 0:
+            _update(memory, small + item, states, total, plan, numbers, n)
+    fours = pixels // 4
+    states = units * plan[OWN_ROW]
+    for item in range(cuda.threadIdx.x, units * fours, THREADS):
+        unit, four = item // fours, item % fours
+        g0, g1, g2, g3 = float32(0), float32(0), float32(0), float32(0)
+        for image in range(count):
+            word = words[x + image * plan[X_ROW] + four]
+            slope = memory[dy + unit * plan[Y_ROW] + image]
+            g0 += float32(word & uint32(255)) * slope
+            g1 += float32(word >> uint32(8) & uint32(255)) * slope
+            g2 += float32(word >> uint32(16) & uint32(255)) * slope
+            g3 += float32(word >> uint32(24)) * slope
+        at, scale = plan[OWN] + unit * plan[OWN_ROW] + 4 * four, float32(1 / 255)
+        _update(memory, at, states, g0 * scale, plan, numbers, n)
+        _update(memory, at + 1, states, g1 * scale, plan, numbers, n)
+        _update(memory, at + 2, states, g2 * scale, plan, numbers, n)
+        _update(memory, at + 3, states, g3 * scale, plan, numbers, n)
+
+
+_arrived = ptx.copies_but(0)
+_copies_end = ptx.copies_end
+_shared_address = ptx.shared_address
+
+
+def _steps(
+    plan, images, labels, order, weight, parameters, state_0, state_1, numbers, logits, dz, loss, correct
+):
+    memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
+    base = _shared_address(words)
+    grid = cuda.cg.this_grid()
+    _ask_for_batch(plan, int64(0), images, order, base)
+    _copies_end()
+    _carry(plan, memory, parameters, 0, False)
+    if plan[STATES] > 0:
+        _carry(plan, memory, state_0, 1, False)
+    if plan[STATES] > 1:
+        _carry(plan, memory, state_1, 2, False)
+    for step in range(plan[STEPS]):
+        start = (plan[FIRST_STEP] + step) * plan[BATCH]
+        count = min(plan[BATCH], plan[COUNT] - start)
+        x = plan[X] + step % plan[X_BUFFERS] * plan[X_WORDS]
+        _arrived()
+        cuda.syncthreads()
+        if plan[X_BUFFERS] > 1 and step + 1 < plan[STEPS]:
+            _ask_for_batch(plan, step + 1, images, order, base)
+        _copies_end()
+        _hidden(plan, memory, words, x, count)
+        cuda.syncthreads()
+        _logits(plan, memory, count, logits)
+        grid.sync()
+        _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz)
+        grid.sync()
+        for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
+            memory[plan[DZ] + item] = dz[item]
+        cuda.syncthreads()
+        _backward(plan, memory, words, x, count, numbers, step * NUMBERS)
+        if plan[X_BUFFERS] == 1 and step + 1 < plan[STEPS]:
+            cuda.syncthreads()
+            _ask_for_batch(plan, step + 1, images, order, base)
+            _copies_end()
+    cuda.syncthreads()
+    _carry(plan, memory, parameters, 0, True)
+    if plan[STATES] > 0:
+        _carry(plan, memory, state_0, 1, True)
+    if plan[STATES] > 1:
+        _carry(plan, memory, state_1, 2, True)
+
+
+persistent = Kernel(
+    _steps,
+    *(LONGS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, BYTES),
+    threads=THREADS,
+    resident=1,
+    name="epoch, persistent",
+    least=(8, 0),
+    simulated=False,
+)
+
+
+# --- for the backend ------------------------------------------------------------------------------
+
+
+def _layout(sizes, batch, blocks, states, shared):
+    """The words of the plan that say where things are in ``shared`` bytes; None if they do not fit."""
+    pixels, hidden, classes = sizes
+    units = blocks_for(hidden, blocks)
+    own_row, y_row = pixels + 4, batch | 1
+    x_row = blocks_for(pixels, 4) + 8
+    small = units + units * classes + classes
+    parts = [
+        (OWN, (1 + states) * units * own_row),
+        (SMALL, (1 + states) * small),
+        (Y, 2 * units * y_row),
+        (DZ, batch * classes),
+    ]
+    for buffers in (2, 1):
+        words, at = {}, 0
+        for name, count in [(X, buffers * batch * x_row), *parts]:
+            words[name] = at
+            at += -(-count // 4) * 4  # four words are read at a time
+        if 4 * at <= shared:
+            sizes = {UNITS: units, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: batch * x_row}
+            sizes |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, SHARED_WORDS: at}
+            return words | sizes
+    return None
+
+
+def unsuited(plan, images, blocks, shared):
+    """Why :func:`train_epoch` cannot do what a ``fastdigit.backend.TrainPlan`` asks for; None if it can.
+
+    ``blocks`` is how many can be there at a time, ``shared`` the bytes of shared memory that each can have.
+    """
+    sizes, batch = plan.layout.layer_sizes, min(plan.batch_size, len(images))
+    if len(sizes) != 3:
+        return f"it needs one hidden layer, there are {len(sizes) - 2}"
+    if plan.precision != "float32":
+        return f"it computes in float32, not in {plan.precision}"
+    if any(plan.dropout):
+        return "it has no dropout"
+    if plan.clip_norm is not None:
+        return "it does not clip gradients"
+    if images.dtype != np.uint8:
+        return "it needs images of bytes"
+    if sizes[0] % 16:
+        return f"it needs a multiple of 16 pixels, there are {sizes[0]}"
+    if sizes[2] > MOST_CLASSES:
+        return f"it needs at most {MOST_CLASSES} classes, there are {sizes[2]}"
+    if _layout(sizes, batch, blocks, len(plan.state), shared) is None:
+        return f"a block's share of {sizes[1]} hidden units and {batch} images do not fit in {shared:,} bytes"
+    return None
+
+
+def _numbers(plan):
+    """The numbers of each step, [steps, NUMBERS]."""
+    optimizer, rates = plan.optimizer, np.asarray(plan.learning_rates, np.float64)
+    numbers = np.zeros((len(rates), NUMBERS), np.float64)
+    decay = optimizer.weight_decay
+    numbers[:, L2] = 0 if optimizer.decoupled else decay
+    numbers[:, SHRINK] = 1 - rates * decay if optimizer.decoupled else 1
+    numbers[:, RATE] = rates
+    if len(plan.state) == 2:
+        t = plan.update + 1 + np.arange(len(rates))
+        numbers[:, RATE] = rates / (1 - optimizer.beta1**t)
+        numbers[:, BETA_1], numbers[:, NEW_1] = optimizer.beta1, 1 - optimizer.beta1
+        numbers[:, BETA_2], numbers[:, NEW_2] = optimizer.beta2, 1 - optimizer.beta2
+        numbers[:, CORRECTION] = (1 - optimizer.beta2**t) ** -0.5
+        numbers[:, EPSILON] = optimizer.epsilon
+    else:
+        numbers[:, MOMENTUM] = optimizer.momentum
+    return numbers.astype(np.float32)
+
+
+def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, to_device):
+    """The steps of a ``fastdigit.backend.TrainPlan`` in one launch, where :func:`unsuited` allows it.
+
+    Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
+    Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
+    Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
+    Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once from
+    memory. ``blocks`` must be able to be there all at a time.
+    """
+    (pixels, hidden, classes), tensors = plan.layout.layer_sizes, plan.layout.tensors
+    batch = min(plan.batch_size, len(images))
+    words = np.zeros(WORDS, np.int64)
+    values = _layout(plan.layout.layer_sizes, batch, blocks, len(plan.state), shared) | {
+        STEPS: len(plan.learning_rates),
+        FIRST_STEP: plan.first_step,
+        BATCH: batch,
+        COUNT: len(images),
+        PIXELS: pixels,
+        HIDDEN: hidden,
+        CLASSES: classes,
+        W1: tensors[0].offset,
+        W1_ROW: tensors[0].row,
+        B1: tensors[1].offset,
+        W2: tensors[2].offset,
+        W2_ROW: tensors[2].row,
+        B2: tensors[3].offset,
+        STATES: len(plan.state),
+        ADAM: len(plan.state) == 2,
+        NESTEROV: getattr(plan.optimizer, "nesterov", False),
+        WEIGHTED: plan.weight is not None,
+    }
+    words[list(values)] = list(values.values())
+    blocks = blocks_for(hidden, values[UNITS])  # those that have a unit
+    parts = to_device(np.zeros(blocks * batch * classes, np.float32))
+    dz = to_device(np.zeros(batch * classes, np.float32))
+    nothing = parts[:0]
+    state = [*plan.state, nothing, nothing][:2]
+    persistent(
+        blocks,
+        *(to_device(words), images.reshape(-1), labels, order),
+        nothing if plan.weight is None else plan.weight,
+        *(plan.parameters, *state, to_device(_numbers(plan).reshape(-1)), parts, dz, loss, correct),
+        shared=4 * values[SHARED_WORDS],
+    )

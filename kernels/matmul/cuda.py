@@ -1,0 +1,167 @@
+"""The dense layer and its gradients on a GPU, and ``matmul`` for arrays of any library."""
+
+import numpy as np
+from numba import float32, int64
+
+from ..common.cuda import (
+    ALIGNED,
+    FLOATS,
+    SIMULATED,
+    Kernel,
+    blocks_for,
+    check_float32,
+    check_shapes,
+    cuda,
+    flat,
+    row_distance,
+)
+from .cuda_simt import multiply
+
+ACROSS, DOWN = 32, 8  # columns, and parts of a column, that a block adds up
+THREADS = ACROSS * DOWN
+
+
+def _column_sums(values, row_distance, rows, columns, sums):
+    parts = cuda.shared.array(THREADS, float32, ALIGNED)
+    lane, part = cuda.threadIdx.x % ACROSS, cuda.threadIdx.x // ACROSS
+    column = cuda.blockIdx.x * ACROSS + lane
+    total = float32(0)
+    if column < columns:
+        for row in range(part, rows, DOWN):
+            total += values[row * row_distance + column]
+    parts[cuda.threadIdx.x] = total
+    cuda.syncthreads()
+    if part == 0 and column < columns:
+        for other in range(1, DOWN):
+            total += parts[other * ACROSS + lane]
+        sums[column] = total
+
+
+_sum_columns = Kernel(_column_sums, FLOATS, int64, int64, int64, FLOATS, threads=THREADS, name="column sums")
+
+
+def dense(x, w, b, y, relu):
+    """y = x·w + b, and then max(y, 0) if ``relu``; NaN stays NaN. One pass.
+
+    Shapes: x [B, I], w [I, O], b [O], y [B, O]; rows may be further apart than they are long.
+    Dtypes: all float32. Writes: y, which must not overlap the others.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit or rows with gaps.
+    Cost: 2·B·I·O flops; writes B·O numbers once.
+    """
+    check_float32(x=x, w=w, b=b, y=y)
+    check_shapes(w=(w.shape, (x.shape[1], w.shape[1])), b=(b.shape, w.shape[1:]))
+    check_shapes(y=(y.shape, (x.shape[0], w.shape[1])))
+    multiply(x, w, y, bias=b, relu=relu)
+
+
+def dense_grad_input(dy, w, y_below, dx, scale):
+    """dx = scale · dy·wᵀ, and zero where ``y_below`` ≤ 0. One pass.
+
+    Shapes: dy [B, O], w [I, O], y_below [B, I] or None (no mask), dx [B, I].
+    Dtypes: all float32; scale is a number. Writes: dx, which must not overlap the others.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit or rows with gaps.
+    Cost: 2·B·I·O flops; reads y_below and writes dx once.
+    """
+    check_float32(dy=dy, w=w, y_below=y_below, dx=dx)
+    check_shapes(w=(w.shape, (w.shape[0], dy.shape[1])), dx=(dx.shape, (dy.shape[0], w.shape[0])))
+    if y_below is not None:
+        check_shapes(y_below=(y_below.shape, dx.shape))
+    multiply(dy, w, dx, turned=(False, True), y_below=y_below, scale=scale)
+
+
+def dense_grad_weight(x, dy, dw, db):
+    """dw = xᵀ·dy and db = the column sums of dy.
+
+    Shapes: x [B, I], dy [B, O], dw [I, O], db [O].
+    Dtypes: all float32. Writes: dw, db.
+    Errors: TypeError for another dtype, ValueError for shapes that do not fit or rows with gaps.
+    Cost: 2·B·I·O flops; dy is read once more for db.
+    """
+    check_float32(x=x, dy=dy, dw=dw, db=db)
+    check_shapes(dy=(dy.shape, (x.shape[0], dy.shape[1])), dw=(dw.shape, (x.shape[1], dy.shape[1])))
+    check_shapes(db=(db.shape, dy.shape[1:]))
+    multiply(x, dy, dw, turned=(True, False))
+    _sum_columns(blocks_for(dy.shape[1], ACROSS), flat(dy), row_distance(dy), *dy.shape, flat(db))
+
+
+# --- for other code -----------------------------------------------------------------------------
+
+
+def matmul(a, b, out=None):
+    """out = a·b on the GPU.
+
+    ``matmul(x, w)``; ``matmul(x, w, out=y)``
+
+    Shapes: a [M, K], b [K, N], out [M, N].
+    Dtypes: all float32. Arrays of CuPy, of whatever has ``__cuda_array_interface__``, or of what speaks
+    DLPack; one of a and b may be a transposed view. The work goes to CuPy's current stream, and may
+    not be done when this returns.
+    Writes: out (a new CuPy array if None), and returns it.
+    Errors: TypeError for another dtype or an array that is not on the GPU, ValueError for shapes that
+    do not fit or an out whose rows have gaps.
+    Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns.
+    """
+    xp = _array_module()
+    result = out
+    a, b = (_on_device(xp, name, array) for name, array in (("a", a), ("b", b)))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"shapes {a.shape} and {b.shape} have no product")
+    shape = (a.shape[0], b.shape[1])
+    if out is None:
+        result = out = xp.empty(shape, np.float32)
+    out = _on_device(xp, "out", out)
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, the product has {shape}")
+    if a.shape[1] == 0:
+        out[...] = 0
+        return result
+    if not out.size:
+        return result
+    (a, a_turned), (b, b_turned) = _rows_first(xp, a), _rows_first(xp, b)
+    if a_turned and b_turned:
+        b, b_turned = xp.ascontiguousarray(b.T), False
+    multiply(a, b, out, turned=(a_turned, b_turned))
+    return result
+
+
+def matmul_tn(a, b, out=None):
+    """out = aᵀ·b, for a [K, M] and b [K, N]; the rest as :func:`matmul`."""
+    return matmul(_on_device(_array_module(), "a", a).T, b, out)
+
+
+def matmul_nt(a, b, out=None):
+    """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
+    return matmul(a, _on_device(_array_module(), "b", b).T, out)
+
+
+def _array_module():
+    if SIMULATED:
+        return np
+    import cupy
+
+    return cupy
+
+
+def _on_device(xp, name, array):
+    """An array of any library as one of CuPy that shares its memory."""
+    if not isinstance(array, xp.ndarray):
+        if hasattr(array, "__cuda_array_interface__"):
+            array = xp.asarray(array)
+        elif hasattr(array, "__dlpack__") and not isinstance(array, np.ndarray):
+            array = xp.from_dlpack(array)
+        else:
+            raise TypeError(f"{name} must be an array on the GPU, got {type(array).__name__}")
+    if array.dtype != np.float32:
+        raise TypeError(f"{name} must be a float32 array, got {array.dtype}")
+    return array
+
+
+def _rows_first(xp, matrix):
+    """A matrix whose rows have no gaps, and whether it is the transposed one of what was given."""
+    for view, turned in ((matrix, False), (matrix.T, True)):
+        try:
+            row_distance(view)
+            return view, turned
+        except ValueError:
+            continue
+    return xp.ascontiguousarray(matrix), False

@@ -1,0 +1,257 @@
+"""Matrix products with the GPU's ordinary multiply-adds, in float32, for every capability and the simulator.
+
+A block computes one tile of the output. For ``DEPTH`` k at a time it copies what it needs of both
+operands to shared memory, k by k, so that a thread gets 8 numbers of a row and 8 of a column with
+four accesses of 128 bits, for 64 multiply-adds. While it computes, the next numbers are already on
+their way to its registers, and from there to the other half of the shared memory: one barrier a turn.
+
+A warp computes 32 × 64 numbers, a thread rows r … r + 3 and r + 16 … r + 19 of columns c … c + 3 and
+c + 32 … c + 35, so that neighbouring lanes read and write what lies next to each other.
+
+Where the numbers of an operand are next to each other along k, they are turned on the way. Lanes then
+write four rows of shared memory at once, which lie in the same banks: so number m of row k is stored at
+m xor 128 / DEPTH · (k / 4). Four that are read together stay together.
+
+Every number is summed in the order of k by one thread: the same bits in every run.
+
+Source: Volkov, Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008; NVIDIA, CUTLASS,
+"Efficient GEMM in CUDA".
+"""
+
+import numpy as np
+from numba import float32, int64, uint64
+
+from ..common.cuda import ALIGNED, FLOATS, Kernel, blocks_for, cuda, device, flat
+from ..common.cuda import row_distance as row_of
+from ..common.ptx import add_outer, fold, load4, no_sums, sequence, store4
+
+ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+
+# What becomes of a finished number, in this order, and whether all vectors of four are aligned.
+BIAS, RELU, MASK, VECTORS = 1, 2, 4, 8
+
+
+@device
+def read4(vector, row, row_distance, column, rows, columns, vectors):
+    """Four numbers of a row of a matrix, zeros where it has none."""
+    zero = float32(0)
+    if row >= rows or column >= columns:
+        return zero, zero, zero, zero
+    at = row * row_distance + column
+    if vectors and column + 4 <= columns:
+        return load4(vector, at)
+    at = uint64(at)  # without a sign: Numba then does not ask whether to count from the end
+    return (
+        vector[at],
+        vector[at + ONE] if column + 1 < columns else zero,
+        vector[at + TWO] if column + 2 < columns else zero,
+        vector[at + THREE] if column + 3 < columns else zero,
+    )
+
+
+@device
+def write4(vector, at, count, vectors, values):
+    """The first ``count`` of four values, or all."""
+    if vectors and count >= 4:
+        store4(vector, at, values)
+        return
+    at = uint64(at)
+    vector[at] = values[0]
+    if count > 1:
+        vector[at + ONE] = values[1]
+    if count > 2:
+        vector[at + TWO] = values[2]
+    if count > 3:
+        vector[at + THREE] = values[3]
+
+
+@device
+def _finished(value, bias, relu):
+    """max(value + bias, 0) if ``relu``; NaN stays NaN."""
+    value += bias
+    return float32(0) if relu and value < float32(0) else value
+
+
+def _finisher(down, across, place):
+    """A device function for four of a thread's sums, which are beside each other: what ``how`` asks for,
+    then into c."""
+    end = place + 4
+
+    @device
+    def finish(sums, c, c_row, row, column, rows, columns, bias, y_below, y_row, scale, how):
+        row += down
+        column += across
+        if row >= rows or column >= columns:
+            return
+        four = sums[place:end]
+        vectors, relu = how & VECTORS, how & RELU
+        zero = float32(0)
+        added = zero, zero, zero, zero
+        if how & BIAS:
+            added = read4(bias, 0, 0, column, 1, columns, vectors)
+        v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
+        v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
+        v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
+        if how & MASK:
+            below = read4(y_below, row, y_row, column, rows, columns, vectors)
+            v0, v1 = v0 if below[0] > zero else zero, v1 if below[1] > zero else zero
+            v2, v3 = v2 if below[2] > zero else zero, v3 if below[3] > zero else zero
+        write4(c, row * c_row + column, columns - column, vectors, (v0, v1, v2, v3))
+
+    return finish
+
+
+_finish = sequence(
+    [
+        _finisher(down, across, 4 * (2 * i + j))
+        for i, down in enumerate((0, 1, 2, 3, 16, 17, 18, 19))
+        for j, across in enumerate((0, 32))
+    ]
+)
+
+
+def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
+    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    threads = tile_rows * tile_columns // 64
+    depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
+    fours = depth_at_once // 4
+    turn = 128 // depth_at_once
+    warps_down = tile_rows // 32
+    half_a, half_b = depth_at_once * tile_rows, depth_at_once * tile_columns
+    all_a, all_b = 2 * half_a, 2 * half_b
+
+    @device
+    def fetch(vector, row_distance, by_k, tile, piece, start, k, count, depth, vectors):
+        """A thread's four numbers of piece 0 or 1 of an operand's tile, from row or column ``start`` on."""
+        part = cuda.threadIdx.x + piece * threads
+        if by_k:
+            return read4(
+                vector, start + part // fours, row_distance, k + part % fours * 4, count, depth, vectors
+            )
+        return read4(
+            vector,
+            k + part // (tile // 4),
+            row_distance,
+            start + part % (tile // 4) * 4,
+            depth,
+            count,
+            vectors,
+        )
+
+    @device
+    def keep(shared, base, by_k, tile, piece, values):
+        """Put them into shared memory, k by k."""
+        part = cuda.threadIdx.x + piece * threads
+        if by_k:
+            four = part % fours
+            at = base + four * 4 * tile + (part // fours ^ four * turn)
+            at, beyond = uint64(at), uint64(tile)
+            shared[at] = values[0]
+            shared[at + beyond] = values[1]
+            shared[at + TWO * beyond] = values[2]
+            shared[at + THREE * beyond] = values[3]
+        else:
+            k = part // (tile // 4)
+            store4(shared, base + k * tile + (part % (tile // 4) * 4 ^ k // 4 * turn), values)
+
+    def step(i):
+        """A device function that adds the products of one k of those in shared memory."""
+        moved, a_before, b_before = i // 4 * turn, i * tile_rows, i * tile_columns
+
+        @device
+        def step(sums, strip, from_a, row, panel, from_b, column):
+            return add_outer(
+                sums,
+                load4(strip, from_a + (row ^ moved) + a_before),
+                load4(strip, from_a + (row + 16 ^ moved) + a_before),
+                load4(panel, from_b + (column ^ moved) + b_before),
+                load4(panel, from_b + (column + 32 ^ moved) + b_before),
+            )
+
+        return step
+
+    compute = fold([step(i) for i in range(depth_at_once)])
+
+    def matmul_simt(a, a_row, b, b_row, c, c_row, rows, columns, depth, bias, y_below, y_row, scale, how):
+        # Two halves: one is read while the other is filled.
+        strip = cuda.shared.array(all_a, float32, ALIGNED)
+        panel = cuda.shared.array(all_b, float32, ALIGNED)
+        warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+        top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
+        row, column = warp % warps_down * 32 + lane // 8 * 4, warp // warps_down * 64 + lane % 8 * 4
+        vectors = how & VECTORS
+        sums = no_sums()
+        half = 0
+        a_0 = fetch(a, a_row, a_by_k, tile_rows, 0, top, 0, rows, depth, vectors)
+        a_1 = fetch(a, a_row, a_by_k, tile_rows, 1, top, 0, rows, depth, vectors)
+        b_0 = fetch(b, b_row, b_by_k, tile_columns, 0, left, 0, columns, depth, vectors)
+        b_1 = fetch(b, b_row, b_by_k, tile_columns, 1, left, 0, columns, depth, vectors)
+        for k in range(0, depth, depth_at_once):
+            keep(strip, half * half_a, a_by_k, tile_rows, 0, a_0)
+            keep(strip, half * half_a, a_by_k, tile_rows, 1, a_1)
+            keep(panel, half * half_b, b_by_k, tile_columns, 0, b_0)
+            keep(panel, half * half_b, b_by_k, tile_columns, 1, b_1)
+            # Whoever passes has computed with the other half, which the next turn fills.
+            cuda.syncthreads()
+            after = k + depth_at_once
+            if after < depth:
+                a_0 = fetch(a, a_row, a_by_k, tile_rows, 0, top, after, rows, depth, vectors)
+                a_1 = fetch(a, a_row, a_by_k, tile_rows, 1, top, after, rows, depth, vectors)
+                b_0 = fetch(b, b_row, b_by_k, tile_columns, 0, left, after, columns, depth, vectors)
+                b_1 = fetch(b, b_row, b_by_k, tile_columns, 1, left, after, columns, depth, vectors)
+            sums = compute(sums, strip, half * half_a, row, panel, half * half_b, column)
+            half = 1 - half
+        _finish(
+            *(sums, c, c_row, top + row, left + column, rows, columns),
+            *(bias, y_below, y_row, scale, how),
+        )
+
+    arguments = [FLOATS, int64] * 3 + [int64] * 3 + [FLOATS, FLOATS, int64, float32, int64]
+    kind = ("t" if not a_by_k else "n") + ("t" if b_by_k else "n")
+    name = f"matmul_simt {kind} {tile_rows} × {tile_columns}"
+    return Kernel(matmul_simt, *arguments, threads=threads, resident=resident, name=name)
+
+
+TILES = ((128, 128), (64, 64))
+FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
+_KERNELS = {
+    (tile, a_by_k, b_by_k): _product(*tile, a_by_k, b_by_k, resident)
+    for tile, resident in zip(TILES, (1, 6), strict=True)
+    for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
+}
+
+
+def multiply(a, b, c, *, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, tile=None):
+    """c = a·b, where ``turned`` says which of a [M, K] and b [K, N] is given transposed (not both); then
+    c + bias, max(c, 0), scale · c where y_below > 0 else 0, each if asked for.
+
+    Shapes: c [M, N], bias [N], y_below [M, N]; rows may be further apart than they are long.
+    Dtypes: all float32. Writes: c.
+    Cost: 2·M·N·K flops; a is read once for every 64 or 128 columns, b once for as many rows.
+    ``tile``: one of TILES, by default a large one where there are enough of these.
+    """
+    rows, columns = c.shape
+    depth = a.shape[0] if turned[0] else a.shape[1]
+    if tile is None:
+        many = blocks_for(rows, TILES[0][0]) * blocks_for(columns, TILES[0][1])
+        tile = TILES[0] if many >= FEW else TILES[1]
+    operands = [a, b, c] + [x for x in (bias, y_below) if x is not None]
+    how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
+    how += VECTORS * all(map(_in_vectors, operands))
+    nothing = flat(c)[:0]
+    _KERNELS[tile, not turned[0], turned[1]](
+        (blocks_for(columns, tile[1]), blocks_for(rows, tile[0])),
+        *(flat(a), row_of(a), flat(b), row_of(b), flat(c), row_of(c), rows, columns, depth),
+        nothing if bias is None else flat(bias),
+        nothing if y_below is None else flat(y_below),
+        0 if y_below is None else row_of(y_below),
+        scale,
+        how,
+    )
+
+
+def _in_vectors(array):
+    """Whether every fourth number of an array's rows is at a multiple of 16 bytes."""
+    address = array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
+    return address % 16 == 0 and (array.ndim == 1 or array.shape[0] < 2 or row_of(array) % 4 == 0)

@@ -1,0 +1,280 @@
+"""The kernels for the GPU, compiled by Numba and run by the interpreter of PTX, which finds accesses out of
+bounds, reads of what nobody wrote, races and divergent barriers in passing; the results are held to the
+same checks as those of every backend."""
+
+import importlib.util
+import inspect
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit.bench import cases, checks
+from fastdigit.kernels.common import cuda
+from fastdigit.kernels.matmul import cuda_mma, cuda_simt
+from fastdigit.kernels.relu import cuda as relu
+
+from ..ptx.emulated import backend, emulated
+from ..ptx.ptxrun import PTXError
+
+right = fd.get_backend("numpy")
+
+OPERATIONS = {
+    name: list(inspect.signature(f).parameters) for name, f in vars(right).items() if name in checks.CHECKS
+}
+
+
+def test_the_backend_is_complete_and_has_the_protocols_parameters():
+    for name, parameters in OPERATIONS.items():
+        assert list(inspect.signature(getattr(backend(), name)).parameters) == parameters
+    assert len(OPERATIONS) == 11
+
+
+MATMUL = [
+    cases.Matmul(*sizes)
+    for sizes in (
+        (1, 1, 1),
+        (1, 37, 10),
+        (5, 4, 19),
+        (17, 29, 64),
+        (33, 7, 65),
+        (63, 64, 128),
+        (64, 8, 63),
+        (65, 101, 3),
+        (128, 16, 64),
+        (2, 784, 10),
+    )
+]
+
+
+@pytest.mark.parametrize("case", MATMUL, ids=str)
+@pytest.mark.parametrize("operation", ["dense", "dense_grad_input", "dense_grad_weight"])
+def test_dense(operation, case, record_property):
+    with emulated() as emulator:
+        check, _ = checks.CHECKS[operation][0]
+        record_property("worst error/bound", check(getattr(backend(), operation), backend(), case))
+    assert all(kernel.name.startswith(("matmul_simt", "column")) for kernel, _ in emulator.reports)
+
+
+def test_dense_passes_nan_on():
+    with emulated():
+        checks.check_dense_passes_nan_on(backend().dense, backend(), cases.Matmul(5, 37, 19))
+
+
+OTHERS = ("gather", "gather_values", "softmax", "softmax_xent", "dropout", "sgd", "adam", "clip_norm")
+
+
+@pytest.mark.parametrize(
+    ("operation", "check", "case"),
+    [
+        pytest.param(operation, *case.values, id=f"{operation}-{case.id}")
+        for operation in OTHERS
+        for case in checks.parameters(operation)
+    ],
+)
+def test_other_operations(operation, check, case, record_property):
+    with emulated():
+        record_property("worst error/bound", check(getattr(backend(), operation), backend(), case))
+
+
+@pytest.mark.parametrize("case", [cases.Matmul(5, 37, 19), cases.Matmul(64, 64, 10)], ids=str)
+@pytest.mark.parametrize("operation", ["relu", "relu_grad"])
+def test_relu(operation, case):
+    check, _ = checks.CHECKS[operation][0]
+
+    def contiguous(*arrays):
+        *inputs, output = arrays
+        result = np.ascontiguousarray(output)
+        getattr(relu, operation)(*map(np.ascontiguousarray, inputs), result)
+        output[...] = result
+
+    with emulated():
+        check(contiguous, backend(), case)
+
+
+# --- products: tiles and tensor cores -------------------------------------------------------------
+
+SHAPES = [(1, 1, 1), (130, 17, 129), (37, 70, 260), (128, 96, 128)]
+TURNED = [(False, False), (False, True), (True, False)]
+
+
+def operands(shape, turned, seed=0):
+    """a and b, each transposed if asked for, in rows of a multiple of 8 numbers."""
+    random = np.random.default_rng(seed)
+    rows, depth, columns = shape
+
+    def padded(down, across):
+        whole = np.full((down, -(-across // 8) * 8), np.nan, np.float32)
+        whole[:, :across] = random.standard_normal((down, across))
+        return whole[:, :across]
+
+    a = padded(depth, rows) if turned[0] else padded(rows, depth)
+    b = padded(columns, depth) if turned[1] else padded(depth, columns)
+    return a, b
+
+
+def product(a, b, turned):
+    return (a.T if turned[0] else a).astype(np.float64) @ (b.T if turned[1] else b).astype(np.float64)
+
+
+@pytest.mark.parametrize("tile", cuda_simt.TILES, ids=str)
+@pytest.mark.parametrize("turned", TURNED, ids=["nn", "nt", "tn"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_of_float32(tile, turned, shape):
+    a, b = operands(shape, turned)
+    c = np.full((shape[0], shape[2]), np.nan, np.float32)
+    with emulated():
+        cuda_simt.multiply(a, b, c, turned=turned, tile=tile)
+    bound = checks.gamma(shape[1], np.float32) * product(abs(a), abs(b), turned)
+    checks.within("c", c, product(a, b, turned), bound)
+
+
+def to_bfloat16(x):
+    """Rounded to the nearest, ties to even, as uint16 in rows of the same distance."""
+    bits = (
+        np.lib.stride_tricks.as_strided(x, (x.shape[0], x.strides[0] // 4), x.strides).copy().view(np.uint32)
+    )
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return (bits >> 16).astype(np.uint16)[:, : x.shape[1]]
+
+
+def from_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
+@pytest.mark.parametrize("turned", TURNED, ids=["nn", "nt", "tn"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_of_bfloat16(tile, turned, shape):
+    a, b = (to_bfloat16(x) for x in operands(shape, turned))
+    c = np.full((shape[0], shape[2]), np.nan, np.float32)
+    half = np.full((shape[0], shape[2] + shape[2] % 2), 0x7FC0, np.uint16)[:, : shape[2]]
+    with emulated():
+        cuda_mma.multiply(a, b, c=c, half=half, turned=turned, tile=tile)
+    a, b = from_bfloat16(a), from_bfloat16(b)
+    bound = checks.gamma(shape[1], np.float32) * product(abs(a), abs(b), turned)
+    checks.within("c", c, product(a, b, turned), bound)
+    assert (half == to_bfloat16(c)[:, : shape[2]]).all()
+
+
+@pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
+def test_what_follows_a_product_of_bfloat16(tile):
+    random = np.random.default_rng(1)
+    shape, turned = (70, 40, 67), (False, False)
+    a, b = (to_bfloat16(x) for x in operands(shape, turned))
+    bias = random.standard_normal(67).astype(np.float32)
+    below = to_bfloat16(random.standard_normal((70, 72)).astype(np.float32))[:, :67]
+    c = np.full((70, 67), np.nan, np.float32)
+    plain = product(from_bfloat16(a), from_bfloat16(b), turned)
+    with emulated():
+        cuda_mma.multiply(a, b, c=c, bias=bias, relu=True, tile=tile)
+        np.testing.assert_allclose(c, np.maximum(plain + bias, 0), rtol=1e-4, atol=1e-4)
+        cuda_mma.multiply(a, b, c=c, y_below=below, scale=2.0, tile=tile)
+    np.testing.assert_allclose(c, np.where(from_bfloat16(below) > 0, 2 * plain, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_rounding_to_bfloat16():
+    x = np.random.default_rng(2).standard_normal((5, 301)).astype(np.float32)
+    half = np.zeros((5, 302), np.uint16)[:, :301]
+    with emulated():
+        cuda_mma.to_bfloat16(x, half)
+    padded = np.zeros((5, 304), np.float32)
+    padded[:, :301] = x
+    assert (half == to_bfloat16(padded[:, :301])).all()
+
+
+# --- whole trainings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (fd.SGD(0.1, momentum=0.9, nesterov=True), {}),
+        (fd.Adam(0.01, weight_decay=0.01), {"clip_norm": 0.5}),
+    ],
+    ids=["sgd", "adam"],
+)
+def test_a_training_ends_with_the_weights_of_the_reference(optimizer, options):
+    random = np.random.default_rng(3)
+    images = fd.Images(
+        random.integers(0, 256, (40, 6, 6)).astype(np.uint8), random.integers(0, 4, 40).astype(np.uint8)
+    )
+    weights = []
+    with emulated() as emulator:
+        for side in (backend(), "numpy"):
+            net = fd.Network([36, 20, 12, 4], backend=side, seed=3, dropout=0.2)
+            fd.fit(net, images, optimizer=optimizer, epochs=2, batch_size=16, seed=1, **options)
+            weights.append(net.get_parameters())
+    assert len(emulator.reports) > 50
+    for name, expected in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
+
+
+# --- faults that must be found --------------------------------------------------------------------
+
+
+def with_fault(module, old, new):
+    """The module again, with one piece of its source replaced."""
+    source = importlib.util.find_spec(module.__name__).loader.get_source(module.__name__)
+    assert source.count(old) >= 1, f"{old!r} is not in {module.__name__}"
+    spec = importlib.util.spec_from_loader(module.__name__ + "_with_fault", loader=None)
+    faulty = importlib.util.module_from_spec(spec)
+    faulty.__package__ = module.__package__
+    known = len(cuda.KERNELS)
+    exec(compile(source.replace(old, new, 1), "faulty.py", "exec"), faulty.__dict__)
+    del cuda.KERNELS[known:]
+    return faulty
+
+
+FAULTS = [
+    pytest.param(cuda_simt, "cuda.syncthreads()", "pass", "race|nothing has written", id="no barrier"),
+    pytest.param(
+        cuda_simt, "            half = 1 - half\n", "", "race", id="one half of shared memory for both"
+    ),
+    pytest.param(
+        cuda_simt,
+        "if row >= rows or column >= columns:",
+        "if column >= columns:",
+        "out of bounds",
+        id="rows beyond the last",
+    ),
+    pytest.param(cuda_simt, "fours * 4", "fours * 4 + 1", "misaligned|wrong", id="unaligned"),
+    pytest.param(cuda_mma, "all_but_one()", "pass", "nothing has written|wrong", id="no wait for copies"),
+    pytest.param(cuda_mma, "cuda.syncthreads()", "pass", "race|nothing has written", id="no barrier, copies"),
+    pytest.param(
+        cuda_mma,
+        "within if uint32(piece * rows_at_once) < rows_left else uint32(0)",
+        "within",
+        "out of bounds",
+        id="copies beyond the last row",
+    ),
+    pytest.param(cuda_mma, "row // 2 % 4 if by_k", "0 if by_k", None, id="no exchange: right, but slow"),
+]
+
+
+@pytest.mark.parametrize(("module", "old", "new", "message"), FAULTS)
+def test_faults_are_found(module, old, new, message):
+    faulty = with_fault(module, old, new)
+    shape = (70, 100, 67)
+    a, b = operands(shape, (False, False))
+    c = np.full((70, 67), np.nan, np.float32)
+
+    def run():
+        with emulated(metrics=True) as emulator:
+            if module is cuda_simt:
+                faulty.multiply(a, b, c, tile=(64, 64))
+                left, right = a, b
+            else:
+                halves = to_bfloat16(a), to_bfloat16(b)
+                faulty.multiply(*halves, c=c, tile=(64, 64))
+                left, right = map(from_bfloat16, halves)
+        expected = product(left, right, (False, False))
+        if not np.abs(c - expected).max() < 1e-3:
+            raise PTXError("wrong result")
+        return emulator.reports[-1][1]
+
+    if message is None:
+        assert run().bank_conflicts["ldmatrix.shared"] > 0
+    else:
+        with pytest.raises(PTXError, match=message):
+            run()

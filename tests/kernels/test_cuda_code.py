@@ -1,0 +1,78 @@
+"""What NVIDIA's assembler makes of every kernel for the GPU: no number leaves the registers, what is meant
+to be resident fits, and the instructions are those that the kernel was written for."""
+
+import json
+
+import pytest
+
+from fastdigit.kernels.common.cuda import KERNELS
+from fastdigit.kernels.dropout import cuda as _dropout  # noqa: F401  (each adds its kernels)
+from fastdigit.kernels.epoch import cuda as _epoch  # noqa: F401
+from fastdigit.kernels.gather import cuda as _gather  # noqa: F401
+from fastdigit.kernels.matmul import cuda as _matmul  # noqa: F401
+from fastdigit.kernels.matmul import cuda_mma as _mma  # noqa: F401
+from fastdigit.kernels.optimizer import cuda as _optimizer  # noqa: F401
+from fastdigit.kernels.relu import cuda as _relu  # noqa: F401
+from fastdigit.kernels.softmax_xent import cuda as _softmax_xent  # noqa: F401
+
+from ..ptx import table
+from ..ptx.assembled import LIMITS, assemble
+
+CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))
+COMPILED = [
+    pytest.param(kernel, capability, id=f"{kernel.name}, {'.'.join(map(str, capability))}")
+    for kernel in KERNELS
+    for capability in CAPABILITIES
+    if capability[:2] >= kernel.least
+]
+
+
+@pytest.mark.parametrize(("kernel", "capability"), COMPILED)
+def test_registers_and_memory(kernel, capability):
+    code = assemble(kernel.ptx(capability), capability)
+    assert code.spills == 0
+    assert code.stack == 0, "numbers in local memory"
+    most = LIMITS[capability[:2]][1] // kernel.threads  # 7.5 holds fewer threads than the others
+    shared_fits = LIMITS[capability[:2]][3] // max(1, code.shared)
+    assert code.blocks(capability, kernel.threads) >= min(kernel.resident, most, shared_fits)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_products_of_float32_multiply(capability):
+    for kernel in KERNELS:
+        if kernel.name.startswith("matmul_simt"):
+            code = assemble(kernel.ptx(capability), capability)
+            # The code for the edges is in the loop, too, and hardly ever runs.
+            large = kernel.threads == 256
+            assert code.share("FFMA", "FFMA2") > (0.75 if large else 0.65), (kernel.name, code.loop)
+            assert any(opcode.startswith("LDS") and opcode.endswith("128") for opcode in code.modifiers)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES[1:], ids=str)
+def test_products_of_bfloat16_use_tensor_cores_and_asynchronous_copies(capability):
+    for kernel in KERNELS:
+        if kernel.name.startswith("matmul_mma"):
+            code = assemble(kernel.ptx(capability), capability)
+            assert code.opcodes["HMMA"] > 0
+            assert code.opcodes["LDSM"] > 0
+            assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
+            # An HMMA keeps a tensor core busy for 8 cycles at 8.0, a warp issues one instruction a cycle.
+            large = code.shared > 40_000
+            assert code.share("HMMA") > (0.25 if large else 0.1), (kernel.name, code.loop)
+
+
+def test_what_products_move():
+    """Of whole tiles: no access of shared memory waits for another's bank, nothing is moved that is not
+    an operand."""
+    found = table.traffic()
+    assert len(found) == 12
+    for name, counted in found.items():
+        assert counted["conflicts"] == 0, name
+        assert 0.99 < counted["sectors"] <= 1.05, name
+
+
+def test_the_page_shows_what_was_counted():
+    results = json.loads(table.RESULTS.read_text())
+    assert table.in_page(table.README.read_text(encoding="utf-8")) == table.markdown(results)
+    assert {row["kernel"] for row in results["kernels"]} == {kernel.name for kernel in KERNELS}
+    assert all(row["spills"] == 0 for row in results["kernels"])

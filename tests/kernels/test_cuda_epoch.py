@@ -1,0 +1,72 @@
+"""The persistent kernel of a whole epoch, run by the interpreter of PTX as one cooperative launch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit.backend import _cuda_epochs
+
+from ..ptx.emulated import backend, emulated
+
+BLOCKS, SHARED = 4, 200_000
+
+
+def with_persistent_epochs(shared=SHARED):
+    """The emulated backend, whose trainings are launches of the persistent kernel."""
+    return replace(backend(), **_cuda_epochs((BLOCKS, shared), lambda array: array))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shared", "weighted"),
+    [
+        (fd.SGD(0.1), SHARED, False),
+        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True),
+        (fd.SGD(0.1, momentum=0.9), 9_000, False),
+        (fd.Adam(0.01), SHARED, False),
+        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False),
+    ],
+    ids=["sgd", "nesterov, L2, weighted", "momentum, one buffer", "adam", "adamw"],
+)
+def test_weights_as_of_the_reference(optimizer, shared, weighted):
+    random = np.random.default_rng(5)
+    images = fd.Images(
+        random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
+    )
+    weight = random.uniform(0.5, 2, 37) if weighted else None
+    weights, losses, paths = [], [], []
+    with emulated() as emulator:
+        for each in (with_persistent_epochs(shared), "numpy"):
+            net = fd.Network([64, 10, 5], backend=each, seed=3)
+            log = fd.fit(
+                net, images, optimizer=optimizer, epochs=2, batch_size=16, seed=1, sample_weight=weight
+            )
+            weights.append(net.get_parameters())
+            losses.append([entry.loss for entry in log.epochs])
+            paths.append(log.path)
+    assert paths[0] == "epoch"
+    assert {kernel.name for kernel, _ in emulator.reports} == {"epoch, persistent"}
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    for name, expected in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "reason"),
+    [
+        ((64, 10, 9, 5), {}, "one hidden layer, there are 2"),
+        ((64, 10, 5), {"dropout": 0.5}, "no dropout"),
+        ((36, 10, 5), {}, "multiple of 16 pixels, there are 36"),
+        ((64, 10, 40), {}, "at most 32 classes, there are 40"),
+        ((64, 20_000, 5), {}, "do not fit in 200,000 bytes"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_done_step_by_step_and_said(sizes, options, reason):
+    images = fd.Images(np.zeros((4, sizes[0], 1), np.uint8), np.zeros(4, np.uint8))
+    with emulated():
+        net = fd.Network(sizes, backend=with_persistent_epochs(), seed=0, **options)
+        with pytest.raises(fd.ConfigError, match=f"path='epoch' cannot be taken: .*{reason}"):
+            fd.fit(net, images, epochs=1, batch_size=4, path="epoch")
+        if max(sizes) < 1000:
+            assert reason in fd.fit(net, images, epochs=1, batch_size=4).path

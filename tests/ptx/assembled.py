@@ -1,0 +1,109 @@
+"""What NVIDIA's assembler makes of a kernel: registers, shared memory, spills and machine code.
+
+``ptxas`` and ``cuobjdump`` come from packages of PyPI and need no GPU.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+# Of a multiprocessor: registers, threads, blocks, bytes of shared memory (1 KiB more for each block
+# from 8.0 on). CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+LIMITS = {
+    (7, 5): (65536, 1024, 16, 64 * 1024, 0),
+    (8, 0): (65536, 2048, 32, 164 * 1024, 1024),
+    (9, 0): (65536, 2048, 32, 228 * 1024, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """One kernel for one compute capability."""
+
+    registers: int  # of a thread
+    shared: int  # bytes of a block, without what is asked for at the launch
+    stack: int  # bytes of local memory of a thread
+    spills: int  # bytes stored and loaded
+    opcodes: Counter  # of the whole kernel, without modifiers
+    loop: Counter  # of the loop with most multiplications
+    modifiers: frozenset  # opcodes as they are written, such as LDGSTS.E.BYPASS.128
+
+    def blocks(self, capability, threads):
+        """How many blocks a multiprocessor holds at a time."""
+        registers, most_threads, most_blocks, shared, for_block = LIMITS[capability[:2]]
+        warps = -(-threads // 32)
+        by_registers = registers // (-(-self.registers * 32 // 256) * 256 * warps)
+        by_shared = shared // (self.shared + for_block) if self.shared else most_blocks
+        return min(by_registers, most_threads // (32 * warps), most_blocks, by_shared)
+
+    def share(self, *opcodes):
+        """Of these among the instructions of the main loop."""
+        return sum(self.loop[opcode] for opcode in opcodes) / max(1, self.loop.total())
+
+
+def _tool(name):
+    for folder in map(Path, sys.path):
+        for found in sorted(folder.glob(f"nvidia/*/bin/{name}")):
+            return str(found)
+    raise FileNotFoundError(f"{name} is not installed: pip install nvidia-cuda-nvcc nvidia-cuda-cuobjdump")
+
+
+def _number(pattern, text):
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+_LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE)
+MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA", "IMMA")
+
+
+def _main_loop(lines):
+    """The instructions of the smallest loop with most multiplications."""
+    places = [place for place, _, _ in lines]
+    best, most = [], 0
+    for place, opcode, operands in lines:
+        target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
+        if target and int(target[1], 16) < place:
+            body = [line for at, line in zip(places, lines, strict=True) if int(target[1], 16) <= at <= place]
+            count = sum(line[1].split(".")[0] in MULTIPLY for line in body)
+            if count > most or (count == most and best and len(body) < len(best)):
+                best, most = body, count
+    return best
+
+
+@cache
+def assemble(ptx, capability):
+    """The :class:`Assembled` of a kernel's PTX."""
+    architecture = "sm_" + "".join(map(str, capability))
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        # The grid's barrier is a function of NVIDIA's, linked in at the launch.
+        alone = ["-c"] if "cudaCGSynchronize" in ptx else []
+        said = subprocess.run(
+            [_tool("ptxas"), "-v", *alone, f"-arch={architecture}", str(source), "-o", str(binary)],
+            capture_output=True,
+            text=True,
+        )
+        if said.returncode:
+            raise AssertionError(f"ptxas: {said.stderr}")
+        code = subprocess.run(
+            [_tool("cuobjdump"), "--dump-sass", str(binary)], capture_output=True, text=True, check=True
+        ).stdout
+    lines = [(int(place, 16), opcode, rest) for place, opcode, rest in _LINE.findall(code)]
+    assert lines, "cuobjdump shows no instructions"
+    return Assembled(
+        registers=_number(r"Used (\d+) registers", said.stderr),
+        shared=_number(r"(\d+) bytes smem", said.stderr),
+        stack=_number(r"(\d+) bytes stack frame", said.stderr),
+        spills=_number(r"(\d+) bytes spill stores", said.stderr)
+        + _number(r"(\d+) bytes spill loads", said.stderr),
+        opcodes=Counter(opcode.split(".")[0] for _, opcode, _ in lines),
+        loop=Counter(opcode.split(".")[0] for _, opcode, _ in _main_loop(lines)),
+        modifiers=frozenset(opcode for _, opcode, _ in lines),
+    )

@@ -1,0 +1,525 @@
+"""Tests of ptxrun itself: numba kernels compiled without a GPU, run here, compared with numpy; and planted faults that must be found."""
+
+import numpy as np
+import pytest
+from llvmlite import ir
+from numba import cuda, float32, int32, types, uint32
+from numba.extending import intrinsic
+
+from .ptxrun import Device, PTXError, launch, numba_args
+
+CC = (8, 0)
+f32a = lambda n: types.Array(float32, n, "C")
+
+
+def ptx_of(f, *sig, cc=CC):
+    """Compile without a GPU. Device functions ask for the current device's capability: answer for it."""
+    from numba.cuda import dispatcher
+
+    asked, dispatcher.get_current_device = (
+        dispatcher.get_current_device,
+        lambda: type("Device", (), {"compute_capability": cc}),
+    )
+    try:
+        return cuda.compile_ptx(f, types.void(*sig), cc=cc)[0]
+    finally:
+        dispatcher.get_current_device = asked
+
+
+def asm(arity, result, template, constraints):
+    """A PTX instruction as a numba intrinsic over `arity` scalars or tuples."""
+
+    def build(ctx, *args):
+        sig = result(*args)
+
+        def gen(context, bld, sig, vals):
+            flat = []
+            for ty, v in zip(sig.args, vals):
+                n = getattr(ty, "count", None)
+                flat += [bld.extract_value(v, k) for k in range(n)] if n else [v]
+            many = hasattr(result, "count")
+            if result == types.void:
+                rt = ir.VoidType()
+            else:
+                el = context.get_value_type(result.dtype if many else result)
+                rt = ir.LiteralStructType([el] * result.count) if many else el
+            r = bld.call(
+                ir.InlineAsm(
+                    ir.FunctionType(rt, [v.type for v in flat]), template, constraints, side_effect=True
+                ),
+                flat,
+            )
+            if not many:
+                return context.get_dummy_value() if result == types.void else r
+            out = ir.Constant(context.get_value_type(result), ir.Undefined)
+            for k in range(result.count):
+                out = bld.insert_value(out, bld.extract_value(r, k), k)
+            return out
+
+        return sig, gen
+
+    return intrinsic(
+        [
+            lambda c: build(c),
+            lambda c, x: build(c, x),
+            lambda c, x, y: build(c, x, y),
+            lambda c, x, y, z: build(c, x, y, z),
+        ][arity]
+    )
+
+
+def test_saxpy_with_tail():
+    def k(a, x, y):
+        i = cuda.grid(1)
+        if i < x.size:
+            y[i] = a * x[i] + y[i]
+
+    r = np.random.default_rng(0)
+    x, y = r.standard_normal((2, 1000)).astype(np.float32)
+    dev = Device()
+    dx, dy = dev.array(x), dev.array(y)
+    launch(ptx_of(k, float32, f32a(1), f32a(1)), 8, 128, numba_args(np.float32(2), dx, dy), dev)
+    np.testing.assert_allclose(dy.host(), 2 * x + y, rtol=1e-6)
+
+
+def test_math_functions():
+    def k(x, y):
+        i = cuda.grid(1)
+        v = x[i]
+        y[i] = (
+            cuda.libdevice.expf(v)
+            + cuda.libdevice.logf(abs(v) + float32(1))
+            + cuda.libdevice.sqrtf(abs(v)) / (float32(1) + v * v)
+        )
+
+    x = np.linspace(-20, 20, 256).astype(np.float32)
+    dev = Device()
+    dx, dy = dev.array(x), dev.empty(256, np.float32)
+    launch(ptx_of(k, f32a(1), f32a(1)), 2, 128, numba_args(dx, dy), dev)
+    np.testing.assert_allclose(
+        dy.host(), np.exp(x) + np.log(abs(x) + 1) + np.sqrt(abs(x)) / (1 + x * x), rtol=3e-6
+    )
+
+
+def test_device_function():
+    @cuda.jit(device=True)
+    def square(v):
+        return v * v
+
+    def k(x):
+        x[cuda.grid(1)] = square(x[cuda.grid(1)])
+
+    dev = Device()
+    dx = dev.array(np.arange(32, dtype=np.float32))
+    launch(ptx_of(k, f32a(1)), 1, 32, numba_args(dx), dev)
+    assert (dx.host() == np.arange(32) ** 2).all()
+
+
+CALLS = """
+.version 8.0
+.target sm_80
+.address_size 64
+.func (.param .b32 func_retval0) collatz(.param .b32 collatz_param_0)
+{
+  .reg .pred %p<4>; .reg .b32 %r<8>;
+  ld.param.u32 %r1, [collatz_param_0];
+  mov.u32 %r2, 0;
+$L__BB0_1:
+  setp.le.u32 %p1, %r1, 1;
+  @%p1 bra $L__BB0_3;
+  and.b32 %r3, %r1, 1;
+  setp.eq.u32 %p2, %r3, 0;
+  shr.u32 %r4, %r1, 1;
+  mad.lo.u32 %r5, %r1, 3, 1;
+  selp.b32 %r1, %r4, %r5, %p2;
+  add.u32 %r2, %r2, 1;
+  bra.uni $L__BB0_1;
+$L__BB0_3:
+  st.param.b32 [func_retval0+0], %r2;
+  ret;
+}
+.visible .entry k(.param .u64 k_param_0)
+{
+  .reg .b32 %r<8>; .reg .b64 %rd<4>;
+  ld.param.u64 %rd1, [k_param_0];
+  mov.u32 %r1, %tid.x;
+  mul.wide.u32 %rd2, %r1, 4;
+  add.s64 %rd3, %rd1, %rd2;
+  { .param .b32 param0; st.param.b32 [param0+0], %r1; .param .b32 retval0; call.uni (retval0), collatz, (param0); ld.param.b32 %r2, [retval0+0]; }
+  { .param .b32 param0; st.param.b32 [param0+0], %r2; .param .b32 retval0; call.uni (retval0), collatz, (param0); ld.param.b32 %r3, [retval0+0]; }
+  shl.b32 %r4, %r3, 8;
+  or.b32 %r4, %r4, %r2;
+  st.global.u32 [%rd3], %r4;
+  ret;
+}
+"""
+
+
+def test_device_function_that_was_not_inlined():
+    def steps(v):
+        n = 0
+        while v > 1:
+            v = v // 2 if v % 2 == 0 else 3 * v + 1
+            n += 1
+        return n
+
+    dev = Device()
+    d = dev.empty(64, np.uint32)
+    launch(CALLS, 1, 64, [d], dev, entry="k")
+    assert d.host().tolist() == [steps(steps(v)) << 8 | steps(v) for v in range(64)]
+
+
+TILE = 16
+
+
+def tiled(barrier):
+    def k(a, b, c):
+        sa, sb = cuda.shared.array((TILE, TILE), float32), cuda.shared.array((TILE, TILE), float32)
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        row, col = cuda.blockIdx.y * TILE + ty, cuda.blockIdx.x * TILE + tx
+        acc = float32(0)
+        for t in range((a.shape[1] + TILE - 1) // TILE):
+            p = t * TILE
+            sa[ty, tx] = a[row, p + tx] if row < a.shape[0] and p + tx < a.shape[1] else float32(0)
+            sb[ty, tx] = b[p + ty, col] if col < b.shape[1] and p + ty < b.shape[0] else float32(0)
+            cuda.syncthreads()
+            for j in range(TILE):
+                acc += sa[ty, j] * sb[j, tx]
+            if barrier:
+                cuda.syncthreads()
+        if row < c.shape[0] and col < c.shape[1]:
+            c[row, col] = acc
+
+    return k
+
+
+def run_tiled(barrier, race):
+    r = np.random.default_rng(1)
+    a, b = r.standard_normal((37, 45)).astype(np.float32), r.standard_normal((45, 29)).astype(np.float32)
+    dev = Device()
+    da, db, dc = dev.array(a), dev.array(b), dev.empty((37, 29), np.float32)
+    rep = launch(
+        ptx_of(tiled(barrier), f32a(2), f32a(2), f32a(2)),
+        (2, 3),
+        (16, 16),
+        numba_args(da, db, dc),
+        dev,
+        race=race,
+        metrics=True,
+    )
+    np.testing.assert_allclose(dc.host(), a @ b, rtol=1e-4, atol=1e-4)
+    assert len(dc.unwritten()) == 0
+    return rep
+
+
+def test_tiled_matmul_at_odd_shape():
+    rep = run_tiled(True, True)
+    assert rep.barriers > 0 and rep.sectors["ld.global"] > 0
+
+
+def test_missing_barrier_is_a_race():
+    with pytest.raises(PTXError, match="race"):
+        run_tiled(False, True)
+
+
+def test_counts_of_sectors_and_bank_conflicts():
+    def k(x, y, stride):
+        s = cuda.shared.array(1024, float32)
+        i = cuda.threadIdx.x
+        s[(i * stride) % 1024] = x[i]
+        cuda.syncthreads()
+        y[i * 8] = s[(i * stride) % 1024]
+
+    for stride, conflicts in ((1, 0), (2, 1), (32, 31)):
+        dev = Device()
+        dx, dy = dev.array(np.ones(32, np.float32)), dev.empty(256, np.float32)
+        rep = launch(
+            ptx_of(k, f32a(1), f32a(1), int32), 1, 32, numba_args(dx, dy, np.int32(stride)), dev, metrics=True
+        )
+        assert (
+            rep.bank_conflicts["st.shared"] == conflicts
+            and rep.sectors["ld.global"] == 4
+            and rep.sectors["st.global"] == 32
+        )
+
+
+def test_out_of_bounds_is_found():
+    def k(x, y):
+        i = cuda.grid(1)
+        y[i] = x[i + 1]
+
+    dev = Device()
+    dx, dy = dev.array(np.ones(128, np.float32)), dev.empty(128, np.float32)
+    with pytest.raises(PTXError, match="out of bounds"):
+        launch(ptx_of(k, f32a(1), f32a(1)), 1, 128, numba_args(dx, dy), dev)
+
+
+def test_unwritten_memory_is_found():
+    def k(x, y):
+        y[cuda.grid(1)] = x[cuda.grid(1)]
+
+    dev = Device()
+    with pytest.raises(PTXError, match="nothing has written"):
+        launch(
+            ptx_of(k, f32a(1), f32a(1)),
+            1,
+            32,
+            numba_args(dev.empty(32, np.float32), dev.empty(32, np.float32)),
+            dev,
+        )
+
+
+def test_shared_read_before_write_is_found():
+    def k(y):
+        s = cuda.shared.array(64, float32)
+        if cuda.threadIdx.x < 32:
+            s[cuda.threadIdx.x] = 1
+        cuda.syncthreads()
+        y[cuda.threadIdx.x] = s[cuda.threadIdx.x]
+
+    dev = Device()
+    with pytest.raises(PTXError, match="shared memory that nothing"):
+        launch(ptx_of(k, f32a(1)), 1, 64, numba_args(dev.empty(64, np.float32)), dev)
+
+
+def test_threads_that_meet_at_different_barriers():
+    def k(x, y):
+        if cuda.threadIdx.x < 32:
+            y[cuda.threadIdx.x] = 1
+            cuda.syncthreads()
+            y[cuda.threadIdx.x] = x[0]
+        else:
+            cuda.syncthreads()
+            y[cuda.threadIdx.x] = 2
+
+    dev = Device()
+    with pytest.raises(PTXError, match="different bar.sync"):
+        launch(
+            ptx_of(k, f32a(1), f32a(1)),
+            1,
+            64,
+            numba_args(dev.array(np.ones(1, np.float32)), dev.empty(64, np.float32)),
+            dev,
+            race=True,
+        )
+
+
+def test_warp_shuffle_reduction_and_votes():
+    def k(x, y, n):
+        i = cuda.threadIdx.x
+        v = x[i]
+        for s in (16, 8, 4, 2, 1):
+            v += cuda.shfl_down_sync(0xFFFFFFFF, v, s)
+        b = cuda.ballot_sync(0xFFFFFFFF, x[i] > 0)
+        if i % 32 == 0:
+            y[i // 32] = v
+            n[i // 32] = cuda.popc(b)
+
+    x = np.random.default_rng(2).standard_normal(128).astype(np.float32)
+    dev = Device()
+    dy, dn = dev.empty(4, np.float32), dev.empty(4, np.int32)
+    launch(
+        ptx_of(k, f32a(1), f32a(1), types.Array(int32, 1, "C")), 1, 128, numba_args(dev.array(x), dy, dn), dev
+    )
+    np.testing.assert_allclose(dy.host(), x.reshape(4, 32).sum(1), rtol=1e-5)
+    assert (dn.host() == (x.reshape(4, 32) > 0).sum(1)).all()
+
+
+def test_atomics_and_divergent_loops():
+    def k(x, h):
+        i = cuda.grid(1)
+        n = int32(0)
+        v = x[i]
+        while v > 1:  # lanes leave at different times
+            v = v // 2 if v % 2 == 0 else 3 * v + 1
+            n += int32(1)
+        cuda.atomic.add(h, n % 16, int32(1))
+
+    x = np.arange(1, 257, dtype=np.int32)
+    dev = Device()
+    dh = dev.array(np.zeros(16, np.int32))
+    launch(
+        ptx_of(k, types.Array(int32, 1, "C"), types.Array(int32, 1, "C")),
+        2,
+        128,
+        numba_args(dev.array(x), dh),
+        dev,
+    )
+
+    def steps(v):
+        n = 0
+        while v > 1:
+            v = v // 2 if v % 2 == 0 else 3 * v + 1
+            n += 1
+        return n
+
+    want = np.bincount([steps(int(v)) % 16 for v in x], minlength=16)
+    assert (dh.host() == want).all()
+
+
+def test_grid_barrier():
+    def k(x, y):
+        g = cuda.cg.this_grid()
+        i = cuda.grid(1)
+        y[i] = x[i] * float32(2)
+        g.sync()
+        x[i] = y[(i + 128) % 512]
+
+    x = np.arange(512, dtype=np.float32)
+    dev = Device()
+    dx, dy = dev.array(x), dev.empty(512, np.float32)
+    rep = launch(ptx_of(k, f32a(1), f32a(1)), 4, 128, numba_args(dx, dy), dev)
+    assert (dx.host() == np.roll(2 * x, -128)).all() and rep.instructions["grid barrier"] == 1
+
+
+# ---- tensor cores: one warp, m16n8k16 bf16, through cp.async and ldmatrix
+mma = asm(
+    3,
+    types.UniTuple(float32, 4),
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+    "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+)
+ldm4 = asm(
+    1,
+    types.UniTuple(uint32, 4),
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0,$1,$2,$3}, [$4];",
+    "=r,=r,=r,=r,r",
+)
+ldm2t = asm(
+    1, types.UniTuple(uint32, 2), "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {$0,$1}, [$2];", "=r,=r,r"
+)
+cp16 = asm(2, types.void, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l")
+commit = asm(0, types.void, "cp.async.commit_group;", "")
+wait0 = asm(0, types.void, "cp.async.wait_group 0;", "")
+
+
+@intrinsic
+def shared_address(ctx, a):
+    def gen(context, bld, sig, args):
+        from numba.cuda.np.arrayobj import make_array
+
+        p = make_array(sig.args[0])(context, bld, args[0]).data
+        return bld.trunc(
+            bld.call(
+                ir.InlineAsm(ir.FunctionType(ir.IntType(64), [p.type]), "cvta.to.shared.u64 $0, $1;", "=l,l"),
+                [p],
+            ),
+            ir.IntType(32),
+        )
+
+    return uint32(a), gen
+
+
+@intrinsic
+def global_address(ctx, a):
+    def gen(context, bld, sig, args):
+        from numba.cuda.np.arrayobj import make_array
+
+        return bld.ptrtoint(make_array(sig.args[0])(context, bld, args[0]).data, ir.IntType(64))
+
+    return types.uint64(a), gen
+
+
+def mma_kernel(wait):
+    def k(a, b, c):  # a[16,16] bf16 bits, b[16,8] bf16 bits row-major, c[16,8]
+        s = cuda.shared.array(16 * 16 + 16 * 8, types.uint16, 16)
+        base, t = shared_address(s), cuda.threadIdx.x
+        cp16(base + uint32(t * 16), global_address(a) + types.uint64(t * 16))
+        if t < 16:
+            cp16(base + uint32(512 + t * 16), global_address(b) + types.uint64(t * 16))
+        commit()
+        if wait:
+            wait0()
+        cuda.syncthreads()
+        A = ldm4(base + uint32((t % 16) * 32 + (t // 16) * 16))
+        B = ldm2t(base + uint32(512 + (t % 16) * 16))
+        D = mma(A, B, (float32(0), float32(0), float32(0), float32(0)))
+        g, q = t // 4, t % 4
+        c[g, 2 * q], c[g, 2 * q + 1], c[g + 8, 2 * q], c[g + 8, 2 * q + 1] = D[0], D[1], D[2], D[3]
+
+    return k
+
+
+def to_bf16(x):
+    return (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bf16(u):
+    return (u.astype(np.uint32) << 16).view(np.float32)
+
+
+def run_mma(wait):
+    r = np.random.default_rng(3)
+    a, b = to_bf16(r.standard_normal((16, 16))), to_bf16(r.standard_normal((16, 8)))
+    dev = Device()
+    dc = dev.empty((16, 8), np.float32)
+    u16 = types.Array(types.uint16, 2, "C")
+    rep = launch(
+        ptx_of(mma_kernel(wait), u16, u16, f32a(2)),
+        1,
+        32,
+        numba_args(dev.array(a), dev.array(b), dc),
+        dev,
+        race=True,
+    )
+    np.testing.assert_allclose(dc.host(), from_bf16(a) @ from_bf16(b), rtol=1e-5, atol=1e-5)
+    return rep
+
+
+def test_mma_through_cp_async_and_ldmatrix():
+    rep = run_mma(True)
+    assert rep.instructions["mma"] == 1 and rep.instructions["ldmatrix"] == 2
+
+
+def test_missing_async_wait_is_found():
+    with pytest.raises(PTXError, match="nothing has written"):
+        run_mma(False)
+
+
+# ---- wgmma: one warpgroup, m64n16k16, both operands K-major in shared memory with 128-byte swizzle
+wg = asm(
+    3,
+    types.UniTuple(float32, 8),
+    "wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {$0,$1,$2,$3,$4,$5,$6,$7}, $8, $9, 1, 1, 1, 0, 0; "
+    "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;",
+    ",".join(["=f"] * 8 + ["l", "l"] + [str(n) for n in range(8)]),
+)
+
+
+def test_wgmma_with_swizzled_descriptors():
+    K = 64
+
+    def k(a, b, c):  # a[64,64], b[16,64] bf16 bits
+        s = cuda.shared.array(64 * 64 + 16 * 64, types.uint16, 1024)
+        base, t = shared_address(s), cuda.threadIdx.x
+        for e in range(t, 64 * 64, 128):
+            r, q = e // 64, e % 64
+            s[r * 64 + (((q // 8) ^ (r % 8)) * 8) + q % 8] = a[r, q]
+        for e in range(t, 16 * 64, 128):
+            r, q = e // 64, e % 64
+            s[64 * 64 + r * 64 + (((q // 8) ^ (r % 8)) * 8) + q % 8] = b[r, q]
+        cuda.syncthreads()
+        z = float32(0)
+        acc = (z, z, z, z, z, z, z, z)
+        head = types.uint64(1 << 62) | types.uint64((1024 >> 4) << 32) | types.uint64(1 << 16)
+        for step in range(K // 16):
+            da = head | types.uint64((base + uint32(step * 32)) >> 4)
+            db = head | types.uint64((base + uint32(64 * 64 * 2 + step * 32)) >> 4)
+            acc = wg(da, db, acc)
+        w, g, q = t // 32, t % 32 // 4, t % 4
+        for j in range(2):
+            c[16 * w + g, 8 * j + 2 * q], c[16 * w + g, 8 * j + 2 * q + 1] = acc[4 * j], acc[4 * j + 1]
+            c[16 * w + g + 8, 8 * j + 2 * q], c[16 * w + g + 8, 8 * j + 2 * q + 1] = (
+                acc[4 * j + 2],
+                acc[4 * j + 3],
+            )
+
+    r = np.random.default_rng(4)
+    a, b = to_bf16(r.standard_normal((64, K))), to_bf16(r.standard_normal((16, K)))
+    dev = Device()
+    dc = dev.empty((64, 16), np.float32)
+    u16 = types.Array(types.uint16, 2, "C")
+    launch(
+        ptx_of(k, u16, u16, f32a(2), cc=(9, 0, "a")), 1, 128, numba_args(dev.array(a), dev.array(b), dc), dev
+    )
+    np.testing.assert_allclose(dc.host(), from_bf16(a) @ from_bf16(b).T, rtol=1e-4, atol=1e-4)

@@ -33,6 +33,7 @@ _HOME = {
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "DeviceMemoryError",
         "DownloadError",
         "FastdigitError",
         "MissingExtraError",

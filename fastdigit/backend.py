@@ -9,10 +9,10 @@ without touching them. The functions are defined, with shapes, formulas and cost
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
-from .errors import BackendError
+from .errors import BackendError, DeviceMemoryError
 from .layout import Layout
 
 ENVIRONMENT_VARIABLE = "FASTDIGIT_BACKEND"
@@ -263,6 +263,21 @@ def _cupy_memory():
     """zeros, to_device, to_host and synchronize of a backend that computes on CuPy's arrays."""
     import cupy as cp
 
+    def guarded(allocate):
+        @wraps(allocate)
+        def guarded(*arguments, **options):
+            try:
+                return allocate(*arguments, **options)
+            except cp.cuda.memory.OutOfMemoryError as error:
+                # What arrays left behind stays with CuPy until it is asked for.
+                cp.get_default_memory_pool().free_all_blocks()
+                raise DeviceMemoryError(
+                    f"the GPU's memory is used up ({error}): train with a smaller batch or network"
+                ) from error
+
+        return guarded
+
+    @guarded
     def to_device(a, out=None):
         if out is None:
             return cp.asarray(a)
@@ -270,7 +285,7 @@ def _cupy_memory():
         return out
 
     return {
-        "zeros": cp.zeros,
+        "zeros": guarded(cp.zeros),
         "to_device": to_device,
         "to_host": cp.asnumpy,
         "synchronize": lambda: cp.cuda.get_current_stream().synchronize(),

@@ -34,6 +34,10 @@ class BackendError(FastdigitError, RuntimeError):
     exit_status = 2
 
 
+class DeviceMemoryError(FastdigitError, MemoryError):
+    """The memory of a GPU is used up. What fastdigit had set aside there is free again."""
+
+
 class CheckpointError(FastdigitError, ValueError):
     """A model or checkpoint file that is damaged, foreign, or made for another network."""
 

@@ -197,6 +197,10 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
+class OutOfMemoryError(MemoryError):
+    pass
+
+
 @pytest.fixture
 def fresh_loaders():
     """Backends are loaded anew in the test, and again after it."""
@@ -225,7 +229,14 @@ def fake_cupy(monkeypatch, fresh_loaders):
         assert isinstance(array, DeviceArray), "asnumpy of something that is not on the device"
         return np.array(array.view(np.ndarray))
 
+    cupy.freed = 0
+
+    def free_all_blocks():
+        cupy.freed += 1
+
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=free_all_blocks)
     cupy.cuda = types.SimpleNamespace(
+        memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=types.SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=count,
@@ -283,6 +294,23 @@ def test_cupy_loads_and_says_on_what(fake_cupy):
     assert type(cupy.to_host(cupy.zeros((2, 3), "float32"))) is np.ndarray
     cupy.synchronize()
     assert fake_cupy.synchronized == 1
+
+
+def test_a_gpu_without_memory_left_is_a_typed_error_and_frees_what_was_there(fake_cupy, monkeypatch):
+    def no_memory(*arguments, **options):
+        raise OutOfMemoryError("out of memory allocating 4,096 bytes")
+
+    cupy = fd.get_backend("cupy")
+    net = fd.Network([36, 16, 4], backend=cupy)
+    images = np.zeros((8, 36), np.uint8)
+    monkeypatch.setattr(fake_cupy, "asarray", no_memory)
+    with pytest.raises(fd.DeviceMemoryError, match=r"memory is used up \(out of memory.*smaller batch"):
+        net.predict(images)
+    assert fake_cupy.freed == 1
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    assert len(net.predict(images)) == 8
+    assert issubclass(fd.DeviceMemoryError, MemoryError)
 
 
 def test_the_stand_in_refuses_host_arrays(fake_cupy):

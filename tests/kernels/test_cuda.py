@@ -11,6 +11,7 @@ import pytest
 import fastdigit as fd
 from fastdigit.bench import cases, checks
 from fastdigit.kernels.common import cuda
+from fastdigit.kernels.matmul import cuda as products
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt
 from fastdigit.kernels.relu import cuda as relu
 
@@ -181,6 +182,70 @@ def test_rounding_to_bfloat16():
     padded = np.zeros((5, 304), np.float32)
     padded[:, :301] = x
     assert (half == to_bfloat16(padded[:, :301])).all()
+
+
+# --- for other code -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """Products of arrays of NumPy, as if these were on the GPU."""
+    monkeypatch.setattr(products, "_array_module", lambda: np)
+    with emulated():
+        yield
+
+
+@pytest.mark.parametrize("name", ["matmul", "matmul_tn", "matmul_nt"])
+@pytest.mark.parametrize("given", ["plain", "transposed", "every other row", "every other column"])
+def test_matmul_takes_any_view(on_host, name, given):
+    random = np.random.default_rng(4)
+    a, b = random.standard_normal((9, 20)), random.standard_normal((20, 7))
+    expected = a @ b
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    a, b = (a.T if name == "matmul_tn" else a), (b.T if name == "matmul_nt" else b)
+
+    def view(x):
+        if given == "transposed":
+            return np.ascontiguousarray(x.T).T
+        if given == "every other row":
+            return np.repeat(x, 2, axis=0)[::2]
+        if given == "every other column":
+            return np.repeat(x, 2, axis=1)[:, ::2]
+        return np.ascontiguousarray(x)
+
+    out = np.full((9, 7), np.nan, np.float32)
+    assert getattr(products, name)(view(a), view(b), out=out) is out
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(getattr(products, name)(view(a), view(b)), expected, atol=1e-5)
+
+
+def test_matmul_of_nothing(on_host):
+    empty, out = np.zeros((3, 0), np.float32), np.full((3, 2), np.nan, np.float32)
+    assert (products.matmul(empty, np.zeros((0, 2), np.float32), out=out) == 0).all()
+    assert products.matmul(np.zeros((0, 3), np.float32), np.zeros((3, 2), np.float32)).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "out", "error", "said"),
+    [
+        (np.zeros((3, 4)), None, None, TypeError, "a must be a float32 array, got float64"),
+        (None, [[1.0]], None, TypeError, "b must be an array on the GPU, got list"),
+        (np.zeros((3, 5), np.float32), None, None, ValueError, "have no product"),
+        (
+            None,
+            None,
+            np.zeros((2, 3), np.float32),
+            ValueError,
+            r"out has shape \(2, 3\), the product has \(3, 2\)",
+        ),
+        (None, None, np.zeros((3, 4), np.float32)[:, ::2], ValueError, "next to each other"),
+    ],
+)
+def test_what_matmul_refuses(on_host, a, b, out, error, said):
+    a = np.zeros((3, 4), np.float32) if a is None else a
+    b = np.zeros((4, 2), np.float32) if b is None else b
+    with pytest.raises(error, match=said):
+        products.matmul(a, b, out)
 
 
 # --- whole trainings ------------------------------------------------------------------------------

@@ -299,12 +299,41 @@ def fragments(count, add, xor, turned):
     return load
 
 
-def tensor_sums(tiles_down, tiles_across):
+def scattered(count, offsets, add, xor):
+    """``load(address)``: for each of ``count`` tiles four words of shared memory, at the given offsets
+    ``(added, flipped)`` from its start; tile i starts as for :func:`fragments`.
+
+    For operands of float32 that would have to be transposed, which ldmatrix can do with numbers of 16
+    bits alone. (9.7.9.8, ld)
+    """
+
+    @intrinsic
+    def load(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            code = ir.InlineAsm(
+                ir.FunctionType(WORD, [WORD]), "ld.shared.u32 $0, [$1];", "=r,r,~{memory}", side_effect=True
+            )
+            first = context.cast(builder, arguments[0], signature.args[0], types.uint32)
+            words = []
+            for i in range(count):
+                place = builder.xor(builder.add(first, WORD(i * add)), WORD(i * xor))
+                for added, flipped in offsets:
+                    there = builder.add(builder.xor(place, WORD(flipped)), WORD(added))
+                    words.append(builder.call(code, [there]))
+            return _pack(builder, ir.ArrayType(WORD, 4 * count), words)
+
+        return types.UniTuple(types.uint32, 4 * count)(address), generate
+
+    return load
+
+
+def tensor_sums(tiles_down, tiles_across, kind):
     """``zeros()`` and ``add(sums, a, b)`` for a warp's tile of (16 · tiles_down) × (8 · tiles_across).
 
     ``sums`` are 4 numbers of each piece of 16 × 8, row by row of pieces: lane l has rows l / 4 and
     l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
-    operand, ``b`` 2 words of each 16 × 8 of the right one. (9.7.15.5.8, mma.m16n8k16)
+    operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16"; for "tf32" those of 16 × 8
+    and 8 × 8. (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
     """
     count = 4 * tiles_down * tiles_across
     sums_type = types.UniTuple(types.float32, count)
@@ -313,8 +342,9 @@ def tensor_sums(tiles_down, tiles_across):
         types.UniTuple(types.uint32, 2 * tiles_across),
     )
     four = ir.LiteralStructType([FLOAT] * 4)
+    depth = {"bf16": 16, "tf32": 8}[kind]
     template = (
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        f"mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32 "
         "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
     )
 
@@ -365,17 +395,17 @@ bfloat16_pair = _instruction(
 @device
 def low_half(word):
     """The first bfloat16 of a pair, as float32."""
-    return _float_of(word << types.uint32(16))
+    return float_of(word << types.uint32(16))
 
 
 @device
 def high_half(word):
     """The second bfloat16 of a pair, as float32."""
-    return _float_of(word & types.uint32(0xFFFF0000))
+    return float_of(word & types.uint32(0xFFFF0000))
 
 
 @intrinsic
-def _float_of(typing_context, bits):
+def float_of(typing_context, bits):
     def generate(context, builder, signature, arguments):
         word = context.cast(builder, arguments[0], signature.args[0], types.uint32)
         return builder.bitcast(word, FLOAT)

@@ -143,35 +143,78 @@ def from_bfloat16(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def to_tf32(x):
+    """What tensor cores see of float32, in rows of the same distance."""
+    whole = np.lib.stride_tricks.as_strided(x, (x.shape[0], x.strides[0] // 4), x.strides).copy()
+    return (whole.view(np.uint32) & 0xFFFFE000).view(np.float32)[:, : x.shape[1]]
+
+
+# What the products of a kind are given, and the numbers that it stands for.
+KINDS = {
+    "bf16": (to_bfloat16, from_bfloat16),
+    "tf32": (lambda x: x, to_tf32),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
 @pytest.mark.parametrize("turned", TURNED, ids=["nn", "nt", "tn"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_tiles_of_bfloat16(tile, turned, shape):
-    a, b = (to_bfloat16(x) for x in operands(shape, turned))
+def test_tiles_on_tensor_cores(kind, tile, turned, shape):
+    given, meant = KINDS[kind]
+    a, b = (given(x) for x in operands(shape, turned))
     c = np.full((shape[0], shape[2]), np.nan, np.float32)
     half = np.full((shape[0], shape[2] + shape[2] % 2), 0x7FC0, np.uint16)[:, : shape[2]]
     with emulated():
         cuda_mma.multiply(a, b, c=c, half=half, turned=turned, tile=tile)
-    a, b = from_bfloat16(a), from_bfloat16(b)
+    a, b = meant(a), meant(b)
     bound = checks.gamma(shape[1], np.float32) * product(abs(a), abs(b), turned)
     checks.within("c", c, product(a, b, turned), bound)
     assert (half == to_bfloat16(c)[:, : shape[2]]).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
-def test_what_follows_a_product_of_bfloat16(tile):
+def test_what_follows_a_product_on_tensor_cores(kind, tile):
+    given, meant = KINDS[kind]
     random = np.random.default_rng(1)
     shape, turned = (70, 40, 67), (False, False)
-    a, b = (to_bfloat16(x) for x in operands(shape, turned))
+    a, b = (given(x) for x in operands(shape, turned))
     bias = random.standard_normal(67).astype(np.float32)
-    below = to_bfloat16(random.standard_normal((70, 72)).astype(np.float32))[:, :67]
+    below = given(random.standard_normal((70, 72)).astype(np.float32))[:, :67]
     c = np.full((70, 67), np.nan, np.float32)
-    plain = product(from_bfloat16(a), from_bfloat16(b), turned)
+    plain = product(meant(a), meant(b), turned)
     with emulated():
         cuda_mma.multiply(a, b, c=c, bias=bias, relu=True, tile=tile)
         np.testing.assert_allclose(c, np.maximum(plain + bias, 0), rtol=1e-4, atol=1e-4)
         cuda_mma.multiply(a, b, c=c, y_below=below, scale=2.0, tile=tile)
-    np.testing.assert_allclose(c, np.where(from_bfloat16(below) > 0, 2 * plain, 0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(c, np.where(meant(below) > 0, 2 * plain, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_what_products_on_tensor_cores_refuse():
+    a, b = np.zeros((4, 8), np.float32), np.zeros((8, 8), np.float32)
+    halves = a.astype(np.uint16), b.astype(np.uint16)
+    c = np.zeros((4, 8), np.float32)
+    for operands, options, error, said in (
+        ((a.astype(np.float64), b), {}, TypeError, "a must hold bfloat16 as uint16, or float32"),
+        ((a, halves[1]), {}, TypeError, "b must be an array of float32 here"),
+        ((a, b), {"y_below": halves[0]}, TypeError, "y_below must be an array of float32 here"),
+        ((a, b[:4]), {}, ValueError, r"b has shape \(4, 8\), the others ask for \(8, 8\)"),
+        ((a[:, :6], np.zeros((6, 8), np.float32)), {}, None, None),
+        (
+            (np.zeros((4, 6), np.float32), b[:6]),
+            {},
+            ValueError,
+            "rows of a must begin at multiples of 16 bytes",
+        ),
+        (halves, {"half": np.zeros((4, 9), np.uint16)[:, :8]}, ValueError, "multiples of 4 bytes"),
+    ):
+        with emulated():
+            if error is None:
+                cuda_mma.multiply(*operands, c=c, **options)
+            else:
+                with pytest.raises(error, match=said):
+                    cuda_mma.multiply(*operands, c=c, **options)
 
 
 def test_rounding_to_bfloat16():

@@ -49,23 +49,23 @@ def test_products_of_float32_multiply(capability):
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES[1:], ids=str)
-def test_products_of_bfloat16_use_tensor_cores_and_asynchronous_copies(capability):
+def test_products_use_tensor_cores_and_asynchronous_copies(capability):
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_mma"):
             code = assemble(kernel.ptx(capability), capability)
             assert code.opcodes["HMMA"] > 0
-            assert code.opcodes["LDSM"] > 0
+            assert code.opcodes["LDSM"] > 0 or "tf32" in kernel.name
             assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
             # An HMMA keeps a tensor core busy for 8 cycles at 8.0, a warp issues one instruction a cycle.
             large = code.shared > 40_000
-            assert code.share("HMMA") > (0.25 if large else 0.1), (kernel.name, code.loop)
+            assert code.share("HMMA") > (0.2 if large else 0.08), (kernel.name, code.loop)
 
 
 def test_what_products_move():
     """Of whole tiles: no access of shared memory waits for another's bank, nothing is moved that is not
     an operand."""
     found = table.traffic()
-    assert len(found) == 12
+    assert len(found) == 18
     for name, counted in found.items():
         assert counted["conflicts"] == 0, name
         assert 0.99 < counted["sectors"] <= 1.05, name

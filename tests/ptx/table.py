@@ -37,11 +37,10 @@ def traffic():
     """For each product: bank conflicts for each access of shared memory, and the sectors of 32 bytes that it
     moves over those that its operands have. At a tile's size, so that no edge counts."""
     found = {}
-    for technique, size in ((cuda_simt, 4), (cuda_mma, 2)):
+    for technique, dtype in ((cuda_simt, np.float32), (cuda_mma, np.uint16), (cuda_mma, np.float32)):
         for tile in technique.TILES:
             for turned in ((False, False), (False, True), (True, False)):
                 rows, columns = tile
-                dtype = np.float32 if size == 4 else np.uint16
                 zeros = backend().zeros  # aligned as arrays of a GPU are
                 a = zeros((DEPTH, rows) if turned[0] else (rows, DEPTH), dtype)
                 b = zeros((columns, DEPTH) if turned[1] else (DEPTH, columns), dtype)

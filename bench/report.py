@@ -37,7 +37,8 @@ a { color: var(--ours); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; color: var(--quiet); border-bottom: 1px solid var(--faint); }
+th { font-weight: 600; color: var(--quiet); border-bottom: 1px solid var(--faint); white-space: normal;
+  vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tr.ours td:first-child { font-weight: 650; }

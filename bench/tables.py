@@ -130,7 +130,7 @@ def _all_networks(networks):
     sides = sorted(sides, key="fastdigit".__eq__)  # ours last
     last = "fastdigit to the best"
     # Narrow screens show the best peers, mostly.
-    minor = tuple({"torch", "scikit-learn"}.intersection(sides))
+    minor = tuple(side for side in sides if side in ("torch", "torch-compile", "scikit-learn"))
     table = Table("train", "Training: images per second", ("network, batch", *sides, last), minor=minor)
     for name, line in lines.items():
         found = [line.get(side, {}).get("images_per_second") for side in sides]

@@ -5,17 +5,8 @@ import json
 
 import pytest
 
-from fastdigit.kernels.common.cuda import KERNELS
-from fastdigit.kernels.dropout import cuda as _dropout  # noqa: F401  (each adds its kernels)
-from fastdigit.kernels.epoch import cuda as _epoch  # noqa: F401
-from fastdigit.kernels.gather import cuda as _gather  # noqa: F401
-from fastdigit.kernels.matmul import cuda as _matmul  # noqa: F401
-from fastdigit.kernels.matmul import cuda_mma as _mma  # noqa: F401
-from fastdigit.kernels.optimizer import cuda as _optimizer  # noqa: F401
-from fastdigit.kernels.relu import cuda as _relu  # noqa: F401
-from fastdigit.kernels.softmax_xent import cuda as _softmax_xent  # noqa: F401
-
 from ..ptx import table
+from ..ptx.all_kernels import KERNELS
 from ..ptx.assembled import LIMITS, assemble
 
 CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))

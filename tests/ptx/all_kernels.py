@@ -1,0 +1,14 @@
+"""Every kernel for the GPU: each module adds its own to KERNELS as it is imported."""
+
+from importlib import import_module
+
+from fastdigit.kernels.common.cuda import KERNELS
+
+MODULES = (
+    *("dropout.cuda", "epoch.cuda", "gather.cuda", "matmul.cuda", "matmul.cuda_mma", "optimizer.cuda"),
+    *("relu.cuda", "softmax_xent.cuda"),
+)
+for module in MODULES:
+    import_module(f"fastdigit.kernels.{module}")
+
+__all__ = ["KERNELS"]

@@ -334,22 +334,25 @@ def markdown(table):
 def show(table, console):
     """In the terminal."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
     columns = [i for i, name in enumerate(table.columns) if console.width >= WIDE or name not in table.minor]
     shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for number in columns:
-        how = {"justify": "right"} if number else {"no_wrap": True}
+        # A sentence in a table of one column may take several lines.
+        how = {"justify": "right"} if number else {"no_wrap": len(columns) > 1}
         shown.add_column(table.columns[number], **how)
     for number, row in enumerate(table.rows):
         ours = table.kinds and table.kinds[number] == "ours"
+        row = [escape(cell) for cell in row]  # "fastdigit[cuda13]" is no style
         if is_reason(row):  # instead of figures
             shown.add_row(row[0], row[1], style="dim")
         else:
             shown.add_row(*(row[column] for column in columns), style="bold" if ours else None)
     console.print(f"[bold]{table.title}[/bold]", shown, sep="\n", end="")
     if table.text:
-        console.print(table.text, style="dim")
+        console.print(escape(table.text), style="dim")
 
 
 def is_reason(row):

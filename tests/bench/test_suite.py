@@ -1,6 +1,7 @@
 """``fastdigit bench``: what is measured, shown, compared, and refused."""
 
 import copy
+import io
 import json
 import re
 from dataclasses import replace
@@ -677,3 +678,14 @@ def test_report_makes_what_is_asked_for(results, tmp_path, capsys):
     assert "brought up to date" in capsys.readouterr().out
     assert main(["bench", "report", str(tmp_path / "none.json")]) == 1
     assert "none.json" in capsys.readouterr().err
+
+
+def test_the_terminal_shows_what_is_in_brackets():
+    from rich.console import Console
+
+    reason = "CuPy is not installed: pip install 'fastdigit[cuda13]', or [cuda12] for a driver of CUDA 12"
+    console = Console(width=60, record=True, file=io.StringIO())
+    tables.show(tables.Table("gpu", "GPU", ("no time",), [(reason,)], text="see [cuda13]"), console)
+    shown = " ".join(console.export_text().split())
+    assert reason in shown
+    assert "see [cuda13]" in shown

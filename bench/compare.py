@@ -91,11 +91,11 @@ def _spread(low, middle, high):
 
 def _train(networks, limit):
     for network in networks:
-        of_round = [np.convolve(network[what], [0.5, 0.5], "valid") for what in ("limits", "meetings")]
-        limits, meetings = (values[network["rounds_that_count"]] for values in of_round)
+        chosen = network["rounds_that_count"]
+        limits, meetings = (np.array(network[what])[chosen] for what in ("limits", "meetings"))
         for row in network["rows"]:
             if "no_time" not in row:
-                shares = np.array(row["turns"])[network["rounds_that_count"]] / limits
+                shares = np.array(row["turns"])[chosen] / limits
                 low, middle, high = np.percentile(shares, [25, 50, 75]).tolist()
                 meeting = float(np.median(meetings))
                 yield f"{network['name']} {row['side']}", middle, _spread(low, middle, high), meeting

@@ -126,10 +126,10 @@ def in_turns(network, images, labels, one, other, turns=9):
     nets = [fd.Network(network.layer_sizes, backend="cpu", seed=0) for _ in range(2)]
     speeds, state = [[], []], train.State()
 
-    def note():
-        state.note({"gflops": None, "meeting": ceilings.meeting()})
+    def machine_now():
+        return {"gflops": float("nan"), "meeting": ceilings.meeting()}
 
-    note()
+    before = machine_now()
     while state.rounds() < min(turns + 1 + sum(state.far()), 4 * turns):  # the first loads compiled code
         for net, options, found in zip(nets, (one, other), speeds, strict=True):
             log = fd.fit(
@@ -143,7 +143,7 @@ def in_turns(network, images, labels, one, other, turns=9):
                 **options,
             )
             found.append(log.epochs[0].images_per_second)
-        note()
+        state.note(before, before := machine_now())
     return np.divide(speeds[1], speeds[0])[[turn for turn in state.rounds_that_count() if turn > 0]]
 
 

@@ -116,14 +116,19 @@ class Loop:
             return [loss for step in range(steps) for loss in self.train(step, 1)]
         return self.train(0, steps)
 
-    def speeds(self, seconds):
+    @cached_property
+    def chunk(self):
+        """The number of steps that take about CHUNK seconds; all that they need is then compiled."""
         probe = min(10, self.task.steps)
         for _ in range(2):  # what is compiled for this number of steps is compiled in the first
             begun = time.perf_counter()
             self.train(0, probe)
             step = (time.perf_counter() - begun) / probe
-        steps = int(min(max(1, CHUNK / step), self.task.steps))
-        self.train(0, steps)
+        return int(min(max(1, CHUNK / step), self.task.steps))
+
+    def speeds(self, seconds):
+        steps = self.chunk
+        self.train(0, steps)  # caches, after others had them
         found, start, end = [], 0, time.perf_counter() + seconds
         while not found or time.perf_counter() < end:
             start = start if start + steps <= self.task.steps else 0
@@ -236,6 +241,36 @@ def torch_loop(task, compiled=False, bf16=False):
     return Loop(task, train, f"torch {torch.__version__}, {how}, {torch.get_num_threads()} threads")
 
 
+def torch_tutorial(task, compiled=False):
+    """As its tutorials have it: modules, ``backward``, ``torch.optim.SGD``; compiled: the model alone."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(cores())
+    batches, labels = torch.from_numpy(task.x), torch.from_numpy(task.y)
+    modules = []
+    for w, b in task.layers:
+        linear = nn.Linear(*w.shape)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(w.T))
+            linear.bias.copy_(torch.from_numpy(b))
+        modules += [linear, nn.ReLU()]
+    model = nn.Sequential(*modules[:-1])
+    optimizer, loss_of = torch.optim.SGD(model.parameters(), task.rate), nn.CrossEntropyLoss()
+    forward = torch.compile(model, dynamic=False) if compiled else model
+
+    def one(step):
+        loss = loss_of(forward(batches[step]), labels[step])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    how = "torch.compile of the model" if compiled else "eager"
+    used = f"torch {torch.__version__}, {how}, torch.optim.SGD, {torch.get_num_threads()} threads"
+    return Loop(task, lambda start, steps: [one(start + i) for i in range(steps)], used)
+
+
 def jax_loop(task):
     """A compiled ``lax.scan`` over the steps; the weights' buffers are donated."""
     import jax
@@ -322,14 +357,18 @@ class Fit:
     def first(self, steps):
         return self.fit(1).step_losses  # of a whole epoch
 
-    def speeds(self, seconds):
+    @cached_property
+    def epoch_seconds(self):
         begun = time.perf_counter()
         self.fit(1)
-        epochs = max(2, round(seconds / (time.perf_counter() - begun)))
+        return time.perf_counter() - begun
+
+    def speeds(self, seconds):
+        epochs = 1 + max(1, round(seconds / self.epoch_seconds))
         begun = time.perf_counter()
         log = self.fit(epochs)
         self.wall = epochs * len(self.task.images) / (time.perf_counter() - begun)
-        return [epoch.images_per_second for epoch in log.epochs]
+        return [epoch.images_per_second for epoch in log.epochs[1:]]  # caches, after others had them
 
 
 @dataclass(frozen=True)
@@ -350,6 +389,8 @@ SIDES = {
     "numpy": Side(numpy_loop),
     "torch": Side(torch_loop),
     "torch-compile": Side(partial(torch_loop, compiled=True)),
+    "torch-tutorial": Side(torch_tutorial, only_by_name=True),
+    "torch-compile-tutorial": Side(partial(torch_tutorial, compiled=True), only_by_name=True),
     "jax": Side(jax_loop),
     "scikit-learn": Side(scikit_learn_loop),
     "fastdigit": Side(Fit, ours=True),

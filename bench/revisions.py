@@ -64,10 +64,10 @@ def measure(revision, networks, data, rounds, seconds, backend="auto"):
             command = [sys.executable, *train.CHILD, SIDE]
             # Safe: else a clone that is the current folder would come first, and be compared with itself.
             old = {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
-            _, facts, answers, _ = train.in_turns(
-                task, {BEFORE: (command, old), AFTER: (command, None)}, rounds, seconds
-            )
-            rows.append(_row(name, facts, answers, folder))
+            expected = train.expected_losses(task, min(train.CHECKED_STEPS, task.steps))
+            commands = {BEFORE: (command, old), AFTER: (command, None)}
+            found = train.in_turns(task, expected, commands, rounds, seconds, train.State())
+            rows.append(_row(name, *found, folder))
     return rows
 
 

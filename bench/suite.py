@@ -18,7 +18,7 @@ from fastdigit.files import atomic_write
 
 from . import accuracy, ceilings, gpu, kernels, machine, peers, predict, profile, scaling, start, train
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("start", "train", "predict", "accuracy", "kernels", "profile", "scaling", "gpu")
 MISSING = "is not installed"
 
@@ -110,14 +110,15 @@ def _start(settings, name, data):
 
 
 def _train(settings, name, data):
-    found = []
-    for label, network in settings.chosen_networks().items():
+    chosen, networks = settings.chosen_networks(), []
+    for network in chosen.values():
         sides = [s for s in train.sides_for(network, None) if not settings.quick or "1thread" not in s]
         sides += [f"fastdigit-{b}" for b in settings.backends[1:] if f"fastdigit-{b}" in peers.SIDES]
-        how = settings.rounds, settings.seconds, settings.backends[0], settings.python
-        measured = train.measure(network, data.train, sides, *how)
-        found.append({"name": label, **measured})
-    return found
+        networks.append((network, sides))
+    how = settings.rounds, settings.seconds, settings.backends[0], settings.python
+    passes = 1 if settings.quick else train.PASSES
+    found = train.measure_all(networks, data.train, *how, passes)
+    return [{"name": label, **result} for label, result in zip(chosen, found, strict=True)]
 
 
 def _predict(settings, name, data):

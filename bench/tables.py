@@ -109,7 +109,7 @@ def _far(result):
     far, shortest = result["rounds_far_apart"], result["shortest_meeting"]
     if not far:
         return ""
-    count, longest = len(result["meetings"]) - 1, max(result["meetings"])
+    count, longest = len(result["meetings"]), max(result["meetings"])
     left_out = len(result["rounds_that_count"]) < count
     return (
         f" In {far} of {count} rounds the cores were far apart (a barrier took {longest:.0f} ns, otherwise "

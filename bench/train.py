@@ -8,12 +8,12 @@ on real MNIST. Every side starts from the same weights and trains on the same ba
 the same rate. It gets a time only if the loss of each of its first steps is within 1e-3 of what a loop in
 float64 gives.
 
-Each side runs in a process of its own, which lives while a network is measured, and the sides take turns
-(``bench.turns``). A turn is one speed, the median of its chunks of about 0.3 s (ours: of its epochs); over
-all turns stand the median and the quartiles, and the ratio of ours to the best peer is taken turn by turn.
-Where the quartiles lie further apart than 10 % of the median, the row says that it is noisy; and it says how
-much of the machine others used meanwhile. "First call" is what the first steps took beyond the same steps
-later: compiling, mostly.
+Each side runs in a process of its own, and the sides take turns (``bench.turns``). The rounds of a network
+are spread over the whole run, in PASSES over all networks, with new processes in each. A turn is one speed,
+the median of its chunks of about 0.3 s (ours: of its epochs); over all turns stand the median and the
+quartiles, and the ratio of ours to the best peer is taken turn by turn. Where the quartiles lie further apart
+than 10 % of the median, the row says that it is noisy; and it says how much of the machine others used
+meanwhile. "First call" is what the first steps took beyond the same steps later: compiling, mostly.
 
 Between the rounds the processor's limit and the time in which its threads meet are measured
 (``bench.ceilings``): the first moves with the clock, the second with the cores of a virtual machine, which
@@ -37,7 +37,7 @@ import os
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at
 LIMIT = "the processor's limit"  # asked between the rounds
 FAR = 2.0  # times the shortest meeting of threads that was seen
 FEWEST_ROUNDS = 3
+PASSES = 3
 SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------
@@ -173,41 +174,76 @@ def task_of(network, data, backend="auto"):
     return peers.Task(network, images, data.labels[:count], parameters, rate, backend)
 
 
-def measure(network, data, sides, rounds, seconds, backend="auto", python=sys.executable):
-    """A network's results: a row for each side, the best peer of each precision, our ratios to it."""
-    task, commands = task_of(network, data, backend), {}
-    for name in sides:
-        side = peers.SIDES[name]
-        commands[name] = [sys.executable if side.ours else python, *CHILD, name], side.environment
-    expected, facts, answers, state = in_turns(task, commands, rounds, seconds)
-    near = state.rounds_that_count()
-    rows = [row_of(name, network, facts[name], answers.get(name, ()), near) for name in sides]
-    return {
-        "network": str(network),
-        "images": len(task.images),
-        "rate": task.rate,
-        "steps_checked": len(expected),
-        "expected_losses": [expected[0], expected[-1]],
-        "best_peers": compare(rows, near),
-        "limits": state.limits,
-        "meetings": state.meetings,
-        "shortest_meeting": State.shortest,
-        "rounds_far_apart": sum(state.far()),
-        "rounds_that_count": near,
-        "rows": rows,
-    }
+def measure(network, data, sides, *how):
+    """A network's results: a row for each side, the best peer of each precision, our ratios to it.
+    ``how`` as for :func:`measure_all`."""
+    return measure_all([(network, sides)], data, *how)[0]
 
 
-def in_turns(task, commands, rounds, seconds):
-    """Train a task by ``commands``, {name: (command, environment)}, in turns.
+def measure_all(networks, data, rounds, seconds, backend="auto", python=sys.executable, passes=PASSES):
+    """The results of each of ``networks``, [(network, names of its sides)].
 
-    The losses that were expected, {name: what was found when it was checked}, {name: its turns} of those
-    that passed, and the :class:`State` of the machine.
+    The rounds are parted into passes over all networks, so that those of each are spread over the whole
+    time, and its processes are started anew in each: what a machine does for some minutes, and where a
+    process happens to have its memory, is not all that one network sees.
     """
-    facts, state = {}, State()
+    comparisons = [Comparison(task_of(network, data, backend), sides, python) for network, sides in networks]
+    for part in range(min(passes, rounds)):
+        for comparison in comparisons:
+            comparison.take_turns(len(range(part, rounds, passes)), seconds)
+    return [comparison.result() for comparison in comparisons]
+
+
+class Comparison:
+    """Of the sides of one network."""
+
+    def __init__(self, task, sides, python=sys.executable):
+        self.task, self.sides, self.commands = task, sides, {}
+        for name in sides:
+            side = peers.SIDES[name]
+            self.commands[name] = [sys.executable if side.ours else python, *CHILD, name], side.environment
+        self.facts, self.answers, self.state = {}, {name: [] for name in sides}, State()
+
+    @cached_property
+    def expected(self):
+        return expected_losses(self.task, min(CHECKED_STEPS, self.task.steps))
+
+    def take_turns(self, rounds, seconds):
+        """In new processes: check, then so many rounds, or more to make up for cores far apart."""
+        facts, answers = in_turns(self.task, self.expected, self.commands, rounds, seconds, self.state)
+        for name in self.sides:
+            self.facts.setdefault(name, facts[name])  # "first call": that of the first pass
+            failed = [facts[name]] if "no_time" in facts[name] else []
+            self.answers[name] += failed or answers[name]
+
+    def result(self):
+        network, state, near = self.task.network, self.state, self.state.rounds_that_count()
+        rows = [row_of(name, network, self.facts[name], self.answers[name], near) for name in self.sides]
+        return {
+            "network": str(network),
+            "images": len(self.task.images),
+            "rate": self.task.rate,
+            "steps_checked": len(self.expected),
+            "expected_losses": [self.expected[0], self.expected[-1]],
+            "best_peers": compare(rows, near),
+            "limits": state.limits,
+            "meetings": state.meetings,
+            "shortest_meeting": State.shortest,
+            "rounds_far_apart": sum(state.far()),
+            "rounds_that_count": near,
+            "rows": rows,
+        }
+
+
+def in_turns(task, expected, commands, rounds, seconds, state):
+    """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
+
+    {name: what was found when its losses were held against the ``expected``}, and {name: its turns} of
+    those that passed.
+    """
+    facts = {}
     with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
         task.save(folder)
-        expected = expected_losses(task, min(CHECKED_STEPS, task.steps))
         np.save(Path(folder) / "expected.npy", expected)
         for name, (command, environment) in commands.items():
             running.start(name, [*command, "--task", folder], environment)
@@ -215,37 +251,40 @@ def in_turns(task, commands, rounds, seconds):
         checked = [name for name in commands if "no_time" not in facts[name]]
         running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
         running.ask_all(seconds, 0, checked)
-        answers = {name: [] for name in checked}
-        state.note(running.ask(LIMIT, None))
-        while state.rounds() < rounds + min(sum(state.far()), rounds // 3):
-            for name, found in running.round(seconds, state.rounds(), checked).items():
+        answers, number = {name: [] for name in checked}, 0
+        begun, before = state.rounds(), running.ask(LIMIT, None)
+        while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
+            for name, found in running.round(seconds, number, checked).items():
                 answers[name].append(found)
-            state.note(running.ask(LIMIT, None))
-    return expected, facts, answers, state
+            after = running.ask(LIMIT, None)
+            state.note(before, after)
+            before, number = after, number + 1
+    return facts, answers
 
 
 class State:
-    """Of the machine, before the first round and after each."""
+    """Of the machine in each round: the processor's limit (the mean of before and after it) and the time in
+    which threads met (the longer of both)."""
 
     shortest = float("inf")  # meeting that was seen, in any measurement of this process
 
     def __init__(self):
         self.limits, self.meetings = [], []
 
-    def note(self, answer):
-        if "no_time" in answer:
-            raise RuntimeError(f"the processor's limit could not be measured: {answer['no_time']}")
-        self.limits.append(answer["gflops"])
-        self.meetings.append(answer["meeting"])
-        State.shortest = min(State.shortest, self.meetings[-1])
+    def note(self, before, after):
+        for answer in (before, after):
+            if "no_time" in answer:
+                raise RuntimeError(f"the processor's limit could not be measured: {answer['no_time']}")
+        self.limits.append((before["gflops"] + after["gflops"]) / 2)
+        self.meetings.append(max(before["meeting"], after["meeting"]))
+        State.shortest = min(State.shortest, before["meeting"], after["meeting"])
 
     def rounds(self):
-        return len(self.meetings) - 1
+        return len(self.meetings)
 
     def far(self):
-        """For each round whether the cores were far apart before it or after it."""
-        far = [meeting > FAR * State.shortest for meeting in self.meetings]
-        return [before or after for before, after in pairwise(far)]
+        """For each round whether the cores were far apart."""
+        return [meeting > FAR * State.shortest for meeting in self.meetings]
 
     def rounds_that_count(self):
         near = [number for number, far in enumerate(self.far()) if not far]
@@ -343,14 +382,11 @@ def main(arguments=None):
     if options.child:
         turns.answer_all(Answers(options.child, options.task))
         return None
-    data, results = fd.load_mnist(options.data).train, []
-    for name in options.networks:
-        network = NETWORKS[name]
-        sides = sides_for(network, options.sides)
-        result = measure(
-            network, data, sides, options.rounds, options.seconds, options.backend, options.python
-        )
-        results.append({"name": name, **result})
+    networks = [(NETWORKS[name], sides_for(NETWORKS[name], options.sides)) for name in options.networks]
+    how = options.rounds, options.seconds, options.backend, options.python
+    found = measure_all(networks, fd.load_mnist(options.data).train, *how)
+    results = [{"name": name, **result} for name, result in zip(options.networks, found, strict=True)]
+    for result in results:
         show(result)
     if options.json:
         settings = {"rounds": options.rounds, "seconds": options.seconds, "backend": options.backend}

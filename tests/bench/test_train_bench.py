@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from itertools import chain, pairwise, repeat
 
 import numpy as np
 import pytest
@@ -176,14 +177,21 @@ def test_the_best_peer_is_the_quickest_of_the_same_precision():
     assert "ratio_to_best_peer" not in rows[1]
 
 
+def noted(state, meetings):
+    """The rounds between so many measurements of the machine."""
+    answers = [{"gflops": 200, "meeting": meeting} for meeting in meetings]
+    for before, after in pairwise(answers):
+        state.note(before, after)
+
+
 def test_rounds_with_cores_far_apart_do_not_count_while_there_are_others(monkeypatch):
     monkeypatch.setattr(train.State, "shortest", float("inf"))
     state = train.State()
-    for meeting in (40, 150, 41, 39, 45, 50):
-        state.note({"gflops": 200, "meeting": meeting})
+    noted(state, (40, 150, 41, 39, 45, 50))
+    assert state.meetings == [150, 150, 41, 45, 50]
     assert state.far() == [True, True, False, False, False]
     assert state.rounds_that_count() == [2, 3, 4]
-    state.note({"gflops": 200, "meeting": 20})  # then 41 was far
+    noted(state, (50, 20))  # then 41 was far
     assert state.rounds_that_count() == [0, 1, 2, 3, 4, 5]
     speeds = [{"speed": speed, "wall": None, "others": None} for speed in (1, 1, 10, 11, 12)]
     monkeypatch.setitem(peers.SIDES, "side", peers.Side(None))
@@ -191,26 +199,72 @@ def test_rounds_with_cores_far_apart_do_not_count_while_there_are_others(monkeyp
     found = train.row_of("side", TINY, facts, speeds, [2, 3, 4])
     assert (found["images_per_second"], found["turns"]) == (11, [1, 1, 10, 11, 12])
     with pytest.raises(RuntimeError, match="could not be measured: gone"):
-        state.note({"no_time": "gone"})
+        state.note({"gflops": 200, "meeting": 40}, {"no_time": "gone"})
+
+
+class Here:
+    """Turns in this process: ``asked`` keeps what was started and who had a turn, in order."""
+
+    def __init__(self, meetings, asked):
+        self.meetings, self.asked = meetings, asked
+
+    def __call__(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.asked.append("end")
+
+    def start(self, name, command, environment=None):
+        self.asked.append(f"start {name}")
+
+    def ask(self, name, question):
+        if name == train.LIMIT:
+            return {"gflops": 200, "meeting": next(self.meetings)}
+        if question == "check":
+            return {"used": "nothing", "first_call_seconds": 1, "largest_loss_difference": 0}
+        self.asked.append(name)
+        return {"speed": 1.0, "wall": None, "others": None}
+
+    ask_all, round = train.turns.Turns.ask_all, train.turns.Turns.round
 
 
 @pytest.mark.parametrize(("meetings", "rounds"), [((40, 40), 6), ((40, 150), 8)])
 def test_rounds_with_cores_far_apart_are_made_up_for(meetings, rounds, data, monkeypatch):
     monkeypatch.setattr(train.State, "shortest", float("inf"))
-    found = iter(meetings)
+    machine = chain(meetings, repeat(meetings[1]))  # the first meeting, and all others
+    monkeypatch.setattr(train.turns, "Turns", Here(machine, []))
+    comparison = train.Comparison(train.task_of(TINY, data, "numpy"), ["numpy"])
+    comparison.take_turns(6, 0.1)
+    assert len(comparison.answers["numpy"]) == comparison.state.rounds() == rounds
 
-    class Here(train.turns.Turns):
-        """Answers in this process; the first meeting is that of ``meetings``, all others the second."""
 
-        def start(self, name, command, environment=None):
-            pass
+def test_the_rounds_of_each_network_are_spread_over_the_run_with_new_processes(data, monkeypatch):
+    monkeypatch.setattr(train.State, "shortest", float("inf"))
+    asked, other = [], cases.Network((784, 8, 10), 32)
+    monkeypatch.setattr(train.turns, "Turns", Here(repeat(40), asked))
+    networks = [(TINY, ["numpy"]), (other, ["fastdigit"])]
+    found = train.measure_all(networks, data, 4, 0.1, "numpy", passes=3)
+    assert [len(result["rows"][0]["turns"]) for result in found] == [4, 4]
+    assert [result["network"] for result in found] == [str(TINY), str(other)]
 
-        def ask(self, name, question):
-            if name == train.LIMIT:
-                return {"gflops": 200, "meeting": next(found, meetings[1])}
-            return {"speed": 1.0} if question == 0.1 else {}
+    def part(side, rounds):  # and one before that does not count
+        return [f"start {side}", f"start {train.LIMIT}", *[side] * (rounds + 1), "end"]
 
-    monkeypatch.setattr(train.turns, "Turns", Here)
-    task = train.task_of(TINY, data, "numpy")
-    _, _, answers, state = train.in_turns(task, {"side": ([], None)}, 6, 0.1)
-    assert len(answers["side"]) == state.rounds() == rounds
+    passes = [(*part("numpy", rounds), *part("fastdigit", rounds)) for rounds in (2, 1, 1)]
+    assert asked == list(chain.from_iterable(passes))
+
+
+def test_a_side_that_fails_in_a_later_pass_gets_no_time(data, monkeypatch):
+    monkeypatch.setattr(train.State, "shortest", float("inf"))
+    here = Here(repeat(40), [])
+    monkeypatch.setattr(train.turns, "Turns", here)
+    comparison = train.Comparison(train.task_of(TINY, data, "numpy"), ["numpy"])
+    comparison.take_turns(2, 0.1)
+    here.ask = lambda name, question: (
+        {"no_time": "refused: loss differs"} if question == "check" else {"gflops": 200, "meeting": 40}
+    )
+    comparison.take_turns(2, 0.1)
+    assert comparison.result()["rows"][0]["no_time"] == "refused: loss differs"

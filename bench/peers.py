@@ -195,20 +195,25 @@ def numpy_loop(task):
     return Loop(task, lambda start, steps: [float(one(start + i)) for i in range(steps)], used)
 
 
-def torch_loop(task, compiled=False, bf16=False):
+def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32=False):
     """Eager: autograd and one call of ``_foreach_add_`` for the update (quicker than torch.optim.SGD).
-    Compiled: the whole step, update included, as one graph."""
+    Compiled: the whole step, update included, as one graph. ``graph``: as a CUDA graph, captured once.
+    ``tf32``: products of float32 may look at 19 bits of each number. All batches are on the device before any
+    time is taken."""
     import torch
     from torch.nn import functional
 
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.set_num_threads(cores())
-    batches, labels = torch.from_numpy(task.x), torch.from_numpy(task.y)
-    # As torch.nn.Linear has them: weights [O, I].
-    weights = [torch.from_numpy(np.ascontiguousarray(w.T)) for w, _ in task.layers]
-    parameters = [p for w, (_, b) in zip(weights, task.layers, strict=True) for p in (w, torch.from_numpy(b))]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise fd.BackendError(f"torch {torch.__version__} finds no CUDA device")
+    batches, labels = (torch.from_numpy(array).to(device) for array in (task.x, task.y))
+    parameters = []
+    for w, b in task.layers:  # as torch.nn.Linear has them: weights [O, I]
+        parameters += [torch.from_numpy(array).to(device) for array in (np.ascontiguousarray(w.T), b)]
 
     def loss_of(parameters, x, target):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             for i in range(0, len(parameters), 2):
                 x = functional.linear(functional.relu(x) if i else x, parameters[i], parameters[i + 1])
         return functional.cross_entropy(x.float(), target)
@@ -231,14 +236,43 @@ def torch_loop(task, compiled=False, bf16=False):
         for p in parameters:
             p.requires_grad_()
     step = partial(whole_step, parameters) if compiled else eager
+    step = _torch_graph(step, parameters, batches[0], labels[0]) if graph else step
 
     def train(start, steps):
         losses = [step(batches[i], labels[i]) for i in range(start, start + steps)]
         return torch.stack(losses).tolist()
 
-    how = "torch.compile of the whole step" if compiled else "eager"
-    how += ", autocast to bfloat16" if bf16 else ""
-    return Loop(task, train, f"torch {torch.__version__}, {how}, {torch.get_num_threads()} threads")
+    how = "torch.compile of the whole step" if compiled else "CUDA graph" if graph else "eager"
+    how += ", autocast to bfloat16" if bf16 else ", TF32" if tf32 else ""
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    return Loop(task, train, f"torch {torch.__version__}, {how}, {where}")
+
+
+def _torch_graph(step, parameters, batch, labels):
+    """The same step, replayed by one call of the driver."""
+    import torch
+
+    before, x, target = [p.detach().clone() for p in parameters], batch.clone(), labels.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what is allocated and chosen once
+            step(x, target)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        loss = step(x, target)
+    with torch.no_grad():
+        for p, value in zip(parameters, before, strict=True):
+            p.copy_(value)
+
+    def replay(batch, labels):
+        x.copy_(batch)
+        target.copy_(labels)
+        captured.replay()
+        return loss.clone()
+
+    return replay
 
 
 def torch_tutorial(task, compiled=False):
@@ -275,6 +309,8 @@ def jax_loop(task):
     """A compiled ``lax.scan`` over the steps; the weights' buffers are donated."""
     import jax
     from jax import numpy as jnp
+
+    jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
 
     def loss_of(parameters, x, target):
         for i, (w, b) in enumerate(parameters):
@@ -397,6 +433,22 @@ SIDES = {
     "fastdigit-numpy": Side(partial(Fit, backend="numpy"), ours=True, only_by_name=True),
     "fastdigit-cupy": Side(partial(Fit, backend="cupy"), ours=True, only_by_name=True),
     "fastdigit-1thread": Side(Fit, ours=True, environment=ONE_THREAD),
+    "torch-cuda": Side(partial(torch_loop, device="cuda"), only_by_name=True),
+    "torch-cuda-graph": Side(partial(torch_loop, device="cuda", graph=True), only_by_name=True),
+    "torch-cuda-compile": Side(partial(torch_loop, device="cuda", compiled=True), only_by_name=True),
+    "torch-cuda-bf16": Side(
+        partial(torch_loop, device="cuda", graph=True, bf16=True), "bf16", only_by_name=True
+    ),
+    "torch-cuda-tf32": Side(
+        partial(torch_loop, device="cuda", graph=True, tf32=True), "tf32", only_by_name=True
+    ),
+    "fastdigit-cuda": Side(partial(Fit, backend="cuda"), ours=True, only_by_name=True),
+    "fastdigit-cuda-tf32": Side(
+        partial(Fit, backend="cuda", precision="tf32"), "tf32", ours=True, only_by_name=True
+    ),
+    "fastdigit-cuda-bf16": Side(
+        partial(Fit, backend="cuda", precision="bf16"), "bf16", ours=True, only_by_name=True
+    ),
     "torch-bf16": Side(partial(torch_loop, bf16=True), "bf16"),
     "torch-compile-bf16": Side(partial(torch_loop, compiled=True, bf16=True), "bf16"),
     "fastdigit-bf16": Side(partial(Fit, precision="bf16"), "bf16", ours=True),

@@ -67,6 +67,10 @@ TITLES = {
 
 def _train(networks, results):
     yield _all_networks(networks)
+    yield from _each_network(networks)
+
+
+def _each_network(networks):
     for result in networks:
         limit = float(np.median(result["limits"]))
         table = Table(
@@ -298,17 +302,74 @@ def _start(found, results):
     yield table
 
 
-def _gpu(found, results):
-    for name, backend in found.items():
-        table = Table(
-            "gpu", f"{TITLES['gpu']}: {name}", ("operation", "checks passed", "worst error / bound")
-        )
-        for operation, result in backend["operations"].items():
+def of_gpu(found, results=None):
+    """All tables of ``bench.gpu``."""
+    if "no_time" in found:
+        return [Table("gpu", TITLES["gpu"], ("",), [(found["no_time"],)])]
+    tables = [Table("gpu", TITLES["gpu"], ("backend", "device"), list(found["devices"].items()))]
+    for part, make in (
+        ("checks", _gpu_checks),
+        ("products", _gpu_products),
+        ("launches", _gpu_launches),
+        ("train", _gpu_train),
+    ):
+        content = found.get(part)
+        if content and "no_time" in content:
+            tables.append(Table(f"gpu-{part}", f"GPU: {part}", ("",), [(content["no_time"],)]))
+        elif content:
+            tables += make(content)
+    return tables
+
+
+def _gpu_checks(content):
+    for name, operations in content.items():
+        columns = "operation", "checks passed", "worst error / bound"
+        table = Table(f"gpu-checks-{name}", f"GPU: checks of backend {name}", columns)
+        for operation, result in operations.items():
             if "rejected" in result:
                 table.rows.append((operation, "rejected", result["rejected"]))
             else:
                 table.rows.append((operation, f"{result['checks']}", f"{result['worst']:.2f}"))
-        table.text = backend["device"]
+        yield table
+
+
+def _gpu_products(rows):
+    columns = "product", "technique", "time", "TFLOP/s", "of cuBLAS"
+    table = Table("gpu-products", "GPU: products", columns)
+    for row in rows:
+        name = f"{row['shape']} {row['form']}"
+        if "no_time" in row:
+            table.rows.append((name, row["technique"], row["no_time"], "", ""))
+            continue
+        table.rows.append(
+            (
+                name,
+                row["technique"] + (f" ({NOTE})" if row["noisy"] else ""),
+                microseconds(row["microseconds"]),
+                f"{row['tflops']:.1f}",
+                f"{row['tflops'] / row['cublas_tflops']:.0%}",
+            )
+        )
+    yield table
+
+
+def _gpu_launches(found):
+    table = Table("gpu-launches", "GPU: launches", ("what", "microseconds"))
+    for name, what in (
+        ("launch_on_host_microseconds", "a launch, time of the host"),
+        ("launch_microseconds", "a launch, time of the GPU"),
+        ("graph_node_microseconds", "a node of a CUDA graph"),
+    ):
+        table.rows.append((what, f"{found[name]:.2f}"))
+    yield table
+
+
+def _gpu_train(networks):
+    for table in _each_network(networks):
+        table.name, table.title = f"gpu-{table.name}", f"GPU: {table.title}"
+        at = table.columns.index("of the limit")  # the processor's
+        table.columns = table.columns[:at] + table.columns[at + 1 :]
+        table.rows = [row[:at] + row[at + 1 :] for row in table.rows]
         yield table
 
 
@@ -320,7 +381,7 @@ MAKERS = {
     "profile": _profile,
     "scaling": _scaling,
     "start": _start,
-    "gpu": _gpu,
+    "gpu": of_gpu,
 }
 
 

@@ -59,7 +59,7 @@ EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at
 LIMIT = "the processor's limit"  # asked between the rounds
 FAR = 2.0  # times the shortest meeting of threads that was seen
 FEWEST_ROUNDS = 3
-PASSES = 3
+PASSES = 2
 SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------

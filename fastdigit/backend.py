@@ -7,6 +7,7 @@ without touching them. The functions are defined, with shapes, formulas and cost
 """
 
 import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -49,12 +50,9 @@ class Backend:
     clip_norm: Callable[..., None]  # (g, limit)
 
     # (plan, images, labels, order, loss, correct): the steps of a TrainPlan in one call, or None
-    # where the backend has only single operations.
-    train_epoch: Callable[..., None] | None = None
-
-    # (plan, images): why train_epoch cannot do what a plan asks for, or None where it can. Absent where
-    # it can do everything.
-    unsuited: Callable[..., str | None] | None = None
+    # where the backend has only single operations. Returns in words how it was done, if there are
+    # several ways.
+    train_epoch: Callable[..., str | None] | None = None
 
     # (layout, parameters) -> a function (images, result, probabilities) of NumPy arrays that writes
     # the logits, or their softmax, of all images in one call; None as above.
@@ -229,34 +227,50 @@ def _load_cuda():
         device = cuda.require_gpu()
     except cuda.CudaError as error:
         raise BackendError(str(error)) from error
-    memory = _host_memory() if cuda.SIMULATED else _cupy_memory()
+    return cuda_backend(device, _host_memory() if cuda.SIMULATED else _cupy_memory(), cuda.limits())
+
+
+def cuda_backend(device, memory, limits):
+    """The cuda backend over some memory, for a GPU of ``kernels.common.cuda.Limits``."""
     return Backend(
         name="cuda",
         device=device,
         row_align=64,
-        precisions=("float32",),
         **memory,
         **_cuda_operations(),
-        **_cuda_epochs(cuda.limits(), memory["to_device"]),
+        **_cuda_epochs(limits, memory),
     )
 
 
-def _cuda_epochs(limits, to_device):
-    """train_epoch and unsuited for a GPU of so many multiprocessors, with so much shared memory each."""
+def _cuda_epochs(limits, memory):
+    """precisions and train_epoch of the cuda backend."""
     if limits is None:
-        return {}
-    from .kernels.epoch import cuda as epoch
+        return {"precisions": ("float32",)}
+    from .kernels.epoch import cuda as persistent
+    from .kernels.epoch import cuda_steps
 
-    blocks, shared = limits
+    to_device, zeros = memory["to_device"], memory["zeros"]
+    ready = {}  # id of a network's buffers: (settings, Steps), while there is the network
 
     def train_epoch(plan, images, labels, order, loss, correct):
-        limits = {"blocks": blocks, "shared": shared, "to_device": to_device}
-        epoch.train_epoch(plan, images, labels, order, loss, correct, **limits)
+        blocks, shared = limits.multiprocessors, limits.shared
+        reason = persistent.unsuited(plan, images, blocks, shared)
+        if reason is None:
+            how = {"blocks": blocks, "shared": shared, "to_device": to_device}
+            persistent.train_epoch(plan, images, labels, order, loss, correct, **how)
+            return "one persistent kernel"
+        arrays, network = (images, labels, loss, correct), id(plan.buffers)
+        settings = cuda_steps.Steps.settings(plan, *arrays)
+        if network not in ready:
+            weakref.finalize(plan.buffers, ready.pop, network, None)
+        if network not in ready or ready[network][0] != settings:
+            ready.pop(network, None)  # its memory is free before there is new
+            wgmma = limits.capability == (9, 0)
+            ready[network] = settings, cuda_steps.Steps(plan, *arrays, zeros, wgmma)
+        ready[network][1].run(plan, order, to_device)
+        return f"a graph of steps, as the persistent kernel cannot take it: {reason}"
 
-    def unsuited(plan, images):
-        return epoch.unsuited(plan, images, blocks, shared)
-
-    return {"train_epoch": train_epoch, "unsuited": unsuited}
+    return {"precisions": cuda_steps.PRECISIONS, "train_epoch": train_epoch}
 
 
 def _cupy_memory():

@@ -116,8 +116,10 @@ def fit(
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
             raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel: use path='auto'")
-        if path == "step" and net.precision == "bf16":
-            raise ConfigError("precision 'bf16' is for the whole-epoch kernel alone: use path='auto'")
+        if path == "step" and net.precision not in ("float32", "float64"):
+            raise ConfigError(
+                f"precision {net.precision!r} is for the whole-epoch kernel alone: use path='auto'"
+            )
         data = TrainingData.of(net, train, validation, sample_weight, seed)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")
@@ -329,27 +331,16 @@ class _Training:
                 sparse_hidden=options.sparse_hidden,
             )
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
-            self.log.path = self._path(plan)
-            if self.log.path == "epoch":
-                backend.train_epoch(*arrays)
-            else:
+            if backend.train_epoch is None or options.path == "step":
                 train_steps(backend, *arrays)
+                self.log.path = "step"
+            else:
+                how = backend.train_epoch(*arrays)
+                self.log.path = f"epoch: {how}" if how else "epoch"
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
             loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
         batches = np.split(loss, range(options.batch_size, len(loss), options.batch_size))
         return [float(batch.mean()) for batch in batches], rates
-
-    def _path(self, plan):
-        """ "epoch", or "step", with the reason where the backend's whole-epoch kernel cannot be taken."""
-        backend, wanted = self.net.backend, self.options.path
-        if backend.train_epoch is None or wanted == "step":
-            return "step"
-        reason = None if backend.unsuited is None else backend.unsuited(plan, self.images)
-        if reason is None:
-            return "epoch"
-        if wanted == "epoch":
-            raise ConfigError(f"path='epoch' cannot be taken: {reason}")
-        return f"step: {reason}"
 
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
         net, options, to_host = self.net, self.options, self.net.backend.to_host

@@ -5,9 +5,12 @@ with a vector of numbers behind it is what the memory of a GPU likes, and the sa
 Numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), where there are no addresses.
 """
 
+import ctypes
 import os
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import config
@@ -25,9 +28,12 @@ LEAST_CAPABILITY = (7, 5)
 # Of arrays in shared memory that are read four numbers at a time. The simulator knows no alignment.
 ALIGNED = None if SIMULATED else 16
 
-FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS = (
+FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS, MAP = (
     types.Array(dtype, 1, "C")
-    for dtype in (types.float32, types.float64, types.uint8, types.int32, types.uint32, types.int64)
+    for dtype in (
+        *(types.float32, types.float64, types.uint8, types.int32, types.uint32, types.int64),
+        types.uint64,
+    )
 )
 
 # What a number is given as, for what a kernel was compiled for.
@@ -36,6 +42,13 @@ NUMBERS = {
     types.float64: np.float64,
     types.int64: np.int64,
     types.uint64: np.uint64,
+}
+
+CTYPES = {
+    types.float32: ctypes.c_float,
+    types.float64: ctypes.c_double,
+    types.int64: ctypes.c_int64,
+    types.uint64: ctypes.c_uint64,
 }
 
 GIVEN = 48 * 1024  # bytes of shared memory that a block gets without asking
@@ -84,9 +97,17 @@ def require_gpu():
     return f"{name}, CUDA {_version(toolkit)}, numba-cuda {numba_cuda.__version__}, CuPy {cupy.__version__}"
 
 
+class Limits(NamedTuple):
+    """Of a GPU: its compute capability, multiprocessors, and the most bytes of shared memory that a block can
+    ask for."""
+
+    capability: tuple
+    multiprocessors: int
+    shared: int
+
+
 def limits():
-    """Of the current GPU: how many multiprocessors, and the most bytes of shared memory that a block can
-    ask for. None where kernels that ask for more than GIVEN cannot run."""
+    """The :class:`Limits` of the current GPU. None where kernels that ask for more than GIVEN cannot run."""
     if SIMULATED:
         return None
     import cupy
@@ -95,7 +116,7 @@ def limits():
     capability = attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]
     if capability < (8, 0):
         return None
-    return attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+    return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _version(number):
@@ -116,20 +137,34 @@ class Kernel:
 
     ``arguments`` are their types, ``threads`` the size of a block, ``resident`` the number of blocks
     that a multiprocessor should hold at a time, which bounds the registers, ``least`` the compute
-    capability that it needs, ``simulated`` whether Numba's simulator can run it.
+    capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared memory that it
+    gets besides what it declares, ``simulated`` whether Numba's simulator can run it.
     """
 
     def __init__(
-        self, function, *arguments, threads, name, resident=8, least=LEAST_CAPABILITY, simulated=True
+        self,
+        function,
+        *arguments,
+        threads,
+        name,
+        resident=8,
+        least=LEAST_CAPABILITY,
+        only=None,
+        shared=0,
+        simulated=True,
     ):
         self.function, self.arguments, self.name = function, arguments, name
-        self.threads, self.resident = threads, resident
-        self.least, self.simulated = least, simulated
-        self.allowed = GIVEN  # bytes of shared memory beside what it declares
+        self.threads, self.resident, self.shared = threads, resident, shared
+        self.least, self.only, self.simulated = only or least, only, simulated
+        self.allowed = GIVEN  # bytes of shared memory besides what it declares
         KERNELS.append(self)
 
     def __repr__(self):
         return f"<Kernel {self.name}>"
+
+    def runs_on(self, capability):
+        """Whether it is for a compute capability such as (8, 0) or (9, 0, "a")."""
+        return capability[:2] == self.only if self.only else capability[:2] >= self.least
 
     @property
     def signature(self):
@@ -141,6 +176,28 @@ class Kernel:
             return cuda.jit(self.function)
         return cuda.jit(self.signature, launch_bounds=(self.threads, self.resident))(self.function)
 
+    @cached_property
+    def on_gpu(self):
+        """(the driver's function, whether all of its blocks must be there at the same time)"""
+        from cuda.bindings import driver
+
+        (overload,) = self.compiled.overloads.values()
+        function = overload._codelibrary.get_cufunc().handle
+        if isinstance(function, driver.CUkernel):
+            status, function = driver.cuKernelGetFunction(function)
+            _check(status, f"{self.name} could not be loaded")
+        return function, overload.cooperative
+
+    def allow(self, shared):
+        """Ask for so many bytes of shared memory, for more than every kernel gets."""
+        from cuda.bindings import driver
+
+        if shared > self.allowed:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            (status,) = driver.cuFuncSetAttribute(self.on_gpu[0], attribute, shared)
+            _check(status, f"{self.name} cannot have {shared:,} bytes of shared memory")
+            self.allowed = shared
+
     def ptx(self, capability):
         """The code for a compute capability such as (8, 0) or (9, 0, "a"). Needs no GPU."""
         with _answering(capability):
@@ -148,15 +205,21 @@ class Kernel:
                 self.function, self.signature, cc=capability, launch_bounds=(self.threads, self.resident)
             )[0]
 
-    def __call__(self, blocks, *arguments, shared=0):
+    def __call__(self, blocks, *arguments, shared=None):
         """Launch so many blocks (a number, or one for x and one for y), if any.
 
-        ``shared``: bytes of shared memory besides what the kernel declares."""
+        ``shared``: bytes of shared memory besides what the kernel declares, if not the usual."""
         if not isinstance(blocks, tuple):
             blocks = (blocks,)
         if 0 not in blocks:
             numbers = zip(arguments, self.arguments, strict=True)
-            launch(self, blocks, [_convert(a, kind) for a, kind in numbers], shared)
+            entry = self, blocks, [_convert(a, kind) for a, kind in numbers]
+            entry += (self.shared if shared is None else shared,)
+            record = _RECORD.get()
+            if record is None:
+                launch(*entry)
+            else:
+                record.append(entry)
 
 
 def _convert(argument, kind):
@@ -168,36 +231,181 @@ def _convert(argument, kind):
 
 def launch(kernel, blocks, arguments, shared):
     """Run a kernel behind all that the current stream of CuPy has to do already."""
-    if SIMULATED:
-        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-
-        # Wrapped, so that it works on the arrays themselves. Its own copies would write old numbers
-        # back where an array is given twice.
-        arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        kernel.compiled[blocks, kernel.threads](*arguments)
-        return
-    import cupy
-
-    address = cupy.cuda.get_current_stream().ptr
-    stream = cuda.external_stream(address) if address else 0
-    if shared > GIVEN:
-        _allow(kernel, shared)
-    kernel.compiled[blocks, kernel.threads, stream, shared](*arguments)
+    prepared(kernel, blocks, arguments, shared)()
 
 
-def _allow(kernel, shared):
-    """Ask for more shared memory than every kernel gets, for which Numba has no function."""
+def prepared(kernel, blocks, arguments, shared):
+    """The same as a function without arguments, to be called any number of times."""
+    return (
+        partial(_simulate, kernel, blocks, arguments)
+        if SIMULATED
+        else Launch(kernel, blocks, arguments, shared)
+    )
+
+
+def _simulate(kernel, blocks, arguments):
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    # Wrapped, so that it works on the arrays themselves. Its own copies would write old numbers
+    # back where an array is given twice.
+    arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    kernel.compiled[blocks, kernel.threads](*arguments)
+
+
+class Launch:
+    """A kernel and all that the driver is told when it is launched, made ready once.
+
+    Numba's own launch looks at every array anew, and waits for the stream that an array of CuPy names.
+    """
+
+    def __init__(self, kernel, blocks, arguments, shared):
+        self.kernel, self.arguments = kernel, arguments  # their memory is in use
+        self.words = [
+            word
+            for argument, kind in zip(arguments, kernel.arguments, strict=True)
+            for word in words_of(argument, kind)
+        ]
+        self.places = (ctypes.c_void_p * len(self.words))(*map(ctypes.addressof, self.words))
+        self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
+        if shared > GIVEN:
+            kernel.allow(shared)
+
+    def __call__(self):
+        import cupy
+        from cuda.bindings import driver
+
+        function, cooperative = self.kernel.on_gpu
+        stream, places = cupy.cuda.get_current_stream().ptr, ctypes.addressof(self.places)
+        if cooperative:
+            (status,) = driver.cuLaunchCooperativeKernel(function, *self.size, stream, places)
+        else:
+            (status,) = driver.cuLaunchKernel(function, *self.size, stream, places, 0)
+        _check(status, f"{self.kernel.name} could not be launched")
+
+
+def words_of(argument, kind):
+    """What the driver is given for an argument: for an array what Numba's compiled code wants to know."""
+    if isinstance(argument, TensorMap):
+        argument = _encoded(*argument.words)
+    if isinstance(kind, types.Array):
+        size, itemsize = argument.size, argument.itemsize
+        nothing, address = ctypes.c_void_p(), ctypes.c_void_p(address_of(argument))
+        numbers = [ctypes.c_int64(number) for number in (size, itemsize, size, itemsize)]
+        return [nothing, nothing, *numbers[:2], address, *numbers[2:]]
+    return [CTYPES[kind](argument)]
+
+
+def address_of(array):
+    """Of the first number of an array of NumPy or CuPy."""
+    return array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
+
+
+def _check(status, what):
     from cuda.bindings import driver
 
-    if shared <= kernel.allowed:
-        return
-    (overload,) = kernel.compiled.overloads.values()
-    function = overload._codelibrary.get_cufunc()
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    (status,) = driver.cuFuncSetAttribute(int(function.handle), attribute, shared)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise CudaError(f"{kernel.name} cannot have {shared:,} bytes of shared memory: {status.name}")
-    kernel.allowed = shared
+        raise CudaError(f"{what}: {status.name}")
+
+
+def on_stream(stream):
+    """``with on_stream(stream):`` launches and CuPy's work join that of a stream of any library, or of an
+    address; of CuPy's current one if None. TypeError for what is none."""
+    if stream is None or SIMULATED:
+        return nullcontext()
+    import cupy
+
+    return cupy.cuda.ExternalStream(_address_of_stream(stream))
+
+
+def _address_of_stream(stream):
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr", "handle"):  # of PyTorch, CuPy, Numba
+        if hasattr(stream, name):
+            return int(getattr(stream, name))
+    if isinstance(stream, int):
+        return stream
+    raise TypeError(f"stream must be a CUDA stream or its address, got {type(stream).__name__}")
+
+
+# --- many launches as one ------------------------------------------------------------------------
+
+_RECORD = ContextVar("launches that are written down instead", default=None)
+
+
+@contextmanager
+def recorded():
+    """``with recorded() as launches:`` kernels are not launched but written down, for :func:`prepared`."""
+    token = _RECORD.set([])
+    try:
+        yield _RECORD.get()
+    finally:
+        _RECORD.reset(token)
+
+
+def graph(launches):
+    """A function that does all of these (from :func:`prepared`) in order, with one call of the driver."""
+    if SIMULATED:
+        return lambda: [one() for one in launches]
+    import cupy
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            for one in launches:
+                one()
+        finally:
+            captured = stream.end_capture()
+    return lambda: captured.launch(cupy.cuda.get_current_stream())
+
+
+# --- tensor maps ---------------------------------------------------------------------------------
+
+
+class TensorMap(NamedTuple):
+    """A matrix of uint16, of which kernels of capability 9.0 copy tiles by one instruction: ``box`` [rows,
+    columns], in shared memory with 16 bytes exchanged for others of 128 (``ptx.operand``).
+
+    The matrix begins at a multiple of 16 bytes, and so does each of its rows.
+    """
+
+    matrix: Any
+    box: tuple
+
+    @property
+    def words(self):
+        """What identifies it."""
+        row = row_distance(self.matrix) * self.matrix.itemsize
+        row = -(-row // 16) * 16  # a single row may end anywhere
+        return address_of(self.matrix), self.matrix.shape, row, self.box
+
+
+@lru_cache(maxsize=1024)
+def _encoded(address, shape, row_bytes, box):
+    """What the GPU wants to know of a :class:`TensorMap`, in its memory."""
+    import cupy
+    from cuda.bindings import driver
+
+    def numbers(kind, values):
+        return [kind(value) for value in values]
+
+    status, found = driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        2,
+        address,
+        numbers(driver.cuuint64_t, shape[::-1]),
+        numbers(driver.cuuint64_t, [row_bytes]),
+        numbers(driver.cuuint32_t, box[::-1]),
+        numbers(driver.cuuint32_t, (1, 1)),
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    _check(status, f"a matrix of {shape} in rows of {row_bytes} bytes has no tensor map")
+    on_device = cupy.asarray(np.array([int(word) for word in found.opaque], np.uint64))
+    cupy.cuda.get_current_stream().synchronize()  # whatever stream uses it next
+    return on_device
 
 
 def data_of(context, builder, kind, array):

@@ -240,6 +240,8 @@ def _instruction(template, constraints, result, *parameters):
             lambda context, a: build(context, a),
             lambda context, a, b: build(context, a, b),
             lambda context, a, b, c: build(context, a, b, c),
+            lambda context, a, b, c, d: build(context, a, b, c, d),
+            lambda context, a, b, c, d, e: build(context, a, b, c, d, e),
         ][len(parameters)]
     )
 
@@ -385,6 +387,141 @@ def tensor_sums(tiles_down, tiles_across, kind):
 
     return zeros, add
 
+
+# --- tensor cores of capability 9.0: a warpgroup at once, operands in shared memory --------------
+
+LINE = 128  # bytes of a row of a tile in shared memory, in which 16 bytes are exchanged: xor row % 8
+EIGHT = 8 * LINE  # bytes of eight such rows, after which the exchange is the same again
+
+
+def operand(turned, apart):
+    """What describes a tile of bfloat16 to :func:`warpgroup_sums`, but for its address.
+
+    Its rows are of LINE bytes: 64 k of a row or column of the product, or, ``turned``, 64 rows or columns of
+    one k; tiles of 64 × 64 then follow each other ``apart`` bytes apart. (9.7.15.6.5.1.2, matrix descriptor)
+    """
+    return np.uint64(1 << 62 | EIGHT >> 4 << 32 | (apart if turned else 16) >> 4 << 16)
+
+
+def warpgroup_sums(columns, turned_a, turned_b):
+    """``zeros()`` and ``add(sums, a, b)`` for 64 × ``columns`` sums of a warpgroup, which is four warps.
+
+    ``a`` and ``b`` are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows and
+    ``columns`` columns, 64 k of each, multiplied 16 by 16. Warp w has the rows from 16 · w on, as in
+    :func:`tensor_sums`. Returns when the sums are there and the operands may be overwritten. A warpgroup
+    calls it as one. (9.7.15.6.5.2, wgmma.mma_async)
+    """
+    count = columns // 2
+    sums_type = types.UniTuple(types.float32, count)
+    many = ir.LiteralStructType([FLOAT] * count)
+    # Bytes to the next 16 k.
+    step_a, step_b = (2 * EIGHT if turned else 32 for turned in (turned_a, turned_b))
+    sums = ", ".join(f"${i}" for i in range(count))
+    one = (
+        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{sums}}}, "
+        f"%wga, %wgb, %wgp, 1, 1, {int(turned_a)}, {int(turned_b)};"
+    )
+    further = f"add.u64 %wga, %wga, {step_a >> 4}; add.u64 %wgb, %wgb, {step_b >> 4};"
+    template = (
+        "{ .reg .pred %wgp; .reg .b64 %wga; .reg .b64 %wgb; setp.eq.u32 %wgp, 0, 0; "
+        f"mov.b64 %wga, ${count}; mov.b64 %wgb, ${count + 1}; wgmma.fence.sync.aligned; "
+        f"{one} {further} {one} {further} {one} {further} {one} "
+        "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
+    )
+    constraints = ",".join(["=f"] * count + ["l", "l"] + [str(i) for i in range(count)] + ["~{memory}"])
+
+    @intrinsic
+    def zeros(typing_context):
+        def generate(context, builder, signature, arguments):
+            return ir.Constant(ir.ArrayType(FLOAT, count), [0.0] * count)
+
+        return sums_type(), generate
+
+    @intrinsic
+    def add(typing_context, sums, a, b):
+        if (sums, a, b) != (sums_type, types.uint64, types.uint64):
+            return None
+
+        def generate(context, builder, signature, arguments):
+            code = ir.InlineAsm(
+                ir.FunctionType(many, [ADDRESS] * 2 + [FLOAT] * count),
+                template,
+                constraints,
+                side_effect=True,
+            )
+            numbers = [builder.extract_value(arguments[0], i) for i in range(count)]
+            found = builder.call(code, [*arguments[1:], *numbers])
+            values = [builder.extract_value(found, i) for i in range(count)]
+            return _pack(builder, ir.ArrayType(FLOAT, count), values)
+
+        return sums_type(sums, a, b), generate
+
+    return zeros, add
+
+
+# --- barriers that count (9.7.13.15, mbarrier) and copies of tiles (9.7.9.27, tensor copies) ------
+
+# barrier_init(barrier, arrivals): 8 bytes of shared memory become a barrier of so many arrivals. Its phases
+# end in turn: the first has parity 0.
+barrier_init = _instruction(
+    "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}", types.void, types.uint32, types.uint32
+)
+# barriers_visible(): of what was initialised, to copies.
+barriers_visible = _instruction("fence.proxy.async.shared::cta;", "~{memory}", types.void)
+# barrier_arrive(barrier)
+barrier_arrive = _instruction(
+    "mbarrier.arrive.shared::cta.b64 _, [$0];", "r,~{memory}", types.void, types.uint32
+)
+# barrier_expect(barrier, bytes): arrive, and the phase lasts until so many bytes were copied, too.
+barrier_expect = _instruction(
+    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;",
+    "r,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint32,
+)
+_barrier_passed = _instruction(
+    "{ .reg .pred %mbp; mbarrier.try_wait.parity.shared::cta.b64 %mbp, [$1], $2; selp.u32 $0, 1, 0, %mbp; }",
+    "=r,r,r,~{memory}",
+    types.uint32,
+    types.uint32,
+    types.uint32,
+)
+
+
+@device
+def barrier_wait(barrier, parity):
+    """Until a barrier's phase of this parity has ended."""
+    while _barrier_passed(barrier, parity) == 0:
+        pass
+
+
+# copy_tile(shared, map, x, y, barrier): the tile of a tensor map's matrix that begins at column x of row y,
+# zeros where the matrix has ended; the barrier counts the tile's bytes as they arrive.
+copy_tile = _instruction(
+    "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+    "[$0], [$1, {$2, $3}], [$4];",
+    "r,l,r,r,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint64,
+    types.int32,
+    types.int32,
+    types.uint32,
+)
+# map_visible(map): a tensor map in the GPU's memory that the host has written, to copies. (9.7.13.4, fence)
+map_visible = _instruction(
+    "fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", "l,~{memory}", types.void, types.uint64
+)
+
+
+def meeting(number, threads):
+    """``meet()``: a barrier of so many of a block's threads; each number from 1 to 15 is another barrier.
+    (9.7.13.1, bar)"""
+    return _instruction(f"bar.sync {number}, {threads};", "~{memory}", types.void)
+
+
+# --- bfloat16 -------------------------------------------------------------------------------------
 
 # bfloat16_pair(low, high): two float32 rounded to bfloat16, in one word. (9.7.9.21, cvt)
 bfloat16_pair = _instruction(

@@ -24,6 +24,7 @@ from numba import float32, int64, uint8, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
+from ..optimizer.cuda import NUMBERS, step_numbers, stepped
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -47,7 +48,6 @@ MOST_CLASSES = 32  # one for each lane
     W2_ROW,
     B2,
     STATES,  # 0, 1 or 2 vectors of the optimizer
-    ADAM,
     NESTEROV,
     WEIGHTED,
     X,  # where in shared memory, in words, from here on
@@ -63,10 +63,7 @@ MOST_CLASSES = 32  # one for each lane
     DZ,  # [BATCH, CLASSES]
     SHARED_WORDS,
     WORDS,
-) = range(31)
-
-# The numbers of a step, as in kernels/optimizer: NUMBERS float32 for each.
-L2, SHRINK, RATE, MOMENTUM, BETA_1, NEW_1, BETA_2, NEW_2, CORRECTION, EPSILON, NUMBERS = range(11)
+) = range(30)
 
 
 @device
@@ -88,21 +85,16 @@ def _warp_largest(value):
 @device
 def _update(memory, at, states, gradient, plan, numbers, n):
     """The parameter at ``memory[at]``, whose states are ``states`` words further each, by its gradient."""
-    p = memory[at]
-    slope = gradient + numbers[n + L2] * p
-    if plan[ADAM]:
-        mean = numbers[n + BETA_1] * memory[at + states] + numbers[n + NEW_1] * slope
-        square = numbers[n + BETA_2] * memory[at + 2 * states] + numbers[n + NEW_2] * slope * slope
-        memory[at + states] = mean
-        memory[at + 2 * states] = square
-        step = mean / (math.sqrt(square) * numbers[n + CORRECTION] + numbers[n + EPSILON])
-    elif plan[STATES] > 0:
-        velocity = numbers[n + MOMENTUM] * memory[at + states] + slope
-        memory[at + states] = velocity
-        step = slope + numbers[n + MOMENTUM] * velocity if plan[NESTEROV] else velocity
-    else:
-        step = slope
-    memory[at] = p * numbers[n + SHRINK] - numbers[n + RATE] * step
+    zero = float32(0)
+    count = plan[STATES]
+    state_0 = memory[at + states] if count > 0 else zero
+    state_1 = memory[at + 2 * states] if count > 1 else zero
+    found = stepped(memory[at], gradient, state_0, state_1, count, plan[NESTEROV], numbers, n)
+    memory[at] = found[0]
+    if count > 0:
+        memory[at + states] = found[1]
+    if count > 1:
+        memory[at + 2 * states] = found[2]
 
 
 @device
@@ -400,26 +392,6 @@ def unsuited(plan, images, blocks, shared):
     return None
 
 
-def _numbers(plan):
-    """The numbers of each step, [steps, NUMBERS]."""
-    optimizer, rates = plan.optimizer, np.asarray(plan.learning_rates, np.float64)
-    numbers = np.zeros((len(rates), NUMBERS), np.float64)
-    decay = optimizer.weight_decay
-    numbers[:, L2] = 0 if optimizer.decoupled else decay
-    numbers[:, SHRINK] = 1 - rates * decay if optimizer.decoupled else 1
-    numbers[:, RATE] = rates
-    if len(plan.state) == 2:
-        t = plan.update + 1 + np.arange(len(rates))
-        numbers[:, RATE] = rates / (1 - optimizer.beta1**t)
-        numbers[:, BETA_1], numbers[:, NEW_1] = optimizer.beta1, 1 - optimizer.beta1
-        numbers[:, BETA_2], numbers[:, NEW_2] = optimizer.beta2, 1 - optimizer.beta2
-        numbers[:, CORRECTION] = (1 - optimizer.beta2**t) ** -0.5
-        numbers[:, EPSILON] = optimizer.epsilon
-    else:
-        numbers[:, MOMENTUM] = optimizer.momentum
-    return numbers.astype(np.float32)
-
-
 def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, to_device):
     """The steps of a ``fastdigit.backend.TrainPlan`` in one launch, where :func:`unsuited` allows it.
 
@@ -447,7 +419,6 @@ def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, t
         W2_ROW: tensors[2].row,
         B2: tensors[3].offset,
         STATES: len(plan.state),
-        ADAM: len(plan.state) == 2,
         NESTEROV: getattr(plan.optimizer, "nesterov", False),
         WEIGHTED: plan.weight is not None,
     }
@@ -461,6 +432,6 @@ def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, t
         blocks,
         *(to_device(words), images.reshape(-1), labels, order),
         nothing if plan.weight is None else plan.weight,
-        *(plan.parameters, *state, to_device(_numbers(plan).reshape(-1)), parts, dz, loss, correct),
+        *(plan.parameters, *state, to_device(step_numbers(plan).reshape(-1)), parts, dz, loss, correct),
         shared=4 * values[SHARED_WORDS],
     )

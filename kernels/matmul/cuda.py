@@ -13,6 +13,7 @@ from ..common.cuda import (
     check_shapes,
     cuda,
     flat,
+    on_stream,
     row_distance,
 )
 from .cuda_simt import multiply
@@ -81,26 +82,37 @@ def dense_grad_weight(x, dy, dw, db):
     check_shapes(dy=(dy.shape, (x.shape[0], dy.shape[1])), dw=(dw.shape, (x.shape[1], dy.shape[1])))
     check_shapes(db=(db.shape, dy.shape[1:]))
     multiply(x, dy, dw, turned=(True, False))
+    sum_columns(dy, db)
+
+
+def sum_columns(dy, db):
+    """db = the column sums of dy. Shapes: dy [B, O], db [O]. Dtypes: float32. Writes: db."""
     _sum_columns(blocks_for(dy.shape[1], ACROSS), flat(dy), row_distance(dy), *dy.shape, flat(db))
 
 
 # --- for other code -----------------------------------------------------------------------------
 
 
-def matmul(a, b, out=None):
+def matmul(a, b, out=None, stream=None):
     """out = a·b on the GPU.
 
-    ``matmul(x, w)``; ``matmul(x, w, out=y)``
+    ``matmul(x, w)``; ``matmul(x, w, out=y)``; ``matmul(x, w, stream=torch.cuda.current_stream())``
 
     Shapes: a [M, K], b [K, N], out [M, N].
     Dtypes: all float32. Arrays of CuPy, of whatever has ``__cuda_array_interface__``, or of what speaks
-    DLPack; one of a and b may be a transposed view. The work goes to CuPy's current stream, and may
-    not be done when this returns.
+    DLPack; one of a and b may be a transposed view. ``stream``: whose work this joins, a stream of CuPy,
+    PyTorch, Numba or whatever has ``__cuda_stream__``, or its address; CuPy's current one if None. The
+    work may not be done when this returns.
     Writes: out (a new CuPy array if None), and returns it.
     Errors: TypeError for another dtype or an array that is not on the GPU, ValueError for shapes that
     do not fit or an out whose rows have gaps.
     Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns.
     """
+    with on_stream(stream):
+        return _matmul(a, b, out)
+
+
+def _matmul(a, b, out):
     xp = _array_module()
     result = out
     a, b = (_on_device(xp, name, array) for name, array in (("a", a), ("b", b)))
@@ -124,14 +136,16 @@ def matmul(a, b, out=None):
     return result
 
 
-def matmul_tn(a, b, out=None):
+def matmul_tn(a, b, out=None, stream=None):
     """out = aᵀ·b, for a [K, M] and b [K, N]; the rest as :func:`matmul`."""
-    return matmul(_on_device(_array_module(), "a", a).T, b, out)
+    with on_stream(stream):
+        return _matmul(_on_device(_array_module(), "a", a).T, b, out)
 
 
-def matmul_nt(a, b, out=None):
+def matmul_nt(a, b, out=None, stream=None):
     """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
-    return matmul(a, _on_device(_array_module(), "b", b).T, out)
+    with on_stream(stream):
+        return _matmul(a, _on_device(_array_module(), "b", b).T, out)
 
 
 def _array_module():

@@ -17,82 +17,16 @@ Source: NVIDIA, PTX ISA 9.0, sections 9.7.15.5 (mma, ldmatrix) and 9.7.9.25.3 (c
 "Efficient GEMM in CUDA".
 """
 
-import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import FLOATS, WORDS, Kernel, blocks_for, check_float32, check_shapes, cuda, device, flat
 from ..common.cuda import row_distance as row_of
+from .cuda_epilogue import Product, finisher, staged, words_of
 
 THREADS = 128
 ROW = 64  # bytes of a row in a stage: 32 k of bfloat16, 16 of float32
 STAGES = 3  # 48 KiB for a tile of 128 × 128: what a block gets without asking for more
-
-# What becomes of a finished number, in this order, and where it goes.
-BIAS, RELU, MASK, WHOLE, PAIRS, HALVES = 1, 2, 4, 8, 16, 32
-
-
-@device
-def _positive(y_below, at, size):
-    """Which of two numbers beside each other are above zero."""
-    zero = float32(0)
-    if size == 2:
-        word = y_below[at // 2]
-        return ptx.low_half(word) > zero, ptx.high_half(word) > zero
-    return ptx.float_of(y_below[at]) > zero, ptx.float_of(y_below[min(at + 1, y_below.size - 1)]) > zero
-
-
-@device
-def _finish2(
-    values, row, column, rows, columns, bias, y_below, y_row, scale, c, c_row, half, half_row, how, size
-):
-    """Two sums beside each other: what ``how`` asks for, then to c, to ``half``, or to both."""
-    if row >= rows or column >= columns:
-        return
-    both = column + 1 < columns
-    zero = float32(0)
-    first, second = values
-    if how & BIAS:
-        first += bias[column]
-        second += bias[column + 1] if both else zero
-    if how & RELU:
-        first = zero if first < zero else first
-        second = zero if second < zero else second
-    first *= scale
-    second *= scale
-    if how & MASK:
-        passes = _positive(y_below, row * y_row + column, size)
-        first, second = first if passes[0] else zero, second if passes[1] else zero
-    if how & WHOLE:
-        at = row * c_row + column
-        if both and how & PAIRS:
-            ptx.store2(c, at, (first, second))
-        else:
-            c[at] = first
-            if both:
-                c[at + 1] = second
-    if how & HALVES:
-        # What lies behind the last column is padding, which stays zero.
-        half[(row * half_row + column) // 2] = ptx.bfloat16_pair(first, second if both else zero)
-
-
-def _finisher(down, across, place, size):
-    """A device function for one piece of 16 × 8 of a warp's sums."""
-    end = place + 4
-
-    @device
-    def finish(sums, row, column, rows, columns, bias, y_below, y_row, scale, c, c_row, half, half_row, how):
-        four = sums[place:end]
-        _finish2(
-            *(four[0:2], row + down, column + across, rows, columns),
-            *(bias, y_below, y_row, scale, c, c_row, half, half_row, how, size),
-        )
-        _finish2(
-            *(four[2:4], row + down + 8, column + across, rows, columns),
-            *(bias, y_below, y_row, scale, c, c_row, half, half_row, how, size),
-        )
-
-    return finish
 
 
 class _Operand:
@@ -174,22 +108,21 @@ def _product(kind, tile_rows, tile_columns, a_by_k, b_by_k, resident):
     half_rows, half_columns = tile_rows // 2, tile_columns // 2
     down, across = half_rows // 16, half_columns // 8
     zeros, add = ptx.tensor_sums(down, across, kind)
-    finish = ptx.sequence(
-        [_finisher(16 * i, 8 * j, 4 * (i * across + j), size) for i in range(down) for j in range(across)]
-    )
+    below = "bf16" if kind == "bf16" else "float32"
+    finish, part = staged(down, across, 2, finisher(below, True))
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
 
     def matmul_mma(
-        a, a_row, b, b_row, c, c_row, half, half_row, rows, columns, depth, bias, y_below, y_row, scale, how
+        a, a_row, b, b_row, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, half, half_row, how
     ):
-        memory = cuda.shared.array(words, uint32, 1024)
+        memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
         from_a, from_b = global_address(a), global_address(b)
         warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
         top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
-        below, beside = warp % 2 * half_rows, warp // 2 * half_columns
-        at_a, at_b = place_a(below, lane), uint32(a_bytes) + place_b(beside, lane)
+        lower, beside = warp % 2 * half_rows, warp // 2 * half_columns
+        at_a, at_b = place_a(lower, lane), uint32(a_bytes) + place_b(beside, lane)
         turns = (depth + at_once - 1) // at_once
         for turn in range(STAGES - 1):
             if turn < turns:
@@ -213,13 +146,12 @@ def _product(kind, tile_rows, tile_columns, a_by_k, b_by_k, resident):
                 words_a = load_a((stage + at_a + uint32(step * a_add)) ^ uint32(step * a_xor))
                 words_b = load_b((stage + at_b + uint32(step * b_add)) ^ uint32(step * b_xor))
                 sums = add(sums, words_a, words_b)
-        finish(
-            *(sums, top + below + lane // 4, left + beside + lane % 4 * 2, rows, columns),
-            *(bias, y_below, y_row, scale, c, c_row, half, half_row, how),
-        )
+        outputs = bias, y_below, y_row, scale, c, c_row, half, half_row, how
+        cuda.syncthreads()  # all have computed with the last stage
+        finish(sums, memory, warp * part, lane, top + lower, left + beside, rows, columns, outputs)
 
-    arguments = [WORDS, int64, WORDS, int64, FLOATS, int64, WORDS, int64, int64, int64, int64]
-    arguments += [FLOATS, WORDS, int64, float32, int64]
+    arguments = [WORDS, int64, WORDS, int64, int64, int64, int64, FLOATS, WORDS if kind == "bf16" else FLOATS]
+    arguments += [int64, float32, FLOATS, int64, WORDS, int64, int64]
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     name = f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}"
     return Kernel(
@@ -235,21 +167,6 @@ _KERNELS = {
     for tile, resident in zip(TILES, (2, 4), strict=True)
     for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
 }
-
-
-def _words(array):
-    """A matrix whose numbers, of uint16 or float32, fill words: as a vector of these."""
-    count = (array.shape[0] - 1) * row_of(array) + array.shape[1]
-    if array.itemsize == 2:
-        if _address_of(array) % 4 or (array.shape[0] > 1 and row_of(array) % 2):
-            raise ValueError("the rows of a matrix of bfloat16 must begin at multiples of 4 bytes")
-        count = -(-count // 2)
-    if isinstance(array, np.ndarray):
-        # Through a vector of the matrix's own numbers: only these can be seen as others.
-        each = 4 // array.itemsize
-        whole = np.lib.stride_tricks.as_strided(array, (count * each,), (array.itemsize,))
-        return whole.view(np.uint32)
-    return type(array)((count,), np.uint32, memptr=array.data)
 
 
 def multiply(
@@ -269,51 +186,16 @@ def multiply(
     Rounding: TF32 cuts each number of a and b by up to 2⁻¹⁰ of itself, bfloat16 is given rounded.
     ``tile``: one of TILES, by default a large one where there are enough of these.
     """
-    if a.dtype not in (np.uint16, np.float32):
-        raise TypeError(f"a must hold bfloat16 as uint16, or float32, got {a.dtype}")
-    for name, array, dtype in (("b", b, a.dtype), ("y_below", y_below, a.dtype), ("half", half, np.uint16)):
-        if array is not None and array.dtype != dtype:
-            raise TypeError(f"{name} must be an array of {np.dtype(dtype)} here, got {array.dtype}")
-    check_float32(c=c, bias=bias)
-    (depth, rows) = a.shape if turned[0] else a.shape[::-1]
-    columns = b.shape[0] if turned[1] else b.shape[1]
-    check_shapes(b=(b.shape, (columns, depth) if turned[1] else (depth, columns)))
-    for name, array in (("c", c), ("half", half), ("y_below", y_below)):
-        if array is not None:
-            check_shapes(**{name: (array.shape, (rows, columns))})
-    for name, array in (("a", a), ("b", b)):
-        if not _in_pieces(array, 16):
-            raise ValueError(f"the rows of {name} must begin at multiples of 16 bytes")
+    product = Product(a, b, c, half, turned, bias, relu, y_below, scale)
     if tile is None:
-        many = blocks_for(rows, TILES[0][0]) * blocks_for(columns, TILES[0][1])
+        many = blocks_for(product.rows, TILES[0][0]) * blocks_for(product.columns, TILES[0][1])
         tile = TILES[0] if many >= FEW else TILES[1]
-    how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
-    how += WHOLE * (c is not None) + HALVES * (half is not None)
-    how += PAIRS * (c is not None and _in_pieces(c, 8))
-    no_words = _words(a)[:0]
-    no_floats = no_words.view(np.float32)
-    kind = "bf16" if a.dtype == np.uint16 else "tf32"
-    _KERNELS[kind, tile, not turned[0], turned[1]](
-        (blocks_for(columns, tile[1]), blocks_for(rows, tile[0])),
-        *(_words(a), row_of(a), _words(b), row_of(b)),
-        *((no_floats, 0) if c is None else (flat(c), row_of(c))),
-        *((no_words, 0) if half is None else (_words(half), row_of(half))),
-        *(rows, columns, depth),
-        no_floats if bias is None else flat(bias),
-        *((no_words, 0) if y_below is None else (_words(y_below), row_of(y_below))),
-        scale,
-        how,
+    _KERNELS[product.kind, tile, not turned[0], turned[1]](
+        (blocks_for(product.columns, tile[1]), blocks_for(product.rows, tile[0])),
+        *(words_of(a), row_of(a), words_of(b), row_of(b)),
+        *(product.rows, product.columns, product.depth),
+        *product.outputs,
     )
-
-
-def _address_of(array):
-    return array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
-
-
-def _in_pieces(matrix, size):
-    """Whether all rows of a matrix begin at multiples of so many bytes."""
-    apart = row_of(matrix) * matrix.itemsize if matrix.shape[0] > 1 else 0
-    return (_address_of(matrix) | apart) % size == 0
 
 
 # --- rounding -------------------------------------------------------------------------------------
@@ -346,4 +228,4 @@ def to_bfloat16(x, half):
     check_float32(x=x)
     check_shapes(half=(half.shape, x.shape))
     blocks = blocks_for(blocks_for(x.shape[1], 2), THREADS), x.shape[0]
-    _rounding(blocks, flat(x), row_of(x), x.shape[1], _words(half), row_of(half))
+    _rounding(blocks, flat(x), row_of(x), x.shape[1], words_of(half), row_of(half))

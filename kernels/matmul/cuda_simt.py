@@ -18,85 +18,34 @@ Source: Volkov, Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 200
 "Efficient GEMM in CUDA".
 """
 
-import numpy as np
 from numba import float32, int64, uint64
 
 from ..common.cuda import ALIGNED, FLOATS, Kernel, blocks_for, cuda, device, flat
 from ..common.cuda import row_distance as row_of
 from ..common.ptx import add_outer, fold, load4, no_sums, sequence, store4
+from .cuda_epilogue import (
+    BIAS,
+    MASK,
+    RELU,
+    THREE,
+    TWO,
+    VECTORS,
+    WHOLE,
+    finisher,
+    in_fours,
+    read4,
+)
 
-ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
-
-# What becomes of a finished number, in this order, and whether all vectors of four are aligned.
-BIAS, RELU, MASK, VECTORS = 1, 2, 4, 8
-
-
-@device
-def read4(vector, row, row_distance, column, rows, columns, vectors):
-    """Four numbers of a row of a matrix, zeros where it has none."""
-    zero = float32(0)
-    if row >= rows or column >= columns:
-        return zero, zero, zero, zero
-    at = row * row_distance + column
-    if vectors and column + 4 <= columns:
-        return load4(vector, at)
-    at = uint64(at)  # without a sign: Numba then does not ask whether to count from the end
-    return (
-        vector[at],
-        vector[at + ONE] if column + 1 < columns else zero,
-        vector[at + TWO] if column + 2 < columns else zero,
-        vector[at + THREE] if column + 3 < columns else zero,
-    )
-
-
-@device
-def write4(vector, at, count, vectors, values):
-    """The first ``count`` of four values, or all."""
-    if vectors and count >= 4:
-        store4(vector, at, values)
-        return
-    at = uint64(at)
-    vector[at] = values[0]
-    if count > 1:
-        vector[at + ONE] = values[1]
-    if count > 2:
-        vector[at + TWO] = values[2]
-    if count > 3:
-        vector[at + THREE] = values[3]
-
-
-@device
-def _finished(value, bias, relu):
-    """max(value + bias, 0) if ``relu``; NaN stays NaN."""
-    value += bias
-    return float32(0) if relu and value < float32(0) else value
+_finish4 = finisher("float32", False)
 
 
 def _finisher(down, across, place):
-    """A device function for four of a thread's sums, which are beside each other: what ``how`` asks for,
-    then into c."""
+    """A device function for four of a thread's sums, which are beside each other."""
     end = place + 4
 
     @device
-    def finish(sums, c, c_row, row, column, rows, columns, bias, y_below, y_row, scale, how):
-        row += down
-        column += across
-        if row >= rows or column >= columns:
-            return
-        four = sums[place:end]
-        vectors, relu = how & VECTORS, how & RELU
-        zero = float32(0)
-        added = zero, zero, zero, zero
-        if how & BIAS:
-            added = read4(bias, 0, 0, column, 1, columns, vectors)
-        v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
-        v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
-        v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
-        if how & MASK:
-            below = read4(y_below, row, y_row, column, rows, columns, vectors)
-            v0, v1 = v0 if below[0] > zero else zero, v1 if below[1] > zero else zero
-            v2, v3 = v2 if below[2] > zero else zero, v3 if below[3] > zero else zero
-        write4(c, row * c_row + column, columns - column, vectors, (v0, v1, v2, v3))
+    def finish(sums, row, column, rows, columns, outputs):
+        _finish4(sums[place:end], row + down, column + across, rows, columns, outputs)
 
     return finish
 
@@ -173,7 +122,7 @@ def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
 
     compute = fold([step(i) for i in range(depth_at_once)])
 
-    def matmul_simt(a, a_row, b, b_row, c, c_row, rows, columns, depth, bias, y_below, y_row, scale, how):
+    def matmul_simt(a, a_row, b, b_row, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, how):
         # Two halves: one is read while the other is filled.
         strip = cuda.shared.array(all_a, float32, ALIGNED)
         panel = cuda.shared.array(all_b, float32, ALIGNED)
@@ -202,12 +151,10 @@ def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
                 b_1 = fetch(b, b_row, b_by_k, tile_columns, 1, left, after, columns, depth, vectors)
             sums = compute(sums, strip, half * half_a, row, panel, half * half_b, column)
             half = 1 - half
-        _finish(
-            *(sums, c, c_row, top + row, left + column, rows, columns),
-            *(bias, y_below, y_row, scale, how),
-        )
+        outputs = bias, y_below, y_row, scale, c, c_row, c, c_row, how  # none of bfloat16
+        _finish(sums, top + row, left + column, rows, columns, outputs)
 
-    arguments = [FLOATS, int64] * 3 + [int64] * 3 + [FLOATS, FLOATS, int64, float32, int64]
+    arguments = [FLOATS, int64] * 2 + [int64] * 3 + [FLOATS, FLOATS, int64, float32, FLOATS, int64, int64]
     kind = ("t" if not a_by_k else "n") + ("t" if b_by_k else "n")
     name = f"matmul_simt {kind} {tile_rows} × {tile_columns}"
     return Kernel(matmul_simt, *arguments, threads=threads, resident=resident, name=name)
@@ -236,22 +183,14 @@ def multiply(a, b, c, *, turned=(False, False), bias=None, relu=False, y_below=N
     if tile is None:
         many = blocks_for(rows, TILES[0][0]) * blocks_for(columns, TILES[0][1])
         tile = TILES[0] if many >= FEW else TILES[1]
-    operands = [a, b, c] + [x for x in (bias, y_below) if x is not None]
-    how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
-    how += VECTORS * all(map(_in_vectors, operands))
+    how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None) + WHOLE
+    how += VECTORS * in_fours([a, b, c, bias, y_below])
     nothing = flat(c)[:0]
     _KERNELS[tile, not turned[0], turned[1]](
         (blocks_for(columns, tile[1]), blocks_for(rows, tile[0])),
-        *(flat(a), row_of(a), flat(b), row_of(b), flat(c), row_of(c), rows, columns, depth),
+        *(flat(a), row_of(a), flat(b), row_of(b), rows, columns, depth),
         nothing if bias is None else flat(bias),
         nothing if y_below is None else flat(y_below),
         0 if y_below is None else row_of(y_below),
-        scale,
-        how,
+        *(scale, flat(c), row_of(c), how),
     )
-
-
-def _in_vectors(array):
-    """Whether every fourth number of an array's rows is at a multiple of 16 bytes."""
-    address = array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
-    return address % 16 == 0 and (array.ndim == 1 or array.shape[0] < 2 or row_of(array) % 4 == 0)

@@ -88,6 +88,47 @@ def adam(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
     )
 
 
+# --- for kernels that make many steps -------------------------------------------------------------
+
+# The numbers of a step: NUMBERS float32 each.
+L2, SHRINK, RATE, MOMENTUM, BETA_1, NEW_1, BETA_2, NEW_2, CORRECTION, EPSILON, NUMBERS = range(11)
+
+
+def step_numbers(plan):
+    """[steps, NUMBERS] of a ``fastdigit.backend.TrainPlan``, float32."""
+    optimizer, rates = plan.optimizer, np.asarray(plan.learning_rates, np.float64)
+    numbers = np.zeros((len(rates), NUMBERS), np.float64)
+    numbers[:, L2], numbers[:, SHRINK] = _decay(rates, optimizer.weight_decay, optimizer.decoupled)
+    numbers[:, RATE] = rates
+    if len(plan.state) == 2:
+        t = plan.update + 1 + np.arange(len(rates))
+        numbers[:, RATE] = rates / (1 - optimizer.beta1**t)
+        numbers[:, BETA_1], numbers[:, NEW_1] = optimizer.beta1, 1 - optimizer.beta1
+        numbers[:, BETA_2], numbers[:, NEW_2] = optimizer.beta2, 1 - optimizer.beta2
+        numbers[:, CORRECTION] = (1 - optimizer.beta2**t) ** -0.5
+        numbers[:, EPSILON] = optimizer.epsilon
+    else:
+        numbers[:, MOMENTUM] = optimizer.momentum
+    return numbers.astype(np.float32)
+
+
+@device
+def stepped(p, gradient, state_0, state_1, states, nesterov, numbers, n):
+    """A parameter and its states after a step, whose numbers begin at ``numbers[n]``. Two states are those of
+    Adam, one is the velocity of momentum; those that there are not stay as they are."""
+    slope = gradient + numbers[n + L2] * p
+    if states == 2:
+        state_0 = numbers[n + BETA_1] * state_0 + numbers[n + NEW_1] * slope
+        state_1 = numbers[n + BETA_2] * state_1 + numbers[n + NEW_2] * slope * slope
+        step = state_0 / (math.sqrt(state_1) * numbers[n + CORRECTION] + numbers[n + EPSILON])
+    elif states == 1:
+        state_0 = numbers[n + MOMENTUM] * state_0 + slope
+        step = slope + numbers[n + MOMENTUM] * state_0 if nesterov else state_0
+    else:
+        step = slope
+    return p * numbers[n + SHRINK] - numbers[n + RATE] * step, state_0, state_1
+
+
 # --- the norm -----------------------------------------------------------------------------------
 
 
@@ -196,7 +237,13 @@ def clip_norm(g, limit):
     """
     blocks = blocks_for(g.size, CHUNK)
     empty = np.empty if isinstance(g, np.ndarray) else type(g)
-    largest, parts = empty(blocks, dtype=np.float32), empty(blocks, dtype=np.float64)
+    clip_norm_with(empty(blocks, dtype=np.float32), empty(blocks, dtype=np.float64), g, limit)
+
+
+def clip_norm_with(largest, parts, g, limit):
+    """:func:`clip_norm` with memory that is there already: float32 and float64 vectors, a number for every
+    CHUNK of g, which it writes."""
+    blocks = blocks_for(g.size, CHUNK)
     _find_largest(blocks, flat(g), largest)
     _add_squares(blocks, flat(g), largest, parts)
     _scale(blocks, flat(g), largest, parts, limit)

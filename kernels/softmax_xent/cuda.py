@@ -14,7 +14,7 @@ THREADS = 64  # few, so that a small batch occupies several multiprocessors
 
 
 @device
-def _largest(z, at, classes):
+def largest_of(z, at, classes):
     """The place of the first largest of a row; that of a NaN if there is one."""
     best = int64(0)
     for c in range(1, classes):
@@ -27,7 +27,7 @@ def _softmax(z, z_row, p, p_row, rows, classes):
     row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
     if row >= rows:
         return
-    largest = z[row * z_row + _largest(z, row * z_row, classes)]
+    largest = z[row * z_row + largest_of(z, row * z_row, classes)]
     total = float32(0)
     for c in range(classes):
         power = math.exp(z[row * z_row + c] - largest)
@@ -42,7 +42,7 @@ def _softmax_xent(z, z_row, t, weight, loss, correct, dz, dz_row, rows, classes,
     if row >= rows:
         return
     target = t[row]
-    best = _largest(z, row * z_row, classes)
+    best = largest_of(z, row * z_row, classes)
     largest = z[row * z_row + best]
     of_target = z[row * z_row + target] - largest
     own = weight[row] if weight.size > 0 else float32(1)

@@ -46,7 +46,7 @@ def test_operations_have_the_protocols_parameters(backend, operation):
 
 def test_nothing_of_the_record_is_missed_here():
     functions = {field.name for field in dataclasses.fields(fd.Backend) if "Callable" in str(field.type)}
-    assert functions == {*OPERATIONS, *MEMORY, "train_epoch", "unsuited", "predictor"}
+    assert functions == {*OPERATIONS, *MEMORY, "train_epoch", "predictor"}
 
 
 def test_a_whole_epoch_has_the_protocols_parameters(backend):

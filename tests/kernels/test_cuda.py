@@ -12,7 +12,7 @@ import fastdigit as fd
 from fastdigit.bench import cases, checks
 from fastdigit.kernels.common import cuda
 from fastdigit.kernels.matmul import cuda as products
-from fastdigit.kernels.matmul import cuda_mma, cuda_simt
+from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 from fastdigit.kernels.relu import cuda as relu
 
 from ..ptx.emulated import backend, emulated
@@ -156,38 +156,60 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
+TENSOR_CORES = [
+    pytest.param(module, kind, tile, id=f"{module.__name__.rpartition('_')[2]} {kind} {tile[0]} × {tile[1]}")
+    for module, kinds in ((cuda_mma, KINDS), (cuda_wgmma, ["bf16"]))
+    for kind in kinds
+    for tile in module.TILES
+]
+
+
+@pytest.mark.parametrize(("module", "kind", "tile"), TENSOR_CORES)
 @pytest.mark.parametrize("turned", TURNED, ids=["nn", "nt", "tn"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_tiles_on_tensor_cores(kind, tile, turned, shape):
+@pytest.mark.parametrize("shape", [*SHAPES, (192, 400, 136)], ids=str)
+def test_tiles_on_tensor_cores(module, kind, tile, turned, shape):
     given, meant = KINDS[kind]
     a, b = (given(x) for x in operands(shape, turned))
     c = np.full((shape[0], shape[2]), np.nan, np.float32)
     half = np.full((shape[0], shape[2] + shape[2] % 2), 0x7FC0, np.uint16)[:, : shape[2]]
     with emulated():
-        cuda_mma.multiply(a, b, c=c, half=half, turned=turned, tile=tile)
+        module.multiply(a, b, c=c, half=half, turned=turned, tile=tile)
     a, b = meant(a), meant(b)
     bound = checks.gamma(shape[1], np.float32) * product(abs(a), abs(b), turned)
     checks.within("c", c, product(a, b, turned), bound)
     assert (half == to_bfloat16(c)[:, : shape[2]]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tile", cuda_mma.TILES, ids=str)
-def test_what_follows_a_product_on_tensor_cores(kind, tile):
+@pytest.mark.parametrize("burst", [1, 16, 200])
+@pytest.mark.parametrize("turned", TURNED, ids=["nn", "nt", "tn"])
+def test_copies_and_multiplications_wait_for_each_other(burst, turned):
+    """Whoever of them is the quicker."""
+    shape = (70, 700, 66)
+    a, b = (to_bfloat16(x) for x in operands(shape, turned))
+    c = np.full((70, 66), np.nan, np.float32)
+    with emulated(burst=burst):
+        cuda_wgmma.multiply(a, b, c=c, turned=turned)
+    expected = product(from_bfloat16(a), from_bfloat16(b), turned)
+    np.testing.assert_allclose(c, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("module", "kind", "tile"), TENSOR_CORES)
+@pytest.mark.parametrize("columns", [67, 68], ids=["odd", "in fours"])
+def test_what_follows_a_product_on_tensor_cores(module, kind, tile, columns):
     given, meant = KINDS[kind]
     random = np.random.default_rng(1)
-    shape, turned = (70, 40, 67), (False, False)
+    shape, turned = (70, 40, columns), (False, False)
     a, b = (given(x) for x in operands(shape, turned))
-    bias = random.standard_normal(67).astype(np.float32)
-    below = given(random.standard_normal((70, 72)).astype(np.float32))[:, :67]
-    c = np.full((70, 67), np.nan, np.float32)
+    bias = random.standard_normal(columns).astype(np.float32)
+    below = given(random.standard_normal((70, 72)).astype(np.float32))[:, :columns]
+    c = np.full((70, columns), np.nan, np.float32)
+    half = np.full((70, columns + columns % 2), 0x7FC0, np.uint16)
     plain = product(meant(a), meant(b), turned)
     with emulated():
-        cuda_mma.multiply(a, b, c=c, bias=bias, relu=True, tile=tile)
+        module.multiply(a, b, c=c, half=half[:, :columns], bias=bias, relu=True, tile=tile)
         np.testing.assert_allclose(c, np.maximum(plain + bias, 0), rtol=1e-4, atol=1e-4)
-        cuda_mma.multiply(a, b, c=c, y_below=below, scale=2.0, tile=tile)
+        assert (half[:, columns:] == 0).all(), "padding"
+        module.multiply(a, b, c=c, y_below=below, scale=2.0, tile=tile)
     np.testing.assert_allclose(c, np.where(meant(below) > 0, 2 * plain, 0), rtol=1e-4, atol=1e-4)
 
 
@@ -341,8 +363,8 @@ FAULTS = [
     ),
     pytest.param(
         cuda_simt,
-        "if row >= rows or column >= columns:",
-        "if column >= columns:",
+        "_finish(sums, top + row, left + column, rows, columns",
+        "_finish(sums, top + row, left + column, rows + 64, columns",
         "out of bounds",
         id="rows beyond the last",
     ),
@@ -356,6 +378,30 @@ FAULTS = [
         "out of bounds",
         id="copies beyond the last row",
     ),
+    pytest.param(
+        cuda_wgmma,
+        "            barrier_wait(full + uint32(8 * stage), uint32(turn // stages) & uint32(1))\n",
+        "",
+        "nothing has written|wrong",
+        id="no wait for tiles",
+    ),
+    pytest.param(
+        cuda_wgmma, "if turn >= stages:", "if False:", "deadlock|wrong", id="no wait for an empty stage"
+    ),
+    pytest.param(
+        cuda_wgmma, "barrier_arrive(empty", "barrier_arrive(full", "arrivals|deadlock", id="wrong barrier"
+    ),
+    pytest.param(
+        cuda_wgmma,
+        "barrier_expect(arrived, uint32(stage_bytes))",
+        "barrier_expect(arrived, uint32(16))",
+        "deadlock",
+        id="other bytes expected",
+    ),
+    pytest.param(cuda_wgmma, "top + 16 * warp", "top + 8 * warp", "wrong", id="rows of another warp"),
+    pytest.param(
+        cuda_wgmma, "ptx.EIGHT - 1)) & ~", "ptx.EIGHT - 1)) | ~", "shared", id="stages where there is nothing"
+    ),
     pytest.param(cuda_mma, "row // 2 % 4 if by_k", "0 if by_k", None, id="no exchange: right, but slow"),
 ]
 
@@ -363,18 +409,18 @@ FAULTS = [
 @pytest.mark.parametrize(("module", "old", "new", "message"), FAULTS)
 def test_faults_are_found(module, old, new, message):
     faulty = with_fault(module, old, new)
-    shape = (70, 100, 67)
+    shape = (70, 560 if module is cuda_wgmma else 100, 67)
     a, b = operands(shape, (False, False))
     c = np.full((70, 67), np.nan, np.float32)
 
     def run():
-        with emulated(metrics=True) as emulator:
+        with emulated(metrics=True, burst=64 if module is cuda_wgmma else 1) as emulator:
             if module is cuda_simt:
                 faulty.multiply(a, b, c, tile=(64, 64))
                 left, right = a, b
             else:
                 halves = to_bfloat16(a), to_bfloat16(b)
-                faulty.multiply(*halves, c=c, tile=(64, 64))
+                faulty.multiply(*halves, c=c, tile=faulty.TILES[-1])
                 left, right = map(from_bfloat16, halves)
         expected = product(left, right, (False, False))
         if not np.abs(c - expected).max() < 1e-3:

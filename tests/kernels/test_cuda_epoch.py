@@ -1,21 +1,29 @@
 """The persistent kernel of a whole epoch, run by the interpreter of PTX as one cooperative launch."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.backend import _cuda_epochs
+from fastdigit import training
+from fastdigit.kernels.common.cuda import Limits
+from fastdigit.kernels.epoch import cuda as persistent
 
-from ..ptx.emulated import backend, emulated
+from ..ptx.emulated import backend, emulated, with_faulty_epochs
+from ..ptx.ptxrun import PTXError
+from .test_cuda import with_fault
 
 BLOCKS, SHARED = 4, 200_000
 
 
+@pytest.fixture(autouse=True)
+def long_stretches(monkeypatch):
+    """Several steps at once, as on a GPU: the interpreter is too slow to be given more than one."""
+    monkeypatch.setattr(training, "STRETCH_SECONDS", 1e9)
+
+
 def with_persistent_epochs(shared=SHARED):
-    """The emulated backend, whose trainings are launches of the persistent kernel."""
-    return replace(backend(), **_cuda_epochs((BLOCKS, shared), lambda array: array))
+    """The emulated backend of a GPU with so much shared memory for each block."""
+    return backend(Limits((8, 0), BLOCKS, shared))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,7 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted):
             weights.append(net.get_parameters())
             losses.append([entry.loss for entry in log.epochs])
             paths.append(log.path)
-    assert paths[0] == "epoch"
+    assert paths[0] == "epoch: one persistent kernel"
     assert {kernel.name for kernel, _ in emulator.reports} == {"epoch, persistent"}
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     for name, expected in weights[1].items():
@@ -59,14 +67,48 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted):
         ((64, 10, 5), {"dropout": 0.5}, "no dropout"),
         ((36, 10, 5), {}, "multiple of 16 pixels, there are 36"),
         ((64, 10, 40), {}, "at most 32 classes, there are 40"),
-        ((64, 20_000, 5), {}, "do not fit in 200,000 bytes"),
+        ((64, 3_000, 5), {}, "do not fit in 200,000 bytes"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_done_step_by_step_and_said(sizes, options, reason):
+def test_what_the_kernel_cannot_do_is_done_by_a_graph_of_steps_and_said(sizes, options, reason):
     images = fd.Images(np.zeros((4, sizes[0], 1), np.uint8), np.zeros(4, np.uint8))
     with emulated():
         net = fd.Network(sizes, backend=with_persistent_epochs(), seed=0, **options)
-        with pytest.raises(fd.ConfigError, match=f"path='epoch' cannot be taken: .*{reason}"):
-            fd.fit(net, images, epochs=1, batch_size=4, path="epoch")
-        if max(sizes) < 1000:
-            assert reason in fd.fit(net, images, epochs=1, batch_size=4).path
+        path = fd.fit(net, images, epochs=1, batch_size=4, path="epoch").path
+    assert path.startswith("epoch: a graph of steps")
+    assert reason in path
+
+
+FAULTS = [
+    ("        grid.sync()\n        _loss(", "        _loss("),
+    ("        grid.sync()\n        for item", "        for item"),
+    ("        _arrived()\n", ""),
+    ("        cuda.syncthreads()\n        _logits(", "        _logits("),
+    ("step * NUMBERS)", "0 * NUMBERS)"),
+    ("uint32(4 * row * plan[X_ROW] + 16 * piece)", "uint32(4 * row * plan[X_ROW] + 16 * piece + 4)"),
+    ("_carry(plan, memory, state_0, 1, True)", "pass"),
+    ("range(part, blocks, parts)", "range(part, blocks - 1, parts)"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), FAULTS, ids=[old.strip() for old, _ in FAULTS])
+def test_faults_are_found(old, new):
+    random = np.random.default_rng(5)
+    images = fd.Images(
+        random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
+    )
+
+    def trained(side):
+        net = fd.Network([64, 10, 5], backend=side, seed=3)
+        fd.fit(net, images, optimizer=fd.SGD(0.1, momentum=0.9), epochs=2, batch_size=16, seed=1)
+        return net.get_parameters()
+
+    expected = trained("numpy")
+    side = with_faulty_epochs(Limits((8, 0), BLOCKS, SHARED), cuda=with_fault(persistent, old, new))
+
+    def compare():
+        for name, values in trained(side).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-5, err_msg=name)
+
+    with emulated(), pytest.raises((PTXError, AssertionError)):
+        compare()

@@ -32,13 +32,16 @@ class Assembled:
     opcodes: Counter  # of the whole kernel, without modifiers
     loop: Counter  # of the loop with most multiplications
     modifiers: frozenset  # opcodes as they are written, such as LDGSTS.E.BYPASS.128
+    said: str  # by the assembler
 
-    def blocks(self, capability, threads):
-        """How many blocks a multiprocessor holds at a time."""
+    def blocks(self, capability, threads, asked=0):
+        """How many blocks a multiprocessor holds at a time, each with so many bytes of shared memory asked
+        for at the launch."""
         registers, most_threads, most_blocks, shared, for_block = LIMITS[capability[:2]]
         warps = -(-threads // 32)
         by_registers = registers // (-(-self.registers * 32 // 256) * 256 * warps)
-        by_shared = shared // (self.shared + for_block) if self.shared else most_blocks
+        used = self.shared + asked
+        by_shared = shared // (used + for_block) if used else most_blocks
         return min(by_registers, most_threads // (32 * warps), most_blocks, by_shared)
 
     def share(self, *opcodes):
@@ -106,4 +109,5 @@ def assemble(ptx, capability):
         opcodes=Counter(opcode.split(".")[0] for _, opcode, _ in lines),
         loop=Counter(opcode.split(".")[0] for _, opcode, _ in _main_loop(lines)),
         modifiers=frozenset(opcode for _, opcode, _ in lines),
+        said=said.stderr,
     )

@@ -5,11 +5,13 @@ each with nothing behind it, so that what a kernel reads or writes besides them 
 """
 
 import contextlib
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
+import pytest
 
-from fastdigit.backend import Backend, _cuda_operations, _host_memory
+from fastdigit.backend import _host_memory, cuda_backend
+from fastdigit.kernels import epoch
 from fastdigit.kernels.common import cuda
 
 from .ptxrun import Device, DeviceArray, launch, numba_args, parse
@@ -35,31 +37,45 @@ def _placed(device, array):
 class Emulator:
     """Runs launches; ``reports`` lists (kernel, report) of all of them."""
 
-    def __init__(self, capability=(8, 0), race=True, metrics=False):
+    def __init__(self, capability=(8, 0), race=True, metrics=False, burst=1):
         self.capability, self.race, self.metrics = capability, race, metrics
-        self.reports = []
+        self.burst, self.reports = burst, []
 
     def launch(self, kernel, blocks, arguments, shared):
-        vectors = [a for a in arguments if isinstance(a, np.ndarray)]
-        size = sum(a.nbytes + 4 * LINE for a in vectors) + 8192
+        maps = [a for a in arguments if isinstance(a, cuda.TensorMap)]
+        wholes = {id(a): cuda.flat(a.matrix) for a in maps}
+        vectors = [a for a in arguments if isinstance(a, np.ndarray)] + list(wholes.values())
+        size = sum(a.nbytes + 4 * LINE for a in vectors) + 16384
         device = Device(-(-size // LINE) * LINE)  # seen as words of up to 8 bytes
         places = {}
         for a in vectors:
             # The same vector twice is the same memory.
             places.setdefault((a.__array_interface__["data"][0], a.size), (_placed(device, a), a))
-        given = [
-            places[a.__array_interface__["data"][0], a.size][0] if isinstance(a, np.ndarray) else a
-            for a in arguments
-        ]
+
+        def copy_of(array):
+            return places[array.__array_interface__["data"][0], array.size][0]
+
+        def given(argument):
+            if isinstance(argument, cuda.TensorMap):
+                matrix = argument.matrix
+                whole = copy_of(wholes[id(argument)])
+                strides = (
+                    -(-matrix.strides[0] // 16) * 16 if len(matrix) < 2 else matrix.strides[0],
+                    matrix.itemsize,
+                )
+                return device.tensor_map(whole, argument.box, 128, matrix.shape, strides)
+            return copy_of(argument) if isinstance(argument, np.ndarray) else argument
+
         report = launch(
-            program(kernel, self.capability),
+            program(kernel, (9, 0, "a") if kernel.only == (9, 0) else self.capability),
             blocks,
             kernel.threads,
-            numba_args(*given),
+            numba_args(*map(given, arguments)),
             device,
             shared=shared,
             race=self.race,
             metrics=self.metrics,
+            burst=self.burst,
         )
         self.reports.append((kernel, report))
         for copy, original in places.values():
@@ -69,22 +85,25 @@ class Emulator:
 @contextlib.contextmanager
 def emulated(**options):
     """``with emulated() as emulator``: all launches of kernels of the cuda backend go to the interpreter."""
-    emulator, original = Emulator(**options), cuda.launch
+    emulator, originals = Emulator(**options), (cuda.launch, cuda.prepared, cuda.graph)
     cuda.launch = emulator.launch
+    cuda.prepared = lambda *launch: partial(emulator.launch, *launch)
+    cuda.graph = lambda launches: lambda: [launch() for launch in launches]
     try:
         yield emulator
     finally:
-        cuda.launch = original
+        cuda.launch, cuda.prepared, cuda.graph = originals
 
 
 @cache
-def backend():
-    """The record of the cuda backend over NumPy's memory, to be used inside :func:`emulated`."""
-    return Backend(
-        name="cuda",
-        device="the interpreter of PTX",
-        row_align=64,
-        precisions=("float32",),
-        **_host_memory(),
-        **_cuda_operations(),
-    )
+def backend(limits=None):
+    """The cuda backend over NumPy's memory, to be used inside :func:`emulated`, for a GPU of such limits."""
+    return cuda_backend("the interpreter of PTX", _host_memory(), limits)
+
+
+def with_faulty_epochs(limits, **modules):
+    """A backend whose whole epochs are those of other modules, by name, in place of ``kernels.epoch``'s."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in modules.items():
+            patch.setattr(epoch, name, module)
+        return backend.__wrapped__(limits)

@@ -40,6 +40,8 @@ U = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 S = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 F = {16: np.float16, 32: np.float32, 64: np.float64}
 POISON = 0xFF
+WAITS_IN_VAIN = 10_000
+END = np.iinfo(np.int64).max
 
 
 class PTXError(Exception):
@@ -80,10 +82,20 @@ class Device:
         d.fill_from(host)
         return d
 
-    def tensor_map(self, array, box, swizzle=0, element_strides=None):
-        """A stand-in for cuTensorMapEncodeTiled: `box` innermost dimension last, swizzle 0/32/64/128 bytes."""
+    def tensor_map(self, array, box, swizzle=0, shape=None, strides=None):
+        """A stand-in for cuTensorMapEncodeTiled: `box` innermost dimension last, swizzle 0/32/64/128 bytes.
+
+        shape, strides (bytes): of the tensor in `array`, if not its own; what lies between its rows is no part of it.
+        """
         d = self.array(np.zeros(16, np.uint64))
-        self.maps[d.ptr] = (array, tuple(box), swizzle)
+        shape = array.shape if shape is None else tuple(shape)
+        if strides is None:
+            strides = [int(np.prod(shape[k + 1 :])) * array.dtype.itemsize for k in range(len(shape))]
+        if array.start % 16 or any(s % 16 for s in strides[:-1]) or strides[-1] != array.dtype.itemsize:
+            raise PTXError("tensor map: the tensor and its rows must begin at multiples of 16 bytes")
+        if max(box) > 256 or (swizzle and box[-1] * array.dtype.itemsize > swizzle):
+            raise PTXError(f"tensor map: box {tuple(box)} is too large")
+        self.maps[d.ptr] = (array, tuple(box), swizzle, shape, tuple(strides))
         return d
 
 
@@ -409,8 +421,9 @@ class Report:
 
 # ---------------------------------------------------------------- one thread block
 class Block:
-    def __init__(self, prog, dev, ctaid, grid, block, params, dynamic, rep, race, metrics, hooks):
-        self.p, self.dev, self.rep, self.race, self.metrics, self.hooks = prog, dev, rep, race, metrics, hooks
+    def __init__(self, prog, dev, ctaid, grid, block, params, dynamic, rep, race, metrics, burst):
+        self.burst = burst
+        self.p, self.dev, self.rep, self.race, self.metrics = prog, dev, rep, race, metrics
         self.T = int(np.prod(block))
         self.W = -(-self.T // 32)
         self.params = params
@@ -434,6 +447,7 @@ class Block:
         rep.shared_bytes = max(rep.shared_bytes, base)
         self.lmem = np.full((self.T, prog.local_size + 16), POISON, np.uint8)
         self.mbar = {}
+        self.in_vain = 0  # waits for an mbarrier since anything was done for one
         self.calls = {}
         self.pending = []  # cp.async records
         self.commits = np.zeros(self.T, np.int64)
@@ -734,19 +748,30 @@ class Block:
                         f"deadlock: threads wait at barriers {sorted(set(self.wait[~self.done].tolist()))} that the others never reach"
                     )
                 continue
-            pcs = np.where(runnable, self.pc, np.iinfo(np.int64).max)
-            pad = np.full(self.W * 32, np.iinfo(np.int64).max)
-            pad[: self.T] = pcs
-            wpc = pad.reshape(self.W, 32).min(1)
-            for p in np.unique(wpc[wpc < np.iinfo(np.int64).max]):
+            self.moved = False
+            wpc = self.warp_pcs(runnable)
+            for p in np.unique(wpc[wpc < END]):
                 warps = wpc == p
-                act = runnable & warps[self.warp] & (self.pc == p)
-                self.segment(int(p), act)
+                self.segment(int(p), runnable & warps[self.warp] & (self.pc == p))
                 segs += 1
+                for _ in range(self.burst - 1):  # the same warps again, before others have their turn
+                    able = ~self.done & (self.wait == -1) & warps[self.warp]
+                    again = self.warp_pcs(able)
+                    for q in np.unique(again[again < END]):
+                        self.segment(int(q), able & (again == q)[self.warp] & (self.pc == q))
+                        segs += 1
                 if segs > 20_000_000:
                     raise PTXError("no end in sight: 20 million segments")
+            if not self.moved:
+                raise PTXError("wgmma reached by part of a warpgroup; the other warps never come")
             if budget and segs >= budget:
                 return "more"
+
+    def warp_pcs(self, able):
+        """Where each warp goes on: at the earliest place of its threads that are able to."""
+        pad = np.full(self.W * 32, END)
+        pad[: self.T] = np.where(able, self.pc, END)
+        return pad.reshape(self.W, 32).min(1)
 
     def segment(self, p, act):
         full = bool(act.all())
@@ -758,6 +783,15 @@ class Block:
                 self.done |= act
                 return
             ins = instrs[p]
+            if ins.parts[0] == "wgmma" and ins.parts[1] == "mma_async":
+                ready = self.whole_warpgroups(act)
+                if not ready.all():  # the other warps wait for the rest of their warpgroup
+                    self.pc[act & ~ready] = p
+                    act, full = act & ready, False
+                    if not act.any():
+                        return
+                    nw = len(np.unique(self.warp[act]))
+            self.moved = True
             self.rep.instructions[ins.parts[0]] += nw
             a = act
             m = None if full else act
@@ -810,6 +844,12 @@ class Block:
                     self.race = False  # partial barriers: happens-before is not tracked
                 opened = True
         return opened
+
+    def whole_warpgroups(self, act):
+        """Which threads belong to a warpgroup that is here as a whole, [T]."""
+        pad = np.zeros(-(-self.T // 128) * 128, bool)
+        pad[: self.T] = act
+        return np.repeat(pad.reshape(-1, 128).all(1), 128)[: self.T]
 
     def whole_warps(self, act, ins):
         pad = np.zeros(self.W * 32, bool)
@@ -1569,6 +1609,7 @@ def _cp(b, i, act, m):
 
 
 def _bulk(b, i, act, m):
+    b.in_vain = 0
     s = ".".join(i.parts)
     if "commit_group" in s or "wait_group" in s or "prefetch" in s:
         return None
@@ -1579,7 +1620,7 @@ def _bulk(b, i, act, m):
             to_shared = s.index("shared") < s.index("global")
             tm_op = i.args[1] if to_shared else i.args[0]
             q = re.fullmatch(r"\[\s*([%\w$]+)\s*,\s*\{(.*?)\}\s*\]", tm_op)
-            array, box, swz = b.dev.maps[int(b.raw(q.group(1), 64)[t])]
+            array, box, swz, shape, strides = b.dev.maps[int(b.raw(q.group(1), 64)[t])]
             c = [int(b.val(x.strip(), "s32")[t]) for x in q.group(2).split(",")][
                 ::-1
             ]  # PTX gives the innermost first
@@ -1588,24 +1629,30 @@ def _bulk(b, i, act, m):
             sm_off = sm
             es = array.dtype.itemsize
             inner = box[-1] * es
-            host = array._bytes().view(array.dtype).reshape(array.shape)
+            if sm % 128 or not 0 <= sm <= b.smem_size - int(np.prod(box)) * es:
+                b.fault(f"tensor copy at shared offset {sm} of {b.smem_size}: outside, or not at a multiple of 128", one, i)
             for idx in np.ndindex(*box[:-1]):
-                row = np.zeros(box[-1], array.dtype)
+                row = np.zeros(inner, np.uint8)
                 pos = [c[k] + idx[k] for k in range(len(idx))]
-                inside = all(0 <= p < n for p, n in zip(pos, array.shape))
-                lo, hi = max(0, c[-1]), min(array.shape[-1], c[-1] + box[-1])
+                inside = all(0 <= p < n for p, n in zip(pos, shape))
+                lo, hi = max(0, c[-1]), min(shape[-1], c[-1] + box[-1])
                 flat = int(np.ravel_multi_index(idx, box[:-1])) if idx else 0
                 addrs = _swizzle(sm_off + flat * inner + np.arange(0, inner), swz)
+                within = slice((lo - c[-1]) * es, (hi - c[-1]) * es)
+                g = array.start + sum(p * n for p, n in zip(pos, strides)) + lo * es
+                there = slice(g, g + (hi - lo) * es)
+                if b.metrics and inside and hi > lo:
+                    b.rep.sectors["tensor copy.global"] += (there.stop - 1) // 32 - there.start // 32 + 1
                 if to_shared:
                     if inside and hi > lo:
-                        row[lo - c[-1] : hi - c[-1]] = host[tuple(pos)][lo:hi]
-                    b.smem[addrs] = row.view(np.uint8)
+                        if not b.dev.written[there].all():
+                            b.fault("read of global memory that nothing has written", one, i)
+                        row[within] = b.dev.heap[there]
+                    b.smem[addrs] = row
                     b.smem_init[addrs] = True
                 elif inside and hi > lo:
-                    row = b.smem[addrs].view(array.dtype)
-                    host[tuple(pos)][lo:hi] = row[lo - c[-1] : hi - c[-1]]
-                    e0 = array.start + (int(np.ravel_multi_index(tuple(pos) + (lo,), array.shape)) * es)
-                    b.dev.written[e0 : e0 + (hi - lo) * es] = True
+                    b.dev.heap[there] = b.smem[addrs][within]
+                    b.dev.written[there] = True
             nbytes = int(np.prod(box)) * es
             if to_shared:
                 bar = i.args[2]
@@ -1649,6 +1696,8 @@ def _mbar_turn(b, a):
 def _mbarrier(b, i, act, m):
     b.race = False  # happens-before through mbarriers is not tracked
     kind = i.parts[1]
+    if kind not in ("try_wait", "test_wait"):
+        b.in_vain = 0
     pred, token = None, None
     for t in np.flatnonzero(act):
         if kind == "init":
@@ -1682,6 +1731,9 @@ def _mbarrier(b, i, act, m):
             raise UnsupportedPTX(i.text)
     if pred is not None:
         b.put(i.args[0], pred, m)
+        b.in_vain = 0 if pred.any() else b.in_vain + 1
+        if b.in_vain > WAITS_IN_VAIN:
+            b.fault("deadlock: an mbarrier's phase never ends", act, i)
     if token is not None:
         b.put(token[0], token[1], m)
     return None
@@ -1918,8 +1970,13 @@ def _prepare(ptx, entry):
     return prog
 
 
-def launch(ptx, grid, block, args, dev, entry=None, shared=0, race=False, metrics=False, cooperative=None):
+def launch(
+    ptx, grid, block, args, dev, entry=None, shared=0, race=False, metrics=False, cooperative=None, burst=1
+):
     """Run a kernel. ptx: text or a Program from parse(). grid, block: ints or tuples, x first. shared: dynamic bytes.
+
+    burst: how many pieces of code warps at one place run before the others have their turn. With many, a warp that
+    does not wait for the others where it should runs far ahead of them.
 
     cooperative: keep all blocks alive and switch between them (needed for grid barriers and for spinning on another
     block); by default only if the kernel calls cudaCGSynchronize. Returns a Report. Raises PTXError on a fault.
@@ -1943,7 +2000,7 @@ def launch(ptx, grid, block, args, dev, entry=None, shared=0, race=False, metric
     rep = Report()
     gx, gy, gz = (list(grid) + [1, 1])[:3]
     ids = [(x, y, z) for z in range(gz) for y in range(gy) for x in range(gx)]
-    make = lambda c: Block(prog, dev, c, grid, block, params, shared, rep, race, metrics, None)
+    make = lambda c: Block(prog, dev, c, grid, block, params, shared, rep, race, metrics, burst)
     if not cooperative:
         for c in ids:
             if make(c).run() == "grid":

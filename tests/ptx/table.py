@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdigit.files import atomic_write
-from fastdigit.kernels.matmul import cuda_mma, cuda_simt
+from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 
 from .all_kernels import KERNELS
 from .assembled import assemble
@@ -30,7 +30,13 @@ def traffic():
     """For each product: bank conflicts for each access of shared memory, and the sectors of 32 bytes that it
     moves over those that its operands have. At a tile's size, so that no edge counts."""
     found = {}
-    for technique, dtype in ((cuda_simt, np.float32), (cuda_mma, np.uint16), (cuda_mma, np.float32)):
+    techniques = (
+        (cuda_simt, np.float32),
+        (cuda_mma, np.uint16),
+        (cuda_mma, np.float32),
+        (cuda_wgmma, np.uint16),
+    )
+    for technique, dtype in techniques:
         for tile in technique.TILES:
             for turned in ((False, False), (False, True), (True, False)):
                 rows, columns = tile
@@ -64,12 +70,12 @@ def measure():
             **counted.get(kernel.name, {}),
         }
         for capability in CAPABILITIES:
-            if capability[:2] < kernel.least:
+            if not kernel.runs_on(capability):
                 continue
             code = assemble(kernel.ptx(capability), capability)
             row["registers"][".".join(map(str, capability[:2]))] = code.registers
-            row["shared"] = code.shared
-            row["blocks"] = code.blocks(capability, kernel.threads)  # the last one stays: 9.0a
+            row["shared"] = code.shared + kernel.shared
+            row["blocks"] = code.blocks(capability, kernel.threads, kernel.shared)  # the last one stays: 9.0a
             row["multiplications"] = code.share(*MULTIPLY) if "matmul" in kernel.name else None
             row["spills"] = row.get("spills", 0) + code.spills + code.stack
         rows.append(row)

@@ -1,0 +1,422 @@
+"""The steps of a network of any depth on a GPU, as launches that are the same in every step.
+
+What differs from step to step, which images, which learning rate, which random numbers, kernels look up in
+the GPU's memory at the place of a counter, and the last launch counts on. So the launches of one step,
+captured once as a CUDA graph, make all steps of a training, without the host in between. A last batch that
+is shorter is filled up with images that weigh nothing.
+
+Storage and products are those of the network's precision: float32 multiplied in float32; float32 on tensor
+cores, which look at 19 bits of each number ("tf32"); or images, outputs of layers and their gradients in
+bfloat16 ("bf16"). Weights, their gradients, sums and the optimizer are always float32; for bfloat16 the
+optimizer writes a rounded copy of the weights, which the products read.
+
+All memory is one allocation, made before the first step.
+"""
+
+import math
+
+import numpy as np
+from numba import float32, int64, uint64
+
+from ..common import cuda as gpu
+from ..common import ptx
+from ..common.cuda import (
+    BYTES,
+    FLOATS,
+    INTS,
+    LONGS,
+    WORDS,
+    Kernel,
+    address_of,
+    blocks_for,
+    cuda,
+    device,
+    flat,
+    recorded,
+    row_distance,
+)
+from ..common.philox import MASK, SHIFT, philox4x32
+from ..dropout.reference import keep_threshold
+from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
+from ..matmul.cuda import sum_columns
+from ..matmul.cuda_epilogue import words_of
+from ..optimizer.cuda import CHUNK, NUMBERS, clip_norm_with, step_numbers, stepped
+from ..softmax_xent.cuda import largest_of
+
+PRECISIONS = ("float32", "tf32", "bf16")
+THREADS = 128
+ALIGN = 256  # bytes
+ROW = 64  # numbers that rows of matrices are padded to
+
+# The words of the counter.
+STEP, FIRST_STEP, UPDATE, POSITION = range(4)
+
+_philox = device(philox4x32)
+
+
+@device
+def _place(position, batch, row):
+    """Of a row of the batch in the order of the epoch."""
+    return (position[FIRST_STEP] + position[STEP]) * batch + row
+
+
+@device
+def _put_pair(matrix, at, first, second, both):
+    """Two numbers of a row of float32, or the only one that is left."""
+    matrix[at] = first
+    if both:
+        matrix[at + 1] = second
+
+
+@device
+def _put_halves(words, at, first, second, both):
+    """The same of bfloat16, the second zero where there is none."""
+    words[at // 2] = ptx.bfloat16_pair(first, second)
+
+
+def _kernel(function, *arguments, name, halves):
+    """``halves``: whether it rounds to bfloat16, which the simulator cannot."""
+    return Kernel(
+        function,
+        *arguments,
+        threads=THREADS,
+        name=name,
+        least=(8, 0) if halves else (7, 5),
+        simulated=not halves,
+    )
+
+
+def _taker(images, halves):
+    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+
+    def take(images, pixels, order, position, batch, out, out_row, scale):
+        """Two pixels each of the batch's images; none where the epoch has ended."""
+        column, row = 2 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
+        if column < pixels:
+            both = column + 1 < pixels
+            first, second = float32(0), float32(0)
+            place = _place(position, batch, row)
+            if place < order.size:
+                at = order[place] * pixels + column
+                first = float32(images[at]) * scale
+                if both:
+                    second = float32(images[at + 1]) * scale
+            put(out, row * out_row + column, first, second, both)
+
+    given, kept = "uint8" if images is BYTES else "float32", "bfloat16" if halves else "float32"
+    arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32
+    return _kernel(take, *arguments, name=f"step: images of {given} to {kept}", halves=halves)
+
+
+def _losses(halves):
+    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+
+    def losses(z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row):
+        """Loss, gradient and whether it is right: a thread for each image, as in kernels/softmax_xent."""
+        row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if row >= batch:
+            return
+        place, zero = _place(position, batch, row), float32(0)
+        if place >= order.size:
+            for c in range(0, classes, 2):
+                put(dz, row * dz_row + c, zero, zero, c + 1 < classes)
+            return
+        image = order[place]
+        target, at = labels[image], row * z_row
+        best = largest_of(z, at, classes)
+        largest = z[at + best]
+        own = weight[image] if weight.size > 0 else float32(1)
+        total = zero
+        for c in range(classes):
+            total += math.exp(z[at + c] - largest)
+        share = own / float32(min(batch, order.size - _place(position, batch, 0)))
+        for c in range(0, classes, 2):
+            both = c + 1 < classes
+            first = math.exp(z[at + c] - largest) / total
+            second = math.exp(z[at + c + 1] - largest) / total if both else zero
+            first = (first - (float32(1) if c == target else zero)) * share
+            second = (second - (float32(1) if c + 1 == target else zero)) * share
+            put(dz, row * dz_row + c, first, second, both)
+        loss[place] = (math.log(total) - (z[at + target] - largest)) * own
+        correct[place] = 1 if best == target else 0
+
+    arguments = FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64
+    name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
+    return _kernel(losses, *arguments, name=name, halves=halves)
+
+
+@device
+def _kept(random, threshold, scale, value):
+    return value * scale if random >= threshold else float32(0)
+
+
+def _thinner(halves):
+    stored = WORDS if halves else FLOATS
+
+    @device
+    def thin(y, at, count, words, threshold, scale):
+        """Four numbers of a row, or the ``count`` that are left."""
+        if halves:
+            at = at // 2
+            low, high = ptx.low_half(y[at]), ptx.high_half(y[at])
+            low = _kept(words[0], threshold, scale, low)
+            y[at] = ptx.bfloat16_pair(low, _kept(words[1], threshold, scale, high))
+            if count > 2:
+                low, high = ptx.low_half(y[at + 1]), ptx.high_half(y[at + 1])
+                low = _kept(words[2], threshold, scale, low)
+                y[at + 1] = ptx.bfloat16_pair(low, _kept(words[3], threshold, scale, high))
+        else:
+            y[at] = _kept(words[0], threshold, scale, y[at])
+            if count > 1:
+                y[at + 1] = _kept(words[1], threshold, scale, y[at + 1])
+            if count > 2:
+                y[at + 2] = _kept(words[2], threshold, scale, y[at + 2])
+            if count > 3:
+                y[at + 3] = _kept(words[3], threshold, scale, y[at + 3])
+
+    def dropout(y, y_row, columns, threshold, scale, seed, layer, position):
+        """As kernels/dropout, for the update that the counter names."""
+        four, row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y
+        if 4 * four < columns:
+            update = uint64(position[UPDATE] + position[STEP])
+            words = _philox(uint64(four), uint64(row), update & MASK, update >> SHIFT, seed, layer)
+            thin(y, row * y_row + 4 * four, columns - 4 * four, words, threshold, scale)
+
+    arguments = stored, int64, int64, uint64, float32, uint64, uint64, LONGS
+    name = f"step: dropout, {'bfloat16' if halves else 'float32'}"
+    return _kernel(dropout, *arguments, name=name, halves=halves)
+
+
+ACROSS, DOWN = 16, 8  # words, and parts of a column, that a block adds up
+PARTS = 2 * THREADS
+
+
+def _bias_gradients(dy, dy_row, rows, columns, sums):
+    """The column sums of a matrix of bfloat16."""
+    parts = cuda.shared.array(PARTS, float32)
+    lane, part = cuda.threadIdx.x % ACROSS, cuda.threadIdx.x // ACROSS
+    word = cuda.blockIdx.x * ACROSS + lane
+    first, second = float32(0), float32(0)
+    if 2 * word < columns:
+        for row in range(part, rows, DOWN):
+            pair = dy[row * dy_row // 2 + word]
+            first += ptx.low_half(pair)
+            second += ptx.high_half(pair)
+    parts[cuda.threadIdx.x], parts[THREADS + cuda.threadIdx.x] = first, second
+    cuda.syncthreads()
+    if part == 0 and 2 * word < columns:
+        for other in range(1, DOWN):
+            first += parts[other * ACROSS + lane]
+            second += parts[THREADS + other * ACROSS + lane]
+        sums[2 * word] = first
+        if 2 * word + 1 < columns:
+            sums[2 * word + 1] = second
+
+
+def _update(p, g, state_0, state_1, rounded, states, nesterov, numbers, position):
+    """Two parameters each: gradient descent, and the rounded copy where there is one."""
+    pair = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+    if 2 * pair >= p.size:
+        return
+    n, zero = position[STEP] * NUMBERS, float32(0)
+    first, second = zero, zero
+    for i in range(2):
+        at = 2 * pair + i
+        s_0 = state_0[at] if states > 0 else zero
+        s_1 = state_1[at] if states > 1 else zero
+        value, s_0, s_1 = stepped(p[at], g[at], s_0, s_1, states, nesterov, numbers, n)
+        p[at] = value
+        if states > 0:
+            state_0[at] = s_0
+        if states > 1:
+            state_1[at] = s_1
+        if i == 0:
+            first = value
+        else:
+            second = value
+    if rounded.size > 0:
+        rounded[pair] = ptx.bfloat16_pair(first, second)
+
+
+def _count_on(position):
+    if cuda.threadIdx.x == 0:
+        position[STEP] += 1
+
+
+_TAKE = {
+    (dtype, halves): _taker(kind, halves)
+    for dtype, kind in (("uint8", BYTES), ("float32", FLOATS))
+    for halves in (False, True)
+}
+_LOSSES, _DROPOUT = ({halves: make(halves) for halves in (False, True)} for make in (_losses, _thinner))
+_sums_of_halves = _kernel(
+    _bias_gradients, WORDS, int64, int64, int64, FLOATS, name="step: column sums of bfloat16", halves=True
+)
+_updates = _kernel(
+    _update,
+    *(FLOATS, FLOATS, FLOATS, FLOATS, WORDS, int64, int64, FLOATS, LONGS),
+    name="step: update",
+    halves=True,
+)
+_tick = _kernel(_count_on, LONGS, name="step: count", halves=False)
+
+
+class Arena:
+    """Arrays out of one allocation: first :meth:`array` for each, then :meth:`allocate`."""
+
+    def __init__(self):
+        self.wanted, self.size = {}, 0
+
+    def array(self, name, shape, dtype):
+        self.wanted[name] = self.size, shape, np.dtype(dtype)
+        self.size += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
+
+    def matrix(self, name, rows, columns, dtype):
+        """Its rows begin at multiples of ROW numbers."""
+        self.array(name, (rows, -(-columns // ROW) * ROW), dtype)
+
+    def allocate(self, zeros):
+        """{name: array}; ``zeros`` as of a backend."""
+        memory = zeros((self.size,), "uint8")
+        return {
+            name: memory[start : start + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+            for name, (start, shape, dtype) in self.wanted.items()
+        }
+
+
+class Steps:
+    """The steps of a training, ready to be run: for all plans that :meth:`settings` says the same of."""
+
+    def __init__(self, plan, images, labels, loss, correct, zeros, wgmma):
+        """``wgmma``: whether the GPU has what :mod:`..matmul.cuda_wgmma` needs."""
+        self.batch, self.count = min(plan.batch_size, len(images)), len(images)
+        self.halves, self.wgmma, self.precision = plan.precision == "bf16", wgmma, plan.precision
+        self.memory = self._memory(plan, zeros)
+        with recorded() as launches:
+            self._step(plan, images, labels, loss, correct)
+        with recorded() as rounding:
+            if self.halves:
+                cuda_mma.to_bfloat16(plan.parameters.reshape(1, -1), self.memory["rounded"].reshape(1, -1))
+        self.launches = [gpu.prepared(*launch) for launch in launches]
+        self.rounding = [gpu.prepared(*launch) for launch in rounding]
+        self.graph = None
+
+    @staticmethod
+    def settings(plan, images, labels, loss, correct):
+        """What must be the same for :meth:`run`: numbers, and arrays by where they are."""
+        arrays = plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight
+        places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
+        numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm
+        return places, numbers, getattr(plan.optimizer, "nesterov", False)
+
+    def _memory(self, plan, zeros):
+        sizes, arena, batch = plan.layout.layer_sizes, Arena(), self.batch
+        stored = np.uint16 if self.halves else np.float32
+        arena.matrix("x", batch, sizes[0], stored)
+        for layer, size in enumerate(sizes[1:-1]):
+            arena.matrix(f"y{layer}", batch, size, stored)
+        arena.matrix("z", batch, sizes[-1], np.float32)
+        for layer, size in enumerate(sizes[1:]):
+            arena.matrix(f"dy{layer}", batch, size, stored)
+        arena.array("rounded", (plan.layout.size if self.halves else 0,), np.uint16)
+        steps = -(-self.count // plan.batch_size)
+        arena.array("numbers", (steps, NUMBERS), np.float32)
+        arena.array("position", (POSITION,), np.int64)
+        arena.array("order", (self.count,), np.int64)
+        parts = blocks_for(plan.layout.size, CHUNK) if plan.clip_norm is not None else 0
+        arena.array("largest", (parts,), np.float32)
+        arena.array("squares", (parts,), np.float64)
+        return arena.allocate(zeros)
+
+    def _matrix(self, name, columns):
+        return self.memory[name][:, :columns]
+
+    def _multiply(self, a, b, out, **how):
+        """The product of the precision at hand, to float32 or bfloat16 as ``out`` is."""
+        if self.precision == "float32":
+            return cuda_simt.multiply(a, b, out, **how)
+        where = {"half" if out.dtype == np.uint16 else "c": out}
+        # Small outputs would leave most of the larger tiles empty.
+        large = self.halves and self.wgmma and min(out.shape) >= cuda_wgmma.ROWS
+        return (cuda_wgmma if large else cuda_mma).multiply(a, b, **where, **how)
+
+    def _step(self, plan, images, labels, loss, correct):
+        sizes, memory, batch = plan.layout.layer_sizes, self.memory, self.batch
+        position, order = memory["position"], memory["order"]
+        weights = plan.layout.layers(memory["rounded"] if self.halves else plan.parameters)
+        biases = [b for _, b in plan.layout.layers(plan.parameters)]
+        gradients = plan.layout.layers(plan.gradients)
+        numbers_of = words_of if self.halves else flat
+        last = len(sizes) - 2
+
+        x = self._matrix("x", sizes[0])
+        _TAKE[str(images.dtype), self.halves](
+            (blocks_for(blocks_for(sizes[0], 2), THREADS), batch),
+            *(flat(images.reshape(-1)), sizes[0], order, position, batch),
+            *(numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1),
+        )
+        y = [self._matrix(f"y{layer}", sizes[layer + 1]) for layer in range(last)]
+        y.append(self._matrix("z", sizes[-1]))
+        for layer, out in enumerate(y):
+            below, hidden = y[layer - 1] if layer else x, layer < last
+            self._multiply(below, weights[layer][0], out, bias=biases[layer], relu=hidden)
+            if hidden and plan.dropout[layer]:
+                self._thin(out, plan, layer)
+
+        dy = [self._matrix(f"dy{layer}", sizes[layer + 1]) for layer in range(last + 1)]
+        nothing = plan.parameters[:0]
+        _LOSSES[self.halves](
+            blocks_for(batch, THREADS),
+            *(flat(y[-1]), row_distance(y[-1]), sizes[-1], labels),
+            *(nothing if plan.weight is None else plan.weight, order, position, batch, loss, correct),
+            *(numbers_of(dy[-1]), row_distance(dy[-1])),
+        )
+        for layer in reversed(range(last + 1)):
+            below, (dw, db) = y[layer - 1] if layer else x, gradients[layer]
+            self._multiply(below, dy[layer], dw, turned=(True, False))
+            self._sum_columns(dy[layer], db)
+            if layer:
+                scale = 1 / (1 - plan.dropout[layer - 1])
+                how = {"turned": (False, True), "y_below": below, "scale": scale}
+                self._multiply(dy[layer], weights[layer][0], dy[layer - 1], **how)
+        if plan.clip_norm is not None:
+            clip_norm_with(memory["largest"], memory["squares"], plan.gradients, plan.clip_norm)
+        state = [*plan.state, nothing, nothing][:2]
+        _updates(
+            blocks_for(plan.layout.size // 2, THREADS),
+            *(plan.parameters, plan.gradients, *state),
+            memory["rounded"].view(np.uint32),
+            *(len(plan.state), getattr(plan.optimizer, "nesterov", False)),
+            *(memory["numbers"].reshape(-1), position),
+        )
+        _tick(1, position)
+
+    def _thin(self, y, plan, layer):
+        rate, numbers = plan.dropout[layer], words_of(y) if self.halves else flat(y)
+        _DROPOUT[self.halves](
+            (blocks_for(blocks_for(y.shape[1], 4), THREADS), self.batch),
+            *(numbers, row_distance(y), y.shape[1], keep_threshold(rate), 1 / (1 - rate)),
+            *(plan.seed, layer, self.memory["position"]),
+        )
+
+    def _sum_columns(self, dy, db):
+        if self.halves:
+            blocks = blocks_for(blocks_for(dy.shape[1], 2), ACROSS)
+            _sums_of_halves(blocks, words_of(dy), row_distance(dy), *dy.shape, db)
+        else:
+            sum_columns(dy, db)
+
+    def run(self, plan, order, to_device):
+        """The steps of a plan. ``to_device`` as of a backend."""
+        memory, steps = self.memory, len(plan.learning_rates)
+        to_device(np.array([0, plan.first_step, plan.update], np.int64), out=memory["position"])
+        to_device(step_numbers(plan), out=memory["numbers"][:steps])
+        memory["order"][...] = order
+        for launch in self.rounding:  # the weights may have been changed since
+            launch()
+        if self.graph is None:
+            for launch in self.launches:  # one by one: what has to be compiled and loaded now is
+                launch()
+            self.graph, steps = gpu.graph(self.launches), steps - 1
+        for _ in range(steps):
+            self.graph()

@@ -1,0 +1,184 @@
+"""Matrix products of bfloat16 on the tensor cores of capability 9.0 (Hopper), summed in float32.
+
+A block computes 128 rows of one tile of the output. One of its threads does nothing but ask for copies:
+a single instruction brings a whole tile of an operand to shared memory, at the places where the tensor cores
+want its numbers, zeros beyond the operand's end. Two warpgroups multiply 64 rows each, with operands that
+they take from shared memory themselves; none ever passes through a register. Both sides wait for
+each other at barriers that count, two for each stage: that its bytes have arrived, and that both
+warpgroups have computed with them.
+
+Operands may lie along k or across it: the tensor cores are told how, and read them as they are.
+
+Every number is summed in the order of k: the same bits in every run.
+
+Source: NVIDIA, PTX ISA 9.0, sections 9.7.15.6 (wgmma), 9.7.13.15 (mbarrier) and 9.7.9.27 (tensor copies);
+CUTLASS, "Efficient GEMM in CUDA", on warp specialization.
+"""
+
+import numpy as np
+from numba import float32, int64, uint32, uint64
+
+from ..common import ptx
+from ..common.cuda import FLOATS, MAP, WORDS, Kernel, TensorMap, blocks_for, cuda, device
+from .cuda_epilogue import Product, finisher, staged
+
+GROUP = 128  # threads of a warpgroup
+GROUPS = 2  # that compute; one more copies
+ROWS = 64 * GROUPS
+DEPTH = 64  # k in a stage: 128 bytes
+BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
+CAPABILITY = (9, 0)
+
+
+def _copier(tile, by_k):
+    """``copy(map, start, k, shared, barrier)``: ask for an operand's tile of one stage."""
+    boxes = tile // 64
+
+    @device
+    def copy(matrix, start, k, shared, barrier):
+        if by_k:
+            ptx.copy_tile(shared, matrix, k, start, barrier)
+        else:
+            for box in range(boxes):
+                ptx.copy_tile(shared + uint32(box * BOX), matrix, start + 64 * box, k, barrier)
+
+    return copy
+
+
+def _product(columns_of_tile, a_by_k, b_by_k, stages):
+    """The kernel for tiles of so many columns. ``a_by_k``: the numbers of a lie next to each other along k,
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    a_bytes = ROWS * ptx.LINE
+    stage_bytes = a_bytes + columns_of_tile * ptx.LINE
+    copy_a, copy_b = _copier(ROWS, a_by_k), _copier(columns_of_tile, b_by_k)
+    of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
+    zeros, add = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
+    finish, part = staged(1, columns_of_tile // 8, 1, finisher("bf16", True))
+    all_compute = ptx.meeting(1, GROUPS * GROUP)
+    barriers = 2 * stages
+    shared_address, global_address = ptx.shared_address, ptx.global_address
+    barrier_init, barriers_visible = ptx.barrier_init, ptx.barriers_visible
+    barrier_arrive, barrier_expect, barrier_wait = ptx.barrier_arrive, ptx.barrier_expect, ptx.barrier_wait
+    map_visible = ptx.map_visible
+
+    @device
+    def fill(from_a, from_b, top, left, turns, base, full, empty):
+        """Ask for one stage after the other, as they become empty."""
+        map_visible(from_a)
+        map_visible(from_b)
+        for turn in range(turns):
+            stage = turn % stages
+            place, arrived = base + uint32(stage * stage_bytes), full + uint32(8 * stage)
+            if turn >= stages:
+                barrier_wait(empty + uint32(8 * stage), uint32(turn // stages - 1) & uint32(1))
+            barrier_expect(arrived, uint32(stage_bytes))
+            copy_a(from_a, top, turn * DEPTH, place, arrived)
+            copy_b(from_b, left, turn * DEPTH, place + uint32(a_bytes), arrived)
+
+    @device
+    def described(place, operand):
+        return uint64(place >> uint32(4)) | operand
+
+    def matmul_wgmma(a, b, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, half, half_row, how):
+        counters = cuda.shared.array(barriers, uint64)
+        memory = cuda.shared.array(0, float32)
+        full = shared_address(counters)
+        empty = full + uint32(8 * stages)
+        start = shared_address(memory)
+        base = (start + uint32(ptx.EIGHT - 1)) & ~uint32(ptx.EIGHT - 1)
+        thread = cuda.threadIdx.x
+        top, left = cuda.blockIdx.y * ROWS, cuda.blockIdx.x * columns_of_tile
+        turns = (depth + DEPTH - 1) // DEPTH
+        if thread == 0:
+            for stage in range(stages):
+                barrier_init(full + uint32(8 * stage), uint32(1))
+                barrier_init(empty + uint32(8 * stage), uint32(GROUPS))
+            barriers_visible()
+        cuda.syncthreads()
+        if thread >= GROUPS * GROUP:
+            if thread == GROUPS * GROUP:
+                fill(global_address(a), global_address(b), top, left, turns, base, full, empty)
+            return
+        mine = base + uint32(thread // GROUP * BOX)
+        sums = zeros()
+        for turn in range(turns):
+            stage = turn % stages
+            place = uint32(stage * stage_bytes)
+            barrier_wait(full + uint32(8 * stage), uint32(turn // stages) & uint32(1))
+            sums = add(
+                sums,
+                described(mine + place, of_a),
+                described(base + place + uint32(a_bytes), of_b),
+            )
+            if thread % GROUP == 0:
+                barrier_arrive(empty + uint32(8 * stage))
+        all_compute()  # with the last stages, whose place the sums take now
+        warp, lane = thread // 32, thread % 32
+        outputs = bias, y_below, y_row, scale, c, c_row, half, half_row, how
+        first = int64((base - start) // uint32(4)) + warp * part
+        finish(sums, memory, first, lane, top + 16 * warp, left, rows, columns, outputs)
+
+    arguments = [
+        MAP,
+        MAP,
+        int64,
+        int64,
+        int64,
+        FLOATS,
+        WORDS,
+        int64,
+        float32,
+        FLOATS,
+        int64,
+        WORDS,
+        int64,
+        int64,
+    ]
+    form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
+    return Kernel(
+        matmul_wgmma,
+        *arguments,
+        threads=(GROUPS + 1) * GROUP,
+        resident=1,
+        name=f"matmul_wgmma bf16 {form} {ROWS} × {columns_of_tile}",
+        only=CAPABILITY,
+        shared=stages * stage_bytes + ptx.EIGHT,
+        simulated=False,
+    )
+
+
+TILES = ((ROWS, 256), (ROWS, 128))
+STAGES = (4, 6)
+FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
+_KERNELS = {
+    (tile, a_by_k, b_by_k): _product(tile[1], a_by_k, b_by_k, stages)
+    for tile, stages in zip(TILES, STAGES, strict=True)
+    for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
+}
+
+
+def _map(matrix, by_k, tile):
+    return TensorMap(matrix, (tile, DEPTH) if by_k else (DEPTH, 64))
+
+
+def multiply(
+    a, b, *, c=None, half=None, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, tile=None
+):
+    """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
+
+    Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
+    ``tile``: one of TILES, by default the larger where there are enough of these.
+    """
+    if a.dtype != np.uint16:
+        raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
+    product = Product(a, b, c, half, turned, bias, relu, y_below, scale)
+    if tile is None:
+        many = blocks_for(product.rows, ROWS) * blocks_for(product.columns, TILES[0][1])
+        tile = TILES[0] if many >= FEW else TILES[1]
+    _KERNELS[tile, not turned[0], turned[1]](
+        (blocks_for(product.columns, tile[1]), blocks_for(product.rows, ROWS)),
+        _map(a, not turned[0], ROWS),
+        _map(b, turned[1], tile[1]),
+        *(product.rows, product.columns, product.depth),
+        *product.outputs,
+    )

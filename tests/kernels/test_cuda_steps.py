@@ -1,0 +1,199 @@
+"""Trainings of any depth as a graph of steps, run by the interpreter of PTX."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastdigit as fd
+from fastdigit import training
+from fastdigit.kernels.common.cuda import Limits
+from fastdigit.kernels.epoch import cuda_steps
+from fastdigit.streams import ORDER, random_stream
+
+from ..ptx.emulated import backend, emulated, with_faulty_epochs
+from ..ptx.ptxrun import PTXError
+from .test_cuda import from_bfloat16, to_bfloat16, to_tf32, with_fault
+
+AMPERE, HOPPER = Limits((8, 0), 4, 100_000), Limits((9, 0), 4, 200_000)
+
+
+@pytest.fixture(autouse=True)
+def long_stretches(monkeypatch):
+    """Several steps at once, as on a GPU: the interpreter is too slow to be given more than one."""
+    monkeypatch.setattr(training, "STRETCH_SECONDS", 1e9)
+
+
+def pictures(count=40, pixels=36, classes=5):
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (count, pixels, 1)).astype(np.uint8)
+    return fd.Images(images, random.integers(0, classes, count).astype(np.uint8))
+
+
+def trained(side, images, sizes=(36, 20, 12, 5), precision="float32", network=(), **options):
+    net = fd.Network(list(sizes), backend=side, seed=3, precision=precision, **dict(network))
+    log = fd.fit(net, images, epochs=2, batch_size=16, seed=1, **options)
+    return net.get_parameters(), log
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "network", "options"),
+    [
+        (fd.SGD(0.1), {}, {}),
+        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), {"dropout": 0.2}, {"clip_norm": 0.5}),
+        (fd.SGD(0.1, momentum=0.9), {}, {"sample_weight": np.linspace(0.5, 2, 40)}),
+        (fd.Adam(0.01), {"dropout": 0.3}, {}),
+        (fd.AdamW(0.01, weight_decay=0.1), {}, {"clip_norm": 0.1}),
+    ],
+    ids=["sgd", "nesterov, L2, dropout, clipped", "momentum, weighted", "adam, dropout", "adamw, clipped"],
+)
+def test_weights_as_of_the_reference(optimizer, network, options):
+    images = pictures()
+    with emulated() as emulator:
+        found, log = trained(backend(AMPERE), images, network=network, optimizer=optimizer, **options)
+    expected, reference = trained("numpy", images, network=network, optimizer=optimizer, **options)
+    assert log.path.startswith("epoch: a graph of steps")
+    assert {kernel.name.partition(":")[0].partition(" ")[0] for kernel, _ in emulator.reports} <= {
+        *("step", "matmul_simt", "column", "clip_norm,")
+    }
+    np.testing.assert_allclose(log.step_losses, reference.step_losses, rtol=1e-5)
+    assert [e.accuracy for e in log.epochs] == [e.accuracy for e in reference.epochs]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
+def rounded_to_bfloat16(x):
+    return from_bfloat16(to_bfloat16(np.ascontiguousarray(x, np.float32))).astype(np.float64)
+
+
+def cut_to_tf32(x):
+    return to_tf32(np.ascontiguousarray(x, np.float32)).astype(np.float64)
+
+
+def by_the_book(images, parameters, rate, seen, batch=16):
+    """Weights after plain gradient descent in float64, where ``seen(x)`` is what products see of x. In
+    bfloat16 what products see is all that is kept of outputs and their gradients."""
+    layers = [[parameters[f"{kind}{i}"].astype(np.float64) for kind in "wb"] for i in (1, 2, 3)]
+    keep = seen if seen is rounded_to_bfloat16 else lambda x: x
+    pixels = images.images.reshape(len(images.labels), -1) * np.float64(np.float32(1 / 255))
+    for epoch in range(2):
+        order = random_stream(1, ORDER, epoch).permutation(len(pixels))
+        for chosen in (order[i : i + batch] for i in range(0, len(order), batch)):
+            y = [keep(pixels[chosen])]
+            for w, b in layers:
+                y.append(seen(y[-1]) @ seen(w) + b)
+                if w is not layers[-1][0]:
+                    y[-1] = keep(np.maximum(y[-1], 0))
+            power = np.exp(y[-1] - y[-1].max(axis=1, keepdims=True))
+            dy = power / power.sum(axis=1, keepdims=True)
+            dy[np.arange(len(chosen)), images.labels[chosen]] -= 1
+            dy = keep(dy / len(chosen))
+            for below, layer in zip(y[-2::-1], reversed(layers), strict=True):
+                dw, db = seen(below).T @ seen(dy), dy.sum(axis=0)
+                dy = keep((seen(dy) @ seen(layer[0]).T) * (below > 0))
+                layer[0], layer[1] = layer[0] - rate * dw, layer[1] - rate * db
+    return {f"{kind}{i}": x for i, layer in enumerate(layers, 1) for kind, x in zip("wb", layer, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("precision", "seen"), [("tf32", cut_to_tf32), ("bf16", rounded_to_bfloat16), ("float32", lambda x: x)]
+)
+def test_each_precision_sees_what_it_should(precision, seen):
+    images, sizes, rate = pictures(), (36, 20, 12, 5), 0.5
+    start = fd.Network(list(sizes), backend="numpy", seed=3).get_parameters()
+    with emulated() as emulator:
+        options = {"optimizer": fd.SGD(rate), "schedule": fd.Constant()}
+        found, _ = trained(backend(AMPERE), images, sizes, precision, **options)
+    products = {kernel.name.split(" ")[0] for kernel, _ in emulator.reports if "matmul" in kernel.name}
+    assert products == {"matmul_simt" if precision == "float32" else "matmul_mma"}
+
+    def distance(seen):
+        expected = by_the_book(images, start, rate, seen)
+        return math.sqrt(sum(np.square(found[name] - expected[name]).sum() for name in found))
+
+    own = distance(seen)
+    assert own < 1e-4
+    for other in (cut_to_tf32, rounded_to_bfloat16, lambda x: x):
+        assert other.__name__ == seen.__name__ or distance(other) > 4 * own
+
+
+def test_bfloat16_on_hopper_takes_its_tensor_cores_for_large_layers():
+    images, options = pictures(128, 64), {"optimizer": fd.SGD(0.1), "schedule": fd.Constant()}
+    weights = []
+    for limits in (HOPPER, AMPERE):
+        with emulated() as emulator:
+            net = fd.Network([64, 128, 128, 5], backend=backend(limits), seed=3, precision="bf16")
+            fd.fit(net, images, epochs=1, batch_size=128, seed=1, **options)
+            weights.append(net.get_parameters())
+        names = {kernel.name.split(" ")[0] for kernel, _ in emulator.reports}
+        assert ("matmul_wgmma" in names) is (limits is HOPPER)
+    for name, values in weights[0].items():
+        np.testing.assert_allclose(values, weights[1][name], atol=2e-5, err_msg=name)
+
+
+def test_the_same_steps_serve_all_epochs_and_changed_weights_are_seen():
+    """Launches are made ready once for a training; bfloat16 copies of weights are renewed."""
+    images, made = pictures(), []
+    options = {"optimizer": fd.SGD(0.1), "schedule": fd.Constant(), "batch_size": 16, "seed": 1}
+    side = backend(AMPERE)
+    with emulated(), pytest.MonkeyPatch.context() as patch:
+        original = cuda_steps.Steps.__init__
+        patch.setattr(
+            cuda_steps.Steps,
+            "__init__",
+            lambda self, *arguments: (made.append(1), original(self, *arguments))[1],
+        )
+        net = fd.Network([36, 20, 12, 5], backend=side, seed=3, precision="bf16")
+        first = net.get_parameters()
+        back = [lambda net, log: net.set_parameters(first)]
+        log = fd.fit(net, images, epochs=3, **options, callbacks=back)
+    assert made == [1]
+    # The same weights at each start: the losses of an epoch differ by its order alone.
+    starts = log.step_losses[::3]
+    assert max(starts) - min(starts) < 0.3
+    assert len(set(starts)) == 3
+
+
+def test_a_precision_of_the_whole_epoch_is_refused_step_by_step():
+    net = fd.Network([36, 20, 12, 5], backend=backend(AMPERE), precision="tf32")
+    with pytest.raises(fd.ConfigError, match="precision 'tf32' is for the whole-epoch kernel alone"):
+        fd.fit(net, pictures(), path="step")
+    with pytest.raises(fd.ConfigError, match="does not offer precision 'tf32', only float32"):
+        fd.Network([36, 20, 5], backend=backend(), precision="tf32")
+
+
+def test_parameters_are_those_of_the_networks_backend_afterwards():
+    """A network trained so predicts, is saved and copied as any other."""
+    images = pictures()
+    with emulated():
+        net = fd.Network([36, 20, 12, 5], backend=backend(AMPERE), seed=3, precision="bf16")
+        fd.fit(net, images, epochs=1, batch_size=16)
+        found = net.predict_proba(images.images)
+    other = fd.Network([36, 20, 12, 5], backend="numpy", seed=3)
+    other.set_parameters(net.get_parameters())
+    np.testing.assert_allclose(found, other.predict_proba(images.images), atol=1e-6)
+
+
+FAULTS = [
+    ("position[STEP] += 1", "position[STEP] += 0"),
+    ("if place < order.size:", "if place < order.size + 1:"),
+    ("position[UPDATE] + position[STEP]", "position[UPDATE]"),
+    ("min(batch, order.size - _place(position, batch, 0))", "batch"),
+    ("n, zero = position[STEP] * NUMBERS", "n, zero = 0 * NUMBERS"),
+    ('how = {"turned": (False, True), "y_below": below, "scale": scale}', 'how = {"turned": (False, True)}'),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), FAULTS, ids=[old for old, _ in FAULTS])
+def test_faults_are_found(old, new):
+    images, options = pictures(), {"optimizer": fd.SGD(0.1), "network": {"dropout": 0.2}}
+    side = with_faulty_epochs(AMPERE, cuda_steps=with_fault(cuda_steps, old, new))
+    expected, _ = trained("numpy", images, **options)
+
+    def compare():
+        found, _ = trained(side, images, **options)
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+    with emulated(), pytest.raises((PTXError, AssertionError)):
+        compare()

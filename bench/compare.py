@@ -42,9 +42,10 @@ def compare(first, second, parts=None):
 
 
 def missing(first, second, parts=None):
-    """The names that only the first file has a time for."""
-    after = speeds(second, parts)
-    return [name for name in speeds(first, parts) if name not in after]
+    """The names that only the first file has a time for, of parts that both files have."""
+    common = set(first) & set(second) & set(first if parts is None else parts)
+    after = speeds(second, common)
+    return [name for name in speeds(first, common) if name not in after]
 
 
 def apart(first, second, parts=None):
@@ -78,7 +79,7 @@ def speeds(results, parts=None):
         ("scaling", _scaling),
     ):
         content = results.get(part)
-        if content is None or "no_time" in content or (parts and part not in parts):
+        if content is None or "no_time" in content or (parts is not None and part not in parts):
             continue
         for name, *speed in rows(content, limit):
             found[f"{part} {name}"] = Speed(*speed)

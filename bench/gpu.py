@@ -1,13 +1,14 @@
 """What runs on a GPU here: whether it is right, and how fast it is beside cuBLAS and the other libraries.
 
-    python -m fastdigit.bench gpu        or some of it: python -m fastdigit.bench.gpu [PART …] [--json FILE]
+    python -m fastdigit.bench gpu
+    python -m fastdigit.bench.gpu [PART …] [--networks small-128 …] [--json FILE]
 
 - ``checks``: every operation of the backends for GPUs passes the checks of every backend, from data on the
   host that nobody has computed with before.
 - ``products``: each way to multiply, at the shapes of the deep network and at square ones, beside cuBLAS
   through CuPy (for bfloat16 its product of float16, which is as fast). A product is first held against
   float64, in some rows where it is large, into an output full of NaN; a wrong one gets no time.
-- ``launches``: microseconds of one launch, of one node of a CUDA graph, of one barrier of the whole GPU.
+- ``launches``: microseconds of a launch, of a node of a CUDA graph, of a barrier of the whole GPU.
 - ``train``: images per second of whole steps (``bench.train``): the persistent kernel, graphs of steps in
   each precision, and torch and JAX on the same GPU, where they are installed.
 
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ SIDES = (
     *("fastdigit-cuda", "fastdigit-cuda-tf32", "fastdigit-cuda-bf16", "fastdigit-cupy"),
     *("torch-cuda", "torch-cuda-graph", "torch-cuda-compile", "torch-cuda-tf32", "torch-cuda-bf16", "jax"),
 )
-NETWORKS = ("small-128", "small-64", "medium-128", "wide-256", "deep-512")
+NETWORKS = ("small-128", "deep-512")  # of latency, and of arithmetic
 
 
 # --- checks -----------------------------------------------------------------------------------------
@@ -218,10 +220,12 @@ MANY = 1000
 
 
 def launches():
-    """Microseconds of the smallest launch one by one, and as a node of a graph."""
+    """Microseconds of the smallest launch one by one, and as a node of a graph; of a barrier of a block on
+    each multiprocessor."""
     import cupy
 
     from fastdigit.kernels.common import cuda
+    from fastdigit.kernels.epoch import cuda as persistent
     from fastdigit.kernels.epoch import cuda_steps
 
     position = cupy.zeros(cuda_steps.POSITION, np.int64)
@@ -235,7 +239,12 @@ def launches():
         one()
     on_host = (time.perf_counter() - begun) / MANY
     replay = cuda.graph([one] * MANY)
+    blocks = cuda.limits().multiprocessors
+    meet = [
+        float(np.median(seconds_on_gpu(partial(persistent.barriers, blocks, count)))) for count in (0, MANY)
+    ]
     return {
+        "barrier_microseconds": 1e6 * (meet[1] - meet[0]) / MANY,
         "launch_on_host_microseconds": 1e6 * on_host,
         "launch_microseconds": 1e6 * float(np.median(seconds_on_gpu(one))),
         "graph_node_microseconds": 1e6 * float(np.median(seconds_on_gpu(replay))) / MANY,
@@ -265,22 +274,24 @@ def _launches(options):
 
 def _train(options):
     data = fd.load_mnist().train
-    networks = [(train.NETWORKS[name], list(SIDES)) for name in NETWORKS]
+    networks = [(train.NETWORKS[name], list(SIDES)) for name in options["networks"]]
     how = options["rounds"], options["seconds"], "cuda", options["python"]
     found = train.measure_all(networks, data, *how, passes=1)
-    return [{"name": name, **result} for name, result in zip(NETWORKS, found, strict=True)]
+    return [{"name": name, **result} for name, result in zip(options["networks"], found, strict=True)]
 
 
 PARTS = {"checks": _checks, "products": _products, "launches": _launches, "train": _train}
 
 
-def measure(parts=tuple(PARTS), rounds=5, seconds=0.5, python=sys.executable, say=lambda line: None):
+def measure(
+    parts=tuple(PARTS), networks=NETWORKS, rounds=5, seconds=0.5, python=sys.executable, say=lambda line: None
+):
     """{"devices": {backend: device}, part: its result, …}; {"no_time": why} if no backend runs on a GPU."""
     states = fd.backends()
     usable = [name for name in BACKENDS if states.get(name) == "ok"]
     if not usable:
         return {"no_time": "; ".join(f"{name}: {states.get(name, 'unknown')}" for name in BACKENDS)}
-    options = {"usable": usable, "rounds": rounds, "seconds": seconds, "python": python}
+    options = {"usable": usable, "networks": networks, "rounds": rounds, "seconds": seconds, "python": python}
     found = {"devices": {name: fd.get_backend(name).device for name in usable}}
     for part in parts:
         say(f"gpu, {part} …")
@@ -294,6 +305,7 @@ def measure(parts=tuple(PARTS), rounds=5, seconds=0.5, python=sys.executable, sa
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--networks", nargs="+", choices=train.NETWORKS, default=NETWORKS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--python", default=sys.executable, help="interpreter that has torch and jax")
@@ -307,7 +319,7 @@ def main(arguments=None):
     from . import tables
 
     chosen = tuple(options.parts) or tuple(PARTS)
-    found = measure(chosen, options.rounds, options.seconds, options.python, print)
+    found = measure(chosen, options.networks, options.rounds, options.seconds, options.python, print)
     if options.json:
         machine.write(options.json, gpu=found)
     console = Console()

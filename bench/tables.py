@@ -359,6 +359,7 @@ def _gpu_launches(found):
         ("launch_on_host_microseconds", "a launch, time of the host"),
         ("launch_microseconds", "a launch, time of the GPU"),
         ("graph_node_microseconds", "a node of a CUDA graph"),
+        ("barrier_microseconds", "a barrier of a block on each multiprocessor"),
     ):
         table.rows.append((what, f"{found[name]:.2f}"))
     yield table

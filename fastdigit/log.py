@@ -29,8 +29,7 @@ class TrainingLog:
 
     ``best_epoch`` is the epoch (from 1) whose weights early stopping kept, else None;
     ``stopped`` says why training ended before its last epoch, else None. ``path`` says how the last
-    steps were computed: "epoch", "step", or "step: …" with the reason why the backend's whole-epoch
-    kernel could not be taken.
+    steps were computed: "step", "epoch", or "epoch: …" with the way that the backend took and why.
     """
 
     epochs: list[Epoch] = field(default_factory=list)

@@ -29,8 +29,9 @@ class Network:
     - ``dropout``: the probability to drop a hidden output while training; one number for all
       hidden layers or one for each.
     - ``precision``: "float32", or what else the backend offers (``net.backend.precisions``). With
-      "bf16" a training rounds the operands of its large products to bfloat16; weights, sums, the output
-      layer and predictions stay float32.
+      "bf16" a training rounds the operands of its products to bfloat16 (on the cpu backend those of large
+      products; not of the output layer), with "tf32" tensor cores look at the first 19 bits of each;
+      weights, sums and predictions stay float32.
     - ``classes``: the label of each output; 0, 1, 2 … if not given.
     - ``pixels``: False for inputs that are not pictures: then floats of any size are expected and
       whole numbers above 1 are no reason to warn.

@@ -339,6 +339,16 @@ persistent = Kernel(
 )
 
 
+def _barriers(count):
+    grid = cuda.cg.this_grid()
+    for _ in range(count):
+        grid.sync()
+
+
+# What a step costs at least, for benchmarks: so many barriers of all blocks.
+barriers = Kernel(_barriers, int64, threads=THREADS, resident=1, name="grid barriers", simulated=False)
+
+
 # --- for the backend ------------------------------------------------------------------------------
 
 

@@ -118,22 +118,8 @@ def _product(columns_of_tile, a_by_k, b_by_k, stages):
         first = int64((base - start) // uint32(4)) + warp * part
         finish(sums, memory, first, lane, top + 16 * warp, left, rows, columns, outputs)
 
-    arguments = [
-        MAP,
-        MAP,
-        int64,
-        int64,
-        int64,
-        FLOATS,
-        WORDS,
-        int64,
-        float32,
-        FLOATS,
-        int64,
-        WORDS,
-        int64,
-        int64,
-    ]
+    arguments = [MAP, MAP, int64, int64, int64, FLOATS, WORDS, int64, float32]
+    arguments += [FLOATS, int64, WORDS, int64, int64]
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,

@@ -9,6 +9,7 @@ from fastdigit.kernels.common import cuda
 
 from ..ptx.emulated import backend, emulated
 
+MICROSECONDS = [f"{what}_microseconds" for what in ("launch_on_host", "launch", "graph_node", "barrier")]
 CASES = [((130, 72, 66), turned) for turned in ((False, False), (False, True), (True, False))]
 
 
@@ -113,6 +114,11 @@ def test_a_part_that_fails_leaves_the_others(monkeypatch):
     assert found["products"] == {"no_time": "CudaError: lost"}
     shown = [table.name for table in tables.of_gpu(found)]
     assert shown == ["gpu", "gpu-checks-cuda", "gpu-products"]
+
+
+def test_launches_become_a_table():
+    found = {"devices": {"cuda": "a GPU"}, "launches": dict.fromkeys(MICROSECONDS, 1.5)}
+    assert [row[1] for row in tables.of_gpu(found)[1].rows] == ["1.50"] * 4
 
 
 def test_the_sides_of_the_training_exist():

@@ -348,6 +348,15 @@ def test_the_same_results_are_as_fast(results):
     assert compare.missing(results, results) == []
 
 
+def test_what_is_missing_is_named_but_for_whole_parts(results):
+    less = copy.deepcopy(results)
+    less["train"][0]["rows"].pop(0)
+    del less["kernels"]
+    assert compare.missing(results, less) == ["train small-128 numpy"]
+    assert compare.missing(results, less, ("scaling",)) == []
+    assert compare.missing(results, less, ("kernels",)) == []
+
+
 def test_what_is_slower_by_more_than_its_noise(results):
     def of_ours(factor, noise):
         rows = compare.compare(results, changed(results, factor, noise))

@@ -79,6 +79,12 @@ def test_what_the_kernel_cannot_do_is_done_by_a_graph_of_steps_and_said(sizes, o
     assert reason in path
 
 
+def test_barriers_for_the_benchmark():
+    with emulated() as emulator:
+        persistent.barriers(3, 5)
+    assert emulator.reports[0][1].instructions["grid barrier"] == 5
+
+
 FAULTS = [
     ("        grid.sync()\n        _loss(", "        _loss("),
     ("        grid.sync()\n        for item", "        for item"),

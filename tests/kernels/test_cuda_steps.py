@@ -62,6 +62,33 @@ def test_weights_as_of_the_reference(optimizer, network, options):
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "batch", "floats"),
+    [
+        ((36, 5), 16, False),
+        ((36, 20, 12, 5), 64, False),
+        ((36, 20, 12, 5), 16, True),
+        ((35, 7, 9, 3), 7, False),
+    ],
+    ids=["no hidden layer", "fewer images than a batch", "images of float32", "odd sizes"],
+)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_other_shapes(sizes, batch, floats, precision):
+    images = pictures(40, sizes[0], sizes[-1])
+    if floats:
+        images = images.images.astype(np.float32) / 255, images.labels
+    weights = []
+    for side, kind in ((backend(AMPERE), precision), ("numpy", "float32")):
+        with emulated():
+            net = fd.Network(list(sizes), backend=side, seed=3, precision=kind)
+            log = fd.fit(net, images, epochs=2, batch_size=batch, seed=1, optimizer=fd.SGD(0.1))
+            weights.append(net.get_parameters())
+        assert len(log.step_losses) == 2 * -(-40 // batch)
+    for name, expected in weights[1].items():
+        close = 1e-5 if precision == "float32" else 5e-3
+        np.testing.assert_allclose(weights[0][name], expected, atol=close, err_msg=name)
+
+
 def rounded_to_bfloat16(x):
     return from_bfloat16(to_bfloat16(np.ascontiguousarray(x, np.float32))).astype(np.float64)
 

@@ -132,14 +132,20 @@ SIDE = 8  # of a thread's square
 _SQUARE = types.UniTuple(types.float32, SIDE * SIDE)
 
 
-@_either(lambda: np.zeros(SIDE * SIDE, np.float32))
-def no_sums(typing_context):
-    """64 zeros: a square of 8 × 8 sums, row by row."""
+def _zeros(count):
+    """``zeros()``: so many sums of float32, all zero."""
 
-    def generate(context, builder, signature, arguments):
-        return ir.Constant(ir.ArrayType(FLOAT, SIDE * SIDE), [0.0] * (SIDE * SIDE))
+    @_either(lambda: np.zeros(count, np.float32))
+    def zeros(typing_context):
+        def generate(context, builder, signature, arguments):
+            return ir.Constant(ir.ArrayType(FLOAT, count), [0.0] * count)
 
-    return _SQUARE(), generate
+        return types.UniTuple(types.float32, count)(), generate
+
+    return zeros
+
+
+no_sums = _zeros(SIDE * SIDE)  # no_sums(): a square of 8 × 8 sums, row by row
 
 
 def _add_outer(sums, a_0, a_4, b_0, b_4):
@@ -351,13 +357,6 @@ def tensor_sums(tiles_down, tiles_across, kind):
     )
 
     @intrinsic
-    def zeros(typing_context):
-        def generate(context, builder, signature, arguments):
-            return ir.Constant(ir.ArrayType(FLOAT, count), [0.0] * count)
-
-        return sums_type(), generate
-
-    @intrinsic
     def add(typing_context, sums, a, b):
         if (sums, a, b) != (sums_type, a_type, b_type):
             return None
@@ -385,7 +384,7 @@ def tensor_sums(tiles_down, tiles_across, kind):
 
         return sums_type(sums, a, b), generate
 
-    return zeros, add
+    return _zeros(count), add
 
 
 # --- tensor cores of capability 9.0: a warpgroup at once, operands in shared memory --------------
@@ -431,13 +430,6 @@ def warpgroup_sums(columns, turned_a, turned_b):
     constraints = ",".join(["=f"] * count + ["l", "l"] + [str(i) for i in range(count)] + ["~{memory}"])
 
     @intrinsic
-    def zeros(typing_context):
-        def generate(context, builder, signature, arguments):
-            return ir.Constant(ir.ArrayType(FLOAT, count), [0.0] * count)
-
-        return sums_type(), generate
-
-    @intrinsic
     def add(typing_context, sums, a, b):
         if (sums, a, b) != (sums_type, types.uint64, types.uint64):
             return None
@@ -456,7 +448,7 @@ def warpgroup_sums(columns, turned_a, turned_b):
 
         return sums_type(sums, a, b), generate
 
-    return zeros, add
+    return _zeros(count), add
 
 
 # --- barriers that count (9.7.13.15, mbarrier) and copies of tiles (9.7.9.27, tensor copies) ------

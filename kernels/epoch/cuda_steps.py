@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numba import float32, int64, uint64
 
-from ..common import cuda as gpu
+from ..common import cuda as gpu  # its launches by this name: tests without a GPU put others there
 from ..common import ptx
 from ..common.cuda import (
     BYTES,

@@ -545,7 +545,7 @@ def test_predict_nonsense_from_stdin(trained, capsys, monkeypatch):
 
 
 def test_predict_an_endless_stdin(trained, capsys, monkeypatch):
-    monkeypatch.setattr("fastdigit.cli.MAX_STDIN", 2**20)
+    monkeypatch.setattr("fastdigit.commands.predict.MAX_STDIN", 2**20)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(2**21))))
     assert "more than 1 MiB" in error_of(capsys, ["predict", "--model", trained, "-"], status=1)
 

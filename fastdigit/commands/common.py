@@ -1,0 +1,86 @@
+"""Options, figures and lines that several commands share."""
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+BackendName = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="NAME", help="What computes: a name from [bold]fastdigit info[/bold]."),
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="digits|mnist|FOLDER",
+        help="1,797 digits that need no download, MNIST, or your own four idx files.",
+    ),
+]
+ModelName = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run's folder or a .safetensors file. [dim]default: the newest in runs/[/dim]",
+        show_default=False,
+    ),
+]
+Split = Annotated[Literal["test", "train"], typer.Option(help="Which half of the data.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a JSON file.")
+]
+
+
+def say(what, text):
+    """One line: what it is about, then the fact."""
+    print(f"{what:<10} {text}", flush=True)
+
+
+def quoted(path):
+    return shlex.quote(str(path))
+
+
+def write_json(path, value):
+    from ..files import atomic_write
+
+    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def complain(message):
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def this_command():
+    """How to call this program again: with its path where its name alone is not found."""
+    called = Path(sys.argv[0])
+    return quoted(called) if called.name == "fastdigit" and not shutil.which("fastdigit") else "fastdigit"
+
+
+def load_network(path, backend):
+    """(network, its file, its run or None)."""
+    from ..network import Network
+    from ..runs import find_model
+
+    path, run = find_model(path)
+    return Network.load(path, backend=backend or "auto"), path, run
+
+
+def result_of(evaluation, model, data, split):
+    return {"model": str(model), "data": data, "split": split, **evaluation.as_dict()}
+
+
+def accuracy_of(evaluation):
+    low, high = evaluation.interval
+    return (
+        f"{percent(evaluation.accuracy)} of {evaluation.count:,} images right "
+        f"(95 % interval {100 * low:.2f} to {percent(high)})"
+    )
+
+
+def percent(share):
+    return f"{100 * share:.2f} %"

@@ -1,0 +1,283 @@
+"""``fastdigit train``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import CheckpointError, ConfigError, DataError
+from .common import (
+    BackendName,
+    DataName,
+    Debug,
+    accuracy_of,
+    quoted,
+    result_of,
+    say,
+    this_command,
+    write_json,
+)
+
+
+def _option(panel, name, metavar, help, default=None, **more):
+    """An option of ``train`` that has no value unless the user gives one; ``default`` is only shown."""
+    shown = f"{help} [dim]default: {default}[/dim]" if default else help
+    return typer.Option(name, metavar=metavar, help=shown, rich_help_panel=panel, show_default=False, **more)
+
+
+def train(
+    context: typer.Context,
+    data: DataName = None,
+    classes: Annotated[str | None, _option("Data", "--classes", "0,1,…", "Only these digits.", "all")] = None,
+    validation: Annotated[
+        float | None,
+        _option("Data", "--validation", "SHARE", "Hold this share of the images back: 0.1, say."),
+    ] = None,
+    hidden: Annotated[
+        str | None, _option("Network", "--hidden", "512,256,…", "Sizes of the hidden layers.", "128")
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        _option("Network", "--dropout", "SHARE", "Of hidden outputs to drop.", "0, small data 0.3"),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _option("Training", "--batch-size", "N", "Images in one step.", "128; 32 for small data", min=1),
+    ] = None,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"] | None,
+        _option("Training", "--optimizer", "NAME", "sgd, adam or adamw.", "sgd"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        _option(
+            "Training",
+            "--learning-rate",
+            "RATE",
+            "At its peak.",
+            "0.2; 0.1 for batches below 128; adam, adamw 0.005",
+        ),
+    ] = None,
+    momentum: Annotated[
+        float | None, _option("Training", "--momentum", "SHARE", "Of the last update; sgd only.", "0.9")
+    ] = None,
+    nesterov: Annotated[
+        bool | None,
+        _option("Training", "--nesterov/--no-nesterov", None, "Nesterov's momentum; sgd only.", "yes"),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        _option("Training", "--weight-decay", "RATE", "Pull towards 0.", "0, small data 0.001, adamw 0.01"),
+    ] = None,
+    schedule: Annotated[
+        Literal["constant", "step", "cosine", "onecycle"] | None,
+        _option(
+            "Training",
+            "--schedule",
+            "NAME",
+            "Of the learning rate: constant, step, cosine or onecycle.",
+            "onecycle",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, _option("Training", "--clip-norm", "LENGTH", "Shorten longer gradients to this.")
+    ] = None,
+    early_stopping: Annotated[
+        int | None,
+        _option(
+            "Training",
+            "--early-stopping",
+            "PATIENCE",
+            "Stop after so many epochs without a better validation accuracy; implies --validation 0.1.",
+            min=1,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, _option("Training", "--seed", "N", "Of all random numbers.", "0", min=0)
+    ] = None,
+    backend: BackendName = None,
+    out: Annotated[
+        Path | None, _option("Run", "--out", "FOLDER", "Where to save.", "runs/001, runs/002, …")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        _option(
+            "Run",
+            "--checkpoint-every",
+            "STEPS",
+            "Save the state after so many steps too, not only after every epoch.",
+            min=1,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        _option(
+            "Run",
+            "--resume",
+            "FOLDER",
+            "Go on with an interrupted run, bit for bit; --epochs may be raised.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, _option("Run", "--quiet", None, "Show only the result.")] = False,
+    debug: Debug = False,
+):
+    """Train a network, test it and save it.
+
+    The folder of the run holds the network, its test result, the log, and what it takes to go on.
+
+    [bold]Examples[/bold]
+      fastdigit train
+      fastdigit train --data mnist --hidden 512,256 --dropout 0.2
+      fastdigit train --data mnist --classes 0,1
+      fastdigit train --optimizer adamw --early-stopping 5 --epochs 200
+      fastdigit train --resume runs/001
+    """
+    from dataclasses import fields, replace
+
+    from ..runs import Run, Settings
+
+    names = {field.name for field in fields(Settings)}
+    chosen = {name: value for name, value in context.params.items() if name in names and value is not None}
+    if resume is None:
+        settings, dataset = _new_settings(chosen)
+    else:
+        if out is not None:
+            raise ConfigError("--resume saves where the run is: leave out --out")
+        run = Run(resume)
+        settings, dataset = _resumed_settings(run, chosen)
+    net = settings.network(dataset.train.images[0].size)
+    settings = replace(settings, backend=net.backend.name)
+    options = settings.fit_options()
+    if resume is None:
+        run = Run.create(settings, out)
+    else:
+        _check_resumable(run, net, settings)
+    if not quiet:
+        _show_plan(run, settings, dataset, net, automatic=backend is None and resume is None)
+    try:
+        _train(run, dataset, net, options, resume is not None, quiet)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: fastdigit train --resume {quoted(run.folder)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _new_settings(chosen):
+    """(settings, data) of a new run from what the user chose."""
+    import numpy as np
+
+    from ..runs import DATA, Settings, training_data
+
+    chosen = {"data": "digits", "backend": "auto", **chosen}
+    if "hidden" in chosen:
+        chosen["hidden"] = _whole_numbers("--hidden", chosen["hidden"])
+    if "classes" in chosen:
+        chosen["classes"] = _whole_numbers("--classes", chosen["classes"])
+        if len(set(chosen["classes"])) < max(2, len(chosen["classes"])):
+            raise ConfigError("--classes needs at least two different digits, such as 0,1")
+    dataset = training_data(chosen["data"], chosen.get("classes"))
+    if chosen["data"] not in DATA:
+        chosen["data"] = str(Path(chosen["data"]).resolve())  # a run may be resumed from elsewhere
+    chosen.setdefault("classes", np.unique(dataset.train.labels).tolist())
+    return Settings.complete(len(dataset.train), **chosen), dataset
+
+
+def _resumed_settings(run, chosen):
+    """(settings, data) of a run that goes on. More epochs make it incomplete again."""
+    from dataclasses import replace
+
+    from ..runs import training_data
+
+    foreign = [f"--{name.replace('_', '-')}" for name in chosen if name not in ("epochs", "backend")]
+    if foreign:
+        raise ConfigError(f"--resume takes the settings of the run: leave out {', '.join(foreign)}")
+    settings = run.read_settings()
+    dataset = training_data(settings.data, settings.classes)
+    if chosen.get("epochs", settings.epochs) < settings.epochs:
+        raise ConfigError(f"{run.folder} is a run of {settings.epochs} epochs: --epochs can only raise that")
+    return replace(settings, **chosen), dataset
+
+
+def _check_resumable(run, net, settings):
+    """Only when the checkpoint is known to be sound is anything in the folder changed."""
+    from ..checkpoint import load_checkpoint
+
+    if run.complete and settings.epochs == run.read_settings().epochs:
+        return
+    if run.checkpoint.exists():
+        load_checkpoint(run.checkpoint, net)
+    elif run.model.exists():
+        raise CheckpointError(f"{run.checkpoint} is gone: this run cannot go on, start a new one")
+    run.write_settings(settings)
+    run.result.unlink(missing_ok=True)
+
+
+def _whole_numbers(option, text):
+    """ "512,256" → [512, 256]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option} takes whole numbers with commas between them, such as 1,2, not {text!r}"
+        ) from None
+
+
+def _show_plan(run, settings, dataset, net, automatic):
+    """What is about to be trained, in five lines."""
+    shape = "×".join(map(str, dataset.train.images.shape[1:]))
+    held_back = f", {100 * settings.validation:g} % of them for validation" if settings.validation else ""
+    say(
+        "data",
+        f"{settings.data}: {len(dataset.train):,} training images{held_back}, {len(dataset.test):,} test "
+        f"images, {shape}, digits {' '.join(map(str, settings.classes))}",
+    )
+    say("network", f"{'-'.join(map(str, net.layer_sizes))}, {net.layout.parameter_count:,} parameters")
+    say(
+        "training",
+        f"{settings.epochs} epochs, batches of {settings.batch_size}, {settings.optimizer}, "
+        f"{settings.schedule} learning rate {settings.learning_rate:g}",
+    )
+    say("backend", f"{net.backend.name} ({net.backend.device}){', chosen by auto' if automatic else ''}")
+    say("folder", run.folder)
+
+
+def _train(run, dataset, net, options, resumed, quiet):
+    """Train what is not trained yet, then test, save and show the result."""
+    from ..evaluation import evaluate
+    from ..network import Network
+    from ..progress import Progress
+    from ..training import fit
+
+    if run.complete:
+        net = Network.load(run.model, backend=net.backend)
+        say("complete", "this run is trained to its end; --epochs N trains it further")
+    else:
+        try:
+            log = fit(
+                net,
+                dataset.train,
+                checkpoint=run.checkpoint,
+                log_file=run.log,
+                resume=resumed,
+                progress=None if quiet else Progress(),
+                **options,
+            )
+        except (ConfigError, DataError):
+            # These come before the first step: what the user has to correct leaves no run behind.
+            if not resumed:
+                run.discard()
+            raise
+        net.save(run.model)
+        if log.stopped:
+            say("stopped", f"{log.stopped}; the weights of epoch {log.best_epoch} are kept")
+    evaluation = evaluate(net, dataset.test)
+    write_json(run.result, result_of(evaluation, run.model, dataset.name, "test"))
+    say("test", accuracy_of(evaluation))
+    say("model", run.model)
+    if not quiet:
+        say("next", f"{this_command()} evaluate {quoted(run.folder)}")

@@ -38,6 +38,7 @@ class Backend:
     synchronize: Callable[[], None]
 
     gather: Callable[..., None]  # (images, order, start, out)
+    augment: Callable[..., None]  # (images, order, start, deformation, key, step, out)
     gather_values: Callable[..., None]  # (values, order, start, out)
     dense: Callable[..., None]  # (x, w, b, y, relu)
     dense_grad_input: Callable[..., None]  # (dy, w, y_below, dx, scale)
@@ -88,6 +89,7 @@ class TrainPlan:
     seed: int
     clip_norm: float | None
     weight: Any  # [N] or None
+    deformation: Any  # a fastdigit.kernels.augment.reference.Deformation with arrays of the backend, or None
     threads: int | None  # None: as the backend thinks best
     sparse_input: bool | None  # whether to skip zeros of the images; None: where that is quicker
     sparse_hidden: bool | None  # the same for outputs of hidden layers
@@ -95,6 +97,7 @@ class TrainPlan:
 
 def _reference_operations(xp):
     """The operations of the reference kernels over the array module ``xp``."""
+    from .kernels.augment import reference as augment
     from .kernels.dropout import reference as dropout
     from .kernels.gather import reference as gather
     from .kernels.matmul import reference as matmul
@@ -103,6 +106,7 @@ def _reference_operations(xp):
 
     functions = (
         gather.gather,
+        augment.augment,
         gather.gather_values,
         matmul.dense,
         matmul.dense_grad_input,
@@ -159,6 +163,7 @@ def _load_numpy():
 def _load_cpu():
     import numba
 
+    from .kernels.augment import cpu as augment
     from .kernels.common.team import thread_count
     from .kernels.common.tiles import host_tile
     from .kernels.dropout import cpu as dropout
@@ -180,6 +185,7 @@ def _load_cpu():
         precisions=matmul.PRECISIONS,
         **_host_memory(),
         gather=gather.gather,
+        augment=augment.augment,
         gather_values=gather.gather_values,
         dense=matmul.dense,
         dense_grad_input=matmul.dense_grad_input,

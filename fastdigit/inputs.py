@@ -151,24 +151,26 @@ class TrainingData:
     targets: np.ndarray
     weight: np.ndarray | None
     validation: tuple[np.ndarray, np.ndarray] | None  # inputs and labels
+    shape: tuple[int, int] | None  # height and width of the images, where they are given
 
     @classmethod
     def of(cls, net, train, validation, sample_weight, seed):
         images, labels = unpack(train)
+        shape = np.shape(images)[1:3] if np.ndim(images) >= 3 else None
         inputs = net.as_inputs(images)
         targets = as_targets(labels, net.classes, len(inputs))
         weight = as_weights(sample_weight, len(inputs))
         if not len(inputs):
             raise DataError("there are no images to train on")
         if validation is None:
-            return cls(inputs, targets, weight, None)
+            return cls(inputs, targets, weight, None, shape)
         if not isinstance(validation, Real):
             images, labels = unpack(validation)
             if not len(images):
                 raise DataError("there are no images to validate with")
             held_back = net.as_inputs(images), np.asarray(labels)
             as_targets(held_back[1], net.classes, len(held_back[0]))
-            return cls(inputs, targets, weight, held_back)
+            return cls(inputs, targets, weight, held_back, shape)
         if not 0 < validation < 1:
             raise ConfigError(f"validation must be a fraction between 0 and 1, or data, got {validation!r}")
         kept, held = _split(targets, validation, seed)
@@ -177,6 +179,7 @@ class TrainingData:
             targets[kept],
             None if weight is None else as_weights(weight[kept], len(kept)),
             (inputs[held], net.classes[targets[held]]),
+            shape,
         )
 
     def digest(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .augmentation import Augment
 from .errors import ConfigError, check_count, check_number
 from .optimizers import SGD, Adam
 
@@ -68,6 +69,7 @@ class FitOptions:
     schedule: Any
     epochs: int
     batch_size: int
+    augment: Augment | None
     early_stopping: EarlyStopping | None
     clip_norm: float | None
     seed: int
@@ -98,6 +100,7 @@ class FitOptions:
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
         check_count("seed", self.seed, 0)
+        need("augment", isinstance(self.augment, Augment | None), "Augment(rotation=10, …), True or None")
         need(
             "early_stopping", isinstance(self.early_stopping, EarlyStopping | None), "EarlyStopping(patience)"
         )
@@ -135,6 +138,7 @@ class FitOptions:
             "schedule": _name_of(self.schedule),
             "epochs": int(self.epochs),
             "batch_size": int(self.batch_size),
+            **({} if self.augment is None else {"augment": str(self.augment)}),
             "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
             "early_stopping": None if self.early_stopping is None else repr(self.early_stopping),
             "seed": int(self.seed),

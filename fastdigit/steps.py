@@ -7,6 +7,7 @@ Functions of a backend and of arrays, with nothing of a network's or a training'
 from dataclasses import dataclass
 from typing import Any
 
+from .kernels.augment.reference import KEY
 from .layout import row_distance
 
 
@@ -95,7 +96,11 @@ def train_steps(backend, plan, images, labels, order, loss, correct):
         full = stop - start == len(plan.buffers.x)
         buffers = plan.buffers if full else plan.buffers.first(stop - start)
         dropout = Dropout(plan.dropout, plan.seed, plan.update + i)
-        backend.gather(images, order, start, buffers.x)
+        if plan.deformation is None:
+            backend.gather(images, order, start, buffers.x)
+        else:
+            key = plan.seed, KEY
+            backend.augment(images, order, start, plan.deformation, key, plan.update + i, buffers.x)
         backend.gather_values(labels, order, start, buffers.t)
         if plan.weight is not None:
             backend.gather_values(plan.weight, order, start, buffers.weight)

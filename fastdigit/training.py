@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .augmentation import Augment
 from .backend import TrainPlan
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from .errors import BusyError, CheckpointError, ConfigError, TrainingDivergedError
 from .evaluation import evaluate
 from .files import remove_leftovers
 from .inputs import TrainingData
+from .kernels.augment.reference import ARRAYS
 from .log import Epoch, JsonLines, TrainingLog
 from .network import Network
 from .optimizers import SGD
@@ -36,6 +38,7 @@ def fit(
     schedule=None,
     epochs=6,
     batch_size=128,
+    augment=None,
     validation=None,
     early_stopping=None,
     sample_weight=None,
@@ -61,6 +64,8 @@ def fit(
       ``schedule``: what scales its learning rate, by default ``OneCycle()``; any function of (step
       from 0, steps in all, steps in an epoch) that gives a factor will do.
     - ``epochs``, ``batch_size``: the last batch of an epoch may be shorter; none is left out.
+    - ``augment``: an :class:`~fastdigit.augmentation.Augment` record, or True for its ``standard()``:
+      deforms the images, uint8 pictures, each time anew.
     - ``validation``: a fraction of the training images to hold back (stratified, seeded), or data
       of its own. ``early_stopping``: an EarlyStopping record, needs ``validation``.
     - ``sample_weight`` [N]: weights of the images, brought to a mean of 1.
@@ -98,6 +103,7 @@ def fit(
             schedule=OneCycle() if schedule is None else schedule,
             epochs=epochs,
             batch_size=batch_size,
+            augment=Augment.standard() if augment is True else augment or None,
             early_stopping=early_stopping,
             clip_norm=clip_norm,
             seed=seed,
@@ -123,6 +129,8 @@ def fit(
         data = TrainingData.of(net, train, validation, sample_weight, seed)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")
+        if options.augment is not None and data.inputs.dtype != np.uint8:
+            raise ConfigError("augment needs images of uint8 pixels, 0 to 255, not floats")
         training = _Training(net, data, options)
         training.begin()
         return training.run()
@@ -156,6 +164,11 @@ class _Training:
         self._fill_state(options.optimizer_state.tensors)
         self.loss = backend.zeros((self.count,), net.dtype)
         self.correct = backend.zeros((self.count,), "uint8")
+        self.deformation = None
+        if options.augment is not None:
+            deformation = options.augment.deformation(data.inputs.shape[1], data.shape)
+            arrays = {name: backend.to_device(getattr(deformation, name)) for name in ARRAYS}
+            self.deformation = deformation._replace(**arrays)
         self.data_digest = data.digest() if options.checkpoint else ""
         self.last_good = net.get_parameters()
 
@@ -326,6 +339,7 @@ class _Training:
                 seed=net.seed,
                 clip_norm=options.clip_norm,
                 weight=self.weight,
+                deformation=self.deformation,
                 threads=options.threads,
                 sparse_input=options.sparse_input,
                 sparse_hidden=options.sparse_hidden,

@@ -33,23 +33,23 @@ class _BFloat(ir.Type):
 BFLOAT = _BFloat()
 
 
-def _declared(module, name, result, arguments):
+def declared(module, name, result, arguments):
     """An LLVM function of that name, declared once a module."""
     return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, arguments), name)
 
 
 def _fma(module, vector):
-    return _declared(module, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
+    return declared(module, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
 
 
 def _first(build, lanes, count):
     """A mask of the first ``count`` lanes."""
-    spread = _broadcast(build, build.trunc(count, INT32), INT32, lanes)
+    spread = broadcast(build, build.trunc(count, INT32), INT32, lanes)
     numbers = ir.VectorType(INT32, lanes)([INT32(i) for i in range(lanes)])
     return build.icmp_unsigned("<", numbers, spread)
 
 
-def _broadcast(build, number, kind, lanes):
+def broadcast(build, number, kind, lanes):
     """One number in every lane."""
     undefined = ir.VectorType(kind, lanes)(ir.Undefined)
     everywhere = ir.VectorType(INT32, lanes)([0] * lanes)
@@ -59,7 +59,7 @@ def _broadcast(build, number, kind, lanes):
 def _masked_load(build, vector, pointer, mask):
     name = f"llvm.masked.load.v{vector.count}f32.p0"
     masks = ir.VectorType(ir.IntType(1), vector.count)
-    load = _declared(build.module, name, vector, [vector.as_pointer(), INT32, masks, vector])
+    load = declared(build.module, name, vector, [vector.as_pointer(), INT32, masks, vector])
     return build.call(load, [pointer, INT32(FLOAT_BYTES), mask, vector([0.0] * vector.count)])
 
 
@@ -67,7 +67,7 @@ def _masked_store(build, value, pointer, mask):
     vector = value.type
     name = f"llvm.masked.store.v{vector.count}f32.p0"
     masks = ir.VectorType(ir.IntType(1), vector.count)
-    store = _declared(build.module, name, ir.VoidType(), [vector, vector.as_pointer(), INT32, masks])
+    store = declared(build.module, name, ir.VoidType(), [vector, vector.as_pointer(), INT32, masks])
     build.call(store, [value, pointer, INT32(FLOAT_BYTES), mask])
 
 
@@ -78,7 +78,7 @@ def _multiply_add(module, vector, pairs):
         return lambda build, left, right, total: build.call(fma, [left, right, total])
     halves = ir.VectorType(BFLOAT, 2 * vector.count)
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
-    dot = _declared(module, name, vector, [vector, halves, halves])
+    dot = declared(module, name, vector, [vector, halves, halves])
 
     def add(build, left, right, total):
         return build.call(dot, [total, build.bitcast(left, halves), build.bitcast(right, halves)])
@@ -117,7 +117,7 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     begin = [[load(build, row(build, start, start_row, r), v) for v in range(vectors)] for r in range(rows)]
     # The neighbour on the right comes next: its lines, to be written to, are asked for in time.
     if vectors * lanes * FLOAT_BYTES >= 64 and not listed:
-        prefetch = _declared(module, "llvm.prefetch.p0", ir.VoidType(), [BYTES, INT32, INT32, INT32])
+        prefetch = declared(module, "llvm.prefetch.p0", ir.VoidType(), [BYTES, INT32, INT32, INT32])
         for r in range(rows):
             for line in range(vectors * lanes * FLOAT_BYTES // 64):
                 address = build.add(row(build, c, c_row, r), INT(FLOAT_BYTES * lanes * vectors + 64 * line))
@@ -144,7 +144,7 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     for r in range(rows):
         number = build.load(build.inttoptr(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
         a_here = build.add(a_here, a_row)
-        left = _broadcast(build, number, FLOAT, lanes)
+        left = broadcast(build, number, FLOAT, lanes)
         new.append([add(build, left, right[v], sums[r][v]) for v in range(vectors)])
     next_step = build.add(step, INT(1))
     step.add_incoming(next_step, loop)
@@ -159,7 +159,7 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
 
     build = ir.IRBuilder(done)
     ends = [[build.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-    lowest = _broadcast(build, floor, FLOAT, lanes)
+    lowest = broadcast(build, floor, FLOAT, lanes)
     for r in range(rows):
         target = row(build, c, c_row, r)
         for v in range(vectors):
@@ -426,10 +426,10 @@ def list_32(typing, bits, first, target):
         bits, first, target = arguments
         vector, masks = ir.VectorType(HALF, 32), ir.VectorType(ir.IntType(1), 32)
         mask = build.bitcast(build.trunc(bits, INT32), masks)
-        spread = _broadcast(build, build.trunc(first, HALF), HALF, 32)
+        spread = broadcast(build, build.trunc(first, HALF), HALF, 32)
         numbers = build.add(spread, vector([HALF(i) for i in range(32)]))
         name = "llvm.experimental.vector.compress.v32i16"
-        compress = _declared(build.module, name, vector, [vector, masks, vector])
+        compress = declared(build.module, name, vector, [vector, masks, vector])
         pressed = build.call(compress, [numbers, mask, vector(ir.Undefined)])
         build.store(pressed, build.inttoptr(target, vector.as_pointer()), align=2)
         return context.get_dummy_value()

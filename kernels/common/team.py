@@ -66,7 +66,7 @@ def _pause(typing):
 
 
 @intrinsic
-def _call(typing, function, thread, threads, barrier, arguments):
+def call(typing, function, thread, threads, barrier, arguments):
     """Call the kernel at an address."""
 
     def generate(context, build, signature, arguments):
@@ -117,7 +117,7 @@ def _together(shared, number, function, threads, arguments, all_awake):
     """
     if not all_awake:
         if threads == 1 or not _take(shared, number):
-            _call(function, 0, 1, shared, arguments)  # alone, nobody uses the barrier
+            call(function, 0, 1, shared, arguments)  # alone, nobody uses the barrier
             return True
         for thread in range(1, threads):
             member = shared + 8 * (MEMBERS + 2 * LINE * (thread - 1))
@@ -132,7 +132,7 @@ def _together(shared, number, function, threads, arguments, all_awake):
     elif atomic_read(shared + 8 * OWNER) != number:
         return True
     if atomic_read(shared + 8 * CALLER_DONE) != number:
-        _call(function, 0, threads, shared + 8 * BARRIER, arguments)
+        call(function, 0, threads, shared + 8 * BARRIER, arguments)
         atomic_write(shared + 8 * CALLER_DONE, number)
     for thread in range(1, threads):
         turns = 0
@@ -158,7 +158,7 @@ def _member(shared, index):
         if number != atomic_read(member + 8 * DONE):
             thread, threads = atomic_read(member + 8 * THREAD), atomic_read(member + 8 * THREADS)
             function, arguments = atomic_read(member + 8 * FUNCTION), atomic_read(member + 8 * ARGUMENTS)
-            _call(function, thread, threads, shared + 8 * BARRIER, arguments)
+            call(function, thread, threads, shared + 8 * BARRIER, arguments)
             atomic_write(member + 8 * DONE, number)
             turns = 0
             continue

@@ -12,13 +12,16 @@ needs the gradients (no clipping), each piece of them is used up by the optimize
 cache, and never stored.
 """
 
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numba.extending import overload
 
-from ..common.compiling import inner
+from ..augment import cpu as augment
+from ..augment.reference import KEY as AUGMENT
+from ..common.compiling import c_function, inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import (
     ONE,
@@ -32,7 +35,7 @@ from ..common.memory import (
     matrix,
     prefetch_far,
 )
-from ..common.team import Kernel, thread_count, wait_for_all
+from ..common.team import Kernel, call, thread_count, wait_for_all
 from ..dropout.cpu import dropout_rows
 from ..dropout.reference import keep_threshold
 from ..gather.cpu import gather_rows, gather_span
@@ -86,6 +89,9 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     NUMBERS,
     UPDATE,
     SEED,
+    DEFORM,  # the function that gathers deformed images, or 0; and what it needs
+    DEFORMATION,
+    DEFORM_ROOM,
     CLIP,
     FUSED,
     IS_SPARSE,
@@ -105,7 +111,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(43)
+) = range(46)
 (
     INPUTS,
     OUTPUTS,
@@ -255,6 +261,32 @@ def _gather(plan, start, count, x_address, first, last):
     else:
         pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
         gather_rows(pixels, order, start, x, first, last)
+
+
+@inner
+def _pairs_of(count, thread, threads):
+    """The first of a thread's pairs of rows, and the first that is no longer its own."""
+    pairs = (count + 1) // 2
+    return pairs * thread // threads, pairs * (thread + 1) // threads
+
+
+def _deform(thread, threads, arguments, step):
+    """A thread's rows of the batch of a step, deformed. Called by its address: it is compiled where it is
+    wanted alone."""
+    head = ints(arguments, HEAD)
+    start = (head[FIRST_STEP] + step) * head[BATCH]
+    count = min(head[BATCH], head[COUNT] - start)
+    first, last = _pairs_of(count, thread, threads)
+    plan = ints(head[DEFORMATION], augment.WORDS)
+    room = head[DEFORM_ROOM] + 4 * thread * plan[augment.ROOM]
+    update, order = head[UPDATE] + step, ints(head[ORDER], head[COUNT])
+    rows = 2 * first, min(2 * last, count)
+    augment.deform_rows(plan, head[IMAGES], order, start, update, head[X], head[X_ROW], *rows, room)
+
+
+@cache
+def _deformer():
+    return c_function(_deform)
 
 
 @inner
@@ -609,10 +641,11 @@ def _steps(half):
             count = min(batch, plan[COUNT] - start)
             t = plan[UPDATE] + i + 1
             numbers = _numbers(plan, doubles(plan[RATES], plan[STEPS])[i], t)
-            pairs = (count + 1) // 2
-            first, last = pairs * thread // threads, pairs * (thread + 1) // threads
+            first, last = _pairs_of(count, thread, threads)
             behind = min(2 * last, count)
-            if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+            if plan[DEFORM] != 0:
+                call(plan[DEFORM], thread, threads, arguments, i)
+            elif plan[X_OTHERS] != 0:  # a batch of its own for each thread
                 _gather(plan, start, count, x, ZERO, count)
             else:
                 _gather(plan, start, count, x, 2 * first, behind)
@@ -727,6 +760,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
     batch, hidden = plan.batch_size, sizes[1:-1]
     rows = min(batch, count)
     with_lists = bool(hidden) and plan.sparse_input is not False
+    if plan.deformation is not None and plan.deformation.noise and plan.sparse_input is None:
+        with_lists = False  # no paper is left
     if with_lists and plan.sparse_input is None:
         with_lists = is_sparse(images, hidden[0])
 
@@ -827,6 +862,14 @@ def train_epoch(plan, images, labels, order, loss, correct):
         ROOM: space(room * threads, np.float32),
         ROOM_NUMBERS: room,
     }
+    if plan.deformation is not None:
+        deformation, alive = augment.words_for(plan.deformation, (plan.seed, AUGMENT))
+        alive = np.array(deformation, np.int64), alive
+        values |= {
+            DEFORM: _deformer().address,
+            DEFORMATION: address(alive[0]),
+            DEFORM_ROOM: space(threads * deformation[augment.ROOM], np.int32),
+        }
     if with_lists:
         wide = sparse.panel_width(hidden[0], threads)
         panels = pixels * -(-hidden[0] // wide) * wide
@@ -843,7 +886,11 @@ def train_epoch(plan, images, labels, order, loss, correct):
     # A batch for each thread is quicker than one that all share, where there is room for it: together
     # with the gradients, all that a step needs besides stays below twice the parameters.
     copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
-    if copies > 0 and sum(a.nbytes for a in kept) + SIZE * copies <= SIZE * plan.layout.size:
+    if (
+        copies > 0
+        and plan.deformation is None
+        and sum(a.nbytes for a in kept) + SIZE * copies <= SIZE * plan.layout.size
+    ):
         values[X_OTHERS] = space(copies, np.float32)
     words[list(values)] = list(values.values())
     for number in range(len(sizes) - 1):

@@ -115,7 +115,7 @@ def gather(images, order, start, out, threads=None):
     if distance != images.shape[1]:
         raise ValueError("the rows of images must lie next to each other")
     target = matrix_address("out", out, np.float32, (len(out), images.shape[1]), written=True)
-    places = _order_address(order, start, len(out), len(images))
+    places = order_address(order, start, len(out), len(images))
     words = [*out.shape, len(images), start, pixels, source, places, *target]
     _gather(words, min(thread_count(threads), max(1, out.size // SHARE)))
 
@@ -133,12 +133,12 @@ def gather_values(values, order, start, out, threads=None):
     dtype = np.int32 if getattr(values, "dtype", None) == np.int32 else np.float32
     source = vector_address("values", values, dtype)
     target = vector_address("out", out, dtype, written=True)
-    places = _order_address(order, start, len(out), len(values))
+    places = order_address(order, start, len(out), len(values))
     words = [len(out), len(values), start, source, places, target]
     _gather_values(words, min(thread_count(threads), max(1, len(out) // SHARE)))
 
 
-def _order_address(order, start, batch, count):
+def order_address(order, start, batch, count):
     """The address of an order whose elements from ``start`` on are good for a batch."""
     address = vector_address("order", order, np.int64)
     if not 0 <= start <= len(order) - batch:

@@ -1,0 +1,1 @@
+"""Random deformations of images while they are gathered: turned, stretched, bent, thicker or thinner."""

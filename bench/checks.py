@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastdigit.kernels.augment import reference as augment_reference
 from fastdigit.layout import Layout, round_up
 
 from . import cases
+from .deformed import deformed
 
 SENTINEL = -777.0  # between the rows of outputs, where nothing may be written
 
@@ -556,6 +558,65 @@ def check_gather(gather, backend, case, dtype, spread):
     return worst
 
 
+@dataclass(frozen=True)
+class Augment:
+    """``batch`` images of ``height`` × ``width`` from ``order[start:]`` out of ``count``, deformed."""
+
+    height: int
+    width: int
+    strengths: tuple  # of (name, strength)
+    count: int = 4
+    start: int = 1
+    batch: int = 2
+    key: tuple[int, int] = (3, 2**32 - 2)
+    step: int = 2**32 + 5
+
+    def __str__(self):
+        names = ",".join(f"{name}={value:g}" for name, value in self.strengths)
+        return f"{self.height}x{self.width}-{names}"
+
+
+_AFFINE = (("rotation", 40), ("scale", 0.4), ("shear", 0.5), ("shift", 3))
+_ALL = (*_AFFINE, ("elastic", 1.4), ("thickness", 0.8), ("noise", 60))
+AUGMENT = (
+    Augment(5, 7, ()),
+    Augment(9, 6, _AFFINE),
+    Augment(8, 16, (("elastic", 2), ("smoothness", 1.5)), key=(2**32 - 1, 0), step=0),
+    Augment(11, 8, (("thickness", 1),), step=2**40 + 1),
+    Augment(7, 9, (("noise", 255),)),
+    Augment(28, 28, _ALL, count=1, start=0, batch=1),
+    Augment(17, 33, _ALL, count=6, start=3, batch=3),
+)
+
+
+@_both_layouts
+def check_augment(augment, backend, case, dtype, spread):
+    """Every pixel of every image as :mod:`.deformed` has it, divided by 255."""
+    random = random_for(case)
+    order = random.permutation(case.count)
+    pixels = random.integers(256, size=(case.count, case.height, case.width)).astype(np.uint8)
+    pixels[random.random(pixels.shape) < 0.3] = 0
+    deformation = augment_reference.deformation(case.height, case.width, **dict(case.strengths))
+    arrays = {name: backend.to_device(getattr(deformation, name)) for name in augment_reference.ARRAYS}
+    device_images = backend.to_device(pixels.reshape(case.count, -1))
+    device_order = backend.to_device(order.astype(np.int64))
+    out = output("out", backend, (case.batch, case.height * case.width), dtype, spread=spread)
+    how = deformation._replace(**arrays), case.key, case.step
+    augment(device_images, device_order, case.start, *how, out.array)
+    backend.synchronize()
+    found = out.read()
+    for row, number in enumerate(order[case.start : case.start + case.batch].tolist()):
+
+        def words(block, number=number):
+            return philox((block, number, case.step % 2**32, case.step // 2**32), case.key)
+
+        expected = deformed(pixels[number], dict(case.strengths), words).reshape(-1)
+        within("out", found[row], expected / 255, 2 * gamma(1, dtype) * expected / 255)
+    same("images", backend.to_host(device_images), pixels.reshape(case.count, -1))
+    same("order", backend.to_host(device_order), order)
+    return 0.0
+
+
 def check_gather_values(gather_values, backend, case, dtype="float32"):
     """out[i] = values[order[start + i]], for labels and for weights."""
     random = random_for(case)
@@ -788,6 +849,7 @@ CHECKS = {
         (check_dropout_rate, ONCE),
     ),
     "gather": ((check_gather, GATHER),),
+    "augment": ((check_augment, AUGMENT),),
     "gather_values": ((check_gather_values, GATHER),),
     "sgd": ((check_sgd, SGD),),
     "adam": ((check_adam, ADAM),),

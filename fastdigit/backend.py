@@ -203,6 +203,7 @@ def _load_cpu():
 
 def _cuda_operations():
     """The operations on a GPU. Of arrays they need no more than what NumPy's and CuPy's share."""
+    from .kernels.augment import cuda as augment
     from .kernels.dropout import cuda as dropout
     from .kernels.gather import cuda as gather
     from .kernels.matmul import cuda as matmul
@@ -211,6 +212,7 @@ def _cuda_operations():
 
     return {
         "gather": gather.gather,
+        "augment": augment.augment,
         "gather_values": gather.gather_values,
         "dense": matmul.dense,
         "dense_grad_input": matmul.dense_grad_input,

@@ -49,7 +49,7 @@ from .vectors import (
     START_X,
     START_Y,
     sample,
-    weighted_sum,
+    weighted_sums,
 )
 
 SHARE = 16  # images a thread: less work than that is done sooner than a sleeping thread is awake
@@ -101,7 +101,7 @@ def words_for(deformation, key):
     kept = deformation.tables, down, across, places
     frame = (height + 3) * _padded_frame(width)
     random = 4 * max(-(-2 * knots_down * knots_across // 16), -(-height * width // 16))
-    room = 2 * frame + random + 2 * _padded(knots_across) * (knots_down + height)
+    room = 2 * frame + random + _padded(2 * knots_across) * (knots_down + height)
     room += 2 * _padded(width) + height * width + 2 * LANES
     return [
         *(height, width, *(a.ctypes.data for a in kept), knots_down, knots_across),
@@ -164,47 +164,48 @@ def _put_together(frame, height, width, fours):
         )
 
 
-@inner
-def _lines(plan, knots, lines):
-    """The knots of both fields, spread over the rows of the image: [2, H, padded L]."""
-    down, wide = plan[KNOTS_DOWN], _whole(plan[KNOTS_ACROSS])
-    for field in range(2):
-        for y in range(plan[HEIGHT]):
-            for left in range(0, wide, LANES):
-                weighted_sum(
-                    lines + 4 * ((field * plan[HEIGHT] + y) * wide + left),
-                    plan[DOWN] + 4 * y * down,
-                    knots + 4 * (field * down * wide + left),
-                    wide,
-                    down,
-                    DOWN_SHIFT,
-                )
+_one_sum, _two_sums = weighted_sums(1), weighted_sums(2)
 
 
 @inner
-def _displacements(plan, lines, y, moves):
-    """How far the pixels of a row are moved: [2, padded W]."""
-    wide, padded = _whole(plan[KNOTS_ACROSS]), _whole(plan[WIDTH])
+def _lines(plan, random, knots, lines):
+    """The random knots, spread over the rows of the image: [H, 2·L] for both fields, in rows of whole
+    vectors."""
+    down, across = plan[KNOTS_DOWN], plan[KNOTS_ACROSS]
+    wide = _whole(2 * across)
+    found, numbers = bytes_at(random, 2 * down * across), ints32(knots, down * wide)
     for field in range(2):
-        line = lines + 4 * (field * plan[HEIGHT] + y) * wide
-        for left in range(0, padded, LANES):
-            here, across = moves + 4 * (field * padded + left), plan[ACROSS] + 4 * left
-            weighted_sum(here, line, across, padded, plan[KNOTS_ACROSS], ACROSS_SHIFT)
+        for k in range(down):
+            for i in range(across):
+                byte = found[(field * down + k) * across + i]
+                numbers[k * wide + field * across + i] = 2 * np.int32(byte) - 255
+    for y in range(plan[HEIGHT]):
+        for left in range(0, wide, LANES):
+            line, factors = lines + 4 * (y * wide + left), plan[DOWN] + 4 * y * down
+            _one_sum(line, factors, 0, knots + 4 * left, wide, down, DOWN_SHIFT)
+
+
+@inner
+def _displacements(plan, line, moves):
+    """How far the pixels of a row are moved: [padded W / LANES, 2, LANES]."""
+    across, padded = plan[KNOTS_ACROSS], _whole(plan[WIDTH])
+    for left in range(0, padded, LANES):
+        _two_sums(moves + 8 * left, line, across, plan[ACROSS] + 4 * left, padded, across, ACROSS_SHIFT)
 
 
 @inner
 def _deform(plan, image, number, low, high, room, out):
     """One image at an address, to float32 numbers in 0 … 1."""
     height, width = plan[HEIGHT], plan[WIDTH]
-    padded, wide = _whole(width), _whole(plan[KNOTS_ACROSS])
+    padded, wide = _whole(width), _whole(2 * plan[KNOTS_ACROSS])
     seed, stream = np.uint64(plan[SEED]) & MASK, np.uint64(plan[STREAM]) & MASK
     count = (height + 3) * _frame_row(width)
     frame, fours = room, room + 4 * count
     moves = fours + 4 * count
     result = moves + 8 * padded
     knots = result + 4 * (height * width + LANES)
-    lines = knots + 8 * plan[KNOTS_DOWN] * wide
-    maps = lines + 8 * height * wide
+    lines = knots + 4 * plan[KNOTS_DOWN] * wide
+    maps = lines + 4 * height * wide
     random = maps + 4 * LANES
 
     tables = ints32(plan[TABLE], TABLES * LEVELS)
@@ -232,14 +233,9 @@ def _deform(plan, image, number, low, high, room, out):
                 target[x] = source[x]
     _put_together(frame, height, width, fours)
     if plan[KNOTS_DOWN] > 0:
-        down, across = plan[KNOTS_DOWN], plan[KNOTS_ACROSS]
-        words = ints32(random, 4 * ((2 * down * across + 15) // 16))
+        words = ints32(random, 4 * ((2 * plan[KNOTS_DOWN] * plan[KNOTS_ACROSS] + 15) // 16))
         _random(words, words.size // 4, FIELD_BLOCK, number, low, high, seed, stream)
-        found, numbers = bytes_at(random, 2 * down * across), ints32(knots, 2 * down * wide)
-        for r in range(2 * down):
-            for i in range(across):
-                numbers[r * wide + i] = 2 * np.int32(found[r * across + i]) - 255
-        _lines(plan, knots, lines)
+        _lines(plan, random, knots, lines)
     numbers = ints32(maps, MAP)
     numbers[SLOPE_X], numbers[SLOPE_Y] = xx, yx
     numbers[BASE_X] = (width - 1) * HALF + tables[np.uint64(SHIFT_BY * LEVELS) + (w4 >> BITS)]
@@ -247,13 +243,13 @@ def _deform(plan, image, number, low, high, room, out):
     numbers[LAST_X], numbers[LAST_Y], numbers[ROW] = 2 * HALF * width, 2 * HALF * height, _frame_row(width)
     for y in range(height):
         if plan[KNOTS_DOWN] > 0:
-            _displacements(plan, lines, y, moves)
+            _displacements(plan, lines + 4 * y * wide, moves)
         v = 2 * y - (height - 1)
         numbers[START_X], numbers[START_Y] = xy * v, yy * v
         for left in range(0, padded, LANES):
-            across, own = moves + 4 * left, result + 4 * (y * width + left)
+            both, own = moves + 8 * left, result + 4 * (y * width + left)
             # What is too much of a row is written over by the next.
-            sample(fours, maps, plan[PLACES] + 4 * left, across, across + 4 * padded, own)
+            sample(fours, maps, plan[PLACES] + 4 * left, both, both + 4 * LANES, own)
     pixels, target = ints32(result, height * width), floats(out, height * width)
     if plan[NOISE] > 0:
         words = ints32(random, 4 * ((height * width + 15) // 16))

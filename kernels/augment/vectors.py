@@ -6,6 +6,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..common.simd import INT, INT32, broadcast, declared
+from .reference import PAPER
 
 LANES = 16
 NUMBERS = ir.VectorType(INT32, LANES)
@@ -19,43 +20,56 @@ def _constant(value):
     return NUMBERS([INT32(value)] * LANES)
 
 
+def _element(build, address, index):
+    return build.add(address, build.mul(index, INT(4)))
+
+
 def _at(build, address, kind):
     return build.inttoptr(address, kind.as_pointer())
 
 
-@intrinsic
-def weighted_sum(typing, target, factors, others, distance, count, shift):
-    """target[i] = (Σ factors[k] · others[k · distance + i]) >> shift, for LANES of i and ``count`` of k.
+def weighted_sums(sums):
+    """A function for jitted code, ``add(target, factors, apart, others, distance, count, shift)``: so many
 
-    All int32 at addresses; wraps around where it overflows.
+        target[LANES · s + i] = (Σ factors[apart · s + k] · others[distance · k + i]) >> shift
+
+    for LANES of i and ``count`` of k, at least one. All int32 at addresses; wraps around where it overflows.
     """
 
-    def generate(context, build, signature, arguments):
-        target, factors, others, distance, count, shift = arguments
-        before = build.basic_block
-        loop, done = map(build.append_basic_block, ("sum", "summed"))
-        start = build.icmp_signed(">", count, INT(0))
-        build.cbranch(start, loop, done)
-        build.position_at_end(loop)
-        k, total = build.phi(INT), build.phi(NUMBERS)
-        factor = build.load(_at(build, build.add(factors, build.mul(k, INT(4))), INT32), align=4)
-        place = build.add(others, build.mul(build.mul(k, distance), INT(4)))
-        numbers = build.load(_at(build, place, NUMBERS), align=4)
-        more = build.add(total, build.mul(numbers, broadcast(build, factor, INT32, LANES)))
-        following = build.add(k, INT(1))
-        for phi, first, later in ((k, INT(0), following), (total, _constant(0), more)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        build.cbranch(build.icmp_signed("<", following, count), loop, done)
-        build.position_at_end(done)
-        result = build.phi(NUMBERS)
-        result.add_incoming(_constant(0), before)
-        result.add_incoming(more, loop)
-        result = build.ashr(result, broadcast(build, build.trunc(shift, INT32), INT32, LANES))
-        build.store(result, _at(build, target, NUMBERS), align=4)
-        return context.get_dummy_value()
+    @intrinsic
+    def add(typing, target, factors, apart, others, distance, count, shift):
+        def generate(context, build, signature, arguments):
+            target, factors, apart, others, distance, count, shift = arguments
+            before, loop = build.basic_block, build.append_basic_block("sum")
+            build.branch(loop)
+            build.position_at_end(loop)
+            k, totals = build.phi(INT), [build.phi(NUMBERS) for _ in range(sums)]
+            numbers = build.load(
+                _at(build, _element(build, others, build.mul(k, distance)), NUMBERS), align=4
+            )
+            k_next, more = build.add(k, INT(1)), []
+            for s, total in enumerate(totals):
+                place = _element(build, factors, build.add(build.mul(apart, INT(s)), k))
+                factor = broadcast(build, build.load(_at(build, place, INT32), align=4), INT32, LANES)
+                more.append(build.add(total, build.mul(numbers, factor)))
+            for phi, first, later in [
+                (k, INT(0), k_next),
+                *zip(totals, [_constant(0)] * sums, more, strict=True),
+            ]:
+                phi.add_incoming(first, before)
+                phi.add_incoming(later, loop)
+            done = build.append_basic_block("summed")
+            build.cbranch(build.icmp_signed("<", k_next, count), loop, done)
+            build.position_at_end(done)
+            shift = broadcast(build, build.trunc(shift, INT32), INT32, LANES)
+            for s, total in enumerate(more):
+                place = _element(build, target, INT(LANES * s))
+                build.store(build.ashr(total, shift), _at(build, place, NUMBERS), align=4)
+            return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
+
+    return add
 
 
 @intrinsic
@@ -73,7 +87,7 @@ def sample(typing, fours, numbers, places, moves_x, moves_y, target):
             return build.load(_at(build, address, NUMBERS), align=4)
 
         def number(index):
-            place = _at(build, build.add(numbers, INT(4 * index)), INT32)
+            place = _at(build, _element(build, numbers, INT(index)), INT32)
             return broadcast(build, build.load(place, align=4), INT32, LANES)
 
         def limited(value, least, most):
@@ -109,6 +123,8 @@ def sample(typing, fours, numbers, places, moves_x, moves_y, target):
         right, below = (build.and_(build.ashr(p, eight), byte) for p in (x, y))
         result = mean(mean(pixels[0], pixels[1], right), mean(pixels[2], pixels[3], right), below)
         result = build.ashr(build.add(result, _constant(1 << 15)), sixteen)
+        paper = build.icmp_signed("<", result, _constant(PAPER))
+        result = build.select(paper, _constant(0), result)
         build.store(result, _at(build, target, NUMBERS), align=4)
         return context.get_dummy_value()
 

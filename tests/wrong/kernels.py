@@ -600,6 +600,66 @@ def tail_of_the_row_never_dropped(y, p, key, step):
     y[:, whole:] /= 1 - p
 
 
+# --- augment ----------------------------------------------------------------------------------
+
+
+@wrong("augment", check_augment="out: ")
+def numbered_by_their_place_in_the_batch(images, order, start, deformation, key, step, out):
+    chosen = images[order[start : start + len(out)]]
+    right.augment(chosen, np.arange(len(out)), 0, deformation, key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def alike_in_every_step(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, 0, out)
+
+
+@wrong("augment", check_augment="out: ")
+def steps_of_32_bits(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, step % 2**32, out)
+
+
+@wrong("augment", check_augment="out: ")
+def second_word_of_the_key_ignored(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, (key[0], 0), step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def turned_the_other_way(images, order, start, deformation, key, step, out):
+    tables = deformation.tables.copy()
+    tables[1] = -tables[1]
+    right.augment(images, order, start, deformation._replace(tables=tables), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def bent_without_a_second_direction(images, order, start, deformation, key, step, out):
+    across = np.zeros_like(deformation.across)
+    right.augment(images, order, start, deformation._replace(across=across), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def strokes_always_as_they_are(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation._replace(thick=False), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def not_scaled(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, step, out)
+    out *= 255
+
+
+@wrong("augment", check_augment="out: ")
+def one_grey_level_off(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, step, out)
+    np.maximum(out - np.float32(1 / 255), 0, out=out)
+
+
+@wrong("augment", check_augment="out: elements outside")
+def writes_the_last_row_twice(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, step, out)
+    as_strided(out, (out.shape[0] + 1, out.shape[1]), out.strides)[-1] = out[-1]
+
+
 # --- gather -----------------------------------------------------------------------------------
 
 
@@ -869,6 +929,7 @@ RIGHT = {
         "softmax",
         "softmax_xent",
         "dropout",
+        "augment",
         "gather",
         "gather_values",
         "sgd",

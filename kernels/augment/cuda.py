@@ -1,0 +1,221 @@
+"""Random deformations of images on a GPU: the definition of :mod:`.reference`, a block for each image.
+
+A block first draws the knots of its image and spreads them over the rows, in shared memory; then each thread
+looks up where its pixels come from.
+"""
+
+import numpy as np
+from numba import float32, int32, int64, uint64
+
+from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, cuda, device, flat, row_distance
+from ..common.philox import MASK, SHIFT, philox4x32
+from .reference import (
+    ACROSS_SHIFT,
+    COSINE,
+    DOWN_SHIFT,
+    FIELD_BLOCK,
+    LEVEL_BITS,
+    LEVELS,
+    NOISE_BLOCK,
+    ONE,
+    PAPER,
+    SHEAR,
+    SHIFT_BY,
+    SINE,
+    STRETCH,
+    THICKNESS,
+)
+
+THREADS = 128
+MOST_KNOTS, MOST_LINES = 1024, 4096  # of both fields, and of these for all rows
+BITS = np.uint64(LEVEL_BITS)
+
+_philox = device(philox4x32)
+
+
+@device
+def _looked_up(tables, row, word):
+    return int64(tables[row * LEVELS + int64(word >> BITS)])
+
+
+@device
+def prepare(image, step, key, deformation, knots, lines):
+    """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength), where ``lines`` of
+    shared memory hold its knots, spread over the rows, afterwards. For all threads of a block."""
+    height, width, tables, down, knots_down, across, knots_across, _, _ = deformation
+    low, high = step & MASK, step >> SHIFT
+    seed, stream = key
+    count, thread = knots_down * knots_across, cuda.threadIdx.x
+    for block in range(thread, (2 * count + 15) // 16, THREADS):
+        words = _philox(uint64(FIELD_BLOCK + block), image, low, high, seed, stream)
+        for i in range(16):
+            if 16 * block + i < 2 * count:
+                word = words[0] if i < 4 else words[1] if i < 8 else words[2] if i < 12 else words[3]
+                knots[16 * block + i] = 2 * int32(word >> uint64(8 * (i % 4)) & uint64(255)) - 255
+    cuda.syncthreads()
+    for item in range(thread, 2 * height * knots_across, THREADS):
+        line, column = item // knots_across, item % knots_across
+        field, y = line % 2, line // 2
+        total = int32(0)
+        for k in range(knots_down):
+            knot = knots[(field * knots_down + k) * knots_across + column]
+            total = int32(total + int32(down[y * knots_down + k] * knot))
+        lines[item] = total >> DOWN_SHIFT
+    cuda.syncthreads()
+    w0, w1, w2, w3 = _philox(uint64(0), image, low, high, seed, stream)
+    w4, w5, w6, _ = _philox(uint64(1), image, low, high, seed, stream)
+    cos, sin = _looked_up(tables, COSINE, w0), _looked_up(tables, SINE, w0)
+    wide, tall = _looked_up(tables, STRETCH, w1), _looked_up(tables, STRETCH, w2)
+    lean = (_looked_up(tables, SHEAR, w3) * tall) >> 16
+    return (
+        (cos * wide) >> 16,
+        (cos * lean - sin * tall) >> 16,
+        (sin * wide) >> 16,
+        (sin * lean + cos * tall) >> 16,
+        (width - 1) * (ONE // 2) + _looked_up(tables, SHIFT_BY, w4),
+        (height - 1) * (ONE // 2) + _looked_up(tables, SHIFT_BY, w5),
+        _looked_up(tables, THICKNESS, w6),
+    )
+
+
+@device
+def _ink(images, first, height, width, x, y):
+    """A pixel of an image, 0 outside."""
+    if x < 0 or y < 0 or x >= width or y >= height:
+        return int64(0)
+    return int64(images[first + y * width + x])
+
+
+@device
+def _thickened(images, first, height, width, x, y, strength):
+    """The same with thicker or thinner strokes, outside none."""
+    value = _ink(images, first, height, width, x, y)
+    if strength == 0 or x < 0 or y < 0 or x >= width or y >= height:
+        return value
+    left, right = (
+        _ink(images, first, height, width, x - 1, y),
+        _ink(images, first, height, width, x + 1, y),
+    )
+    above, below = (
+        _ink(images, first, height, width, x, y - 1),
+        _ink(images, first, height, width, x, y + 1),
+    )
+    if strength < 0:
+        change = value - min(min(min(left, right), min(above, below)), value)
+    else:
+        change = max(max(max(left, right), max(above, below)), value) - value
+    return value + ((change * strength + 128) >> 8)
+
+
+@device
+def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
+    """A pixel (x, y) of a deformed image, 0 … 255; ``first``: where the image begins in ``images``."""
+    height, width, _, _, _, across, knots_across, thick, noise = deformation
+    xx, xy, yx, yy, from_x, from_y, strength = prepared
+    u, v = 2 * x - (width - 1), 2 * y - (height - 1)
+    from_x += (xx * u + xy * v) >> 1
+    from_y += (yx * u + yy * v) >> 1
+    by_x, by_y = int32(0), int32(0)
+    for k in range(knots_across):
+        factor = across[x * knots_across + k]
+        by_x = int32(by_x + int32(lines[2 * y * knots_across + k] * factor))
+        by_y = int32(by_y + int32(lines[(2 * y + 1) * knots_across + k] * factor))
+    from_x = min(max(from_x + (by_x >> ACROSS_SHIFT), -ONE), width * ONE)
+    from_y = min(max(from_y + (by_y >> ACROSS_SHIFT), -ONE), height * ONE)
+    column, row, right, below = from_x >> 16, from_y >> 16, (from_x >> 8) & 255, (from_y >> 8) & 255
+    if not thick:
+        strength = int64(0)
+    p0 = _thickened(images, first, height, width, column, row, strength)
+    p1 = _thickened(images, first, height, width, column + 1, row, strength)
+    p2 = _thickened(images, first, height, width, column, row + 1, strength)
+    p3 = _thickened(images, first, height, width, column + 1, row + 1, strength)
+    top, bottom = p0 * (256 - right) + p1 * right, p2 * (256 - right) + p3 * right
+    value = (top * (256 - below) + bottom * below + ONE // 2) >> 16
+    if value < PAPER:
+        value = int64(0)
+    if noise > 0:
+        place = y * width + x
+        seed, stream = key
+        block = uint64(NOISE_BLOCK + place // 16)
+        words = _philox(block, image, step & MASK, step >> SHIFT, seed, stream)
+        i = place % 16
+        word = words[0] if i < 4 else words[1] if i < 8 else words[2] if i < 12 else words[3]
+        random = int64(word >> uint64(8 * (i % 4)) & uint64(255))
+        value = min(max(value + (((2 * random - 255) * noise) >> 8), int64(0)), int64(255))
+    return value
+
+
+def _deform(images, order, start, step, key, deformation, out, out_row, scale):
+    knots = cuda.shared.array(MOST_KNOTS, int32)
+    lines = cuda.shared.array(MOST_LINES, int32)
+    height, width = deformation[0], deformation[1]
+    row = cuda.blockIdx.x
+    place = order[start + row]
+    image = uint64(place) & MASK
+    prepared = prepare(image, step, key, deformation, knots, lines)
+    for at in range(cuda.threadIdx.x, height * width, THREADS):
+        y, x = at // width, at % width
+        value = pixel(images, place * height * width, x, y, prepared, image, step, key, deformation, lines)
+        out[row * out_row + at] = float32(value) * scale
+
+
+def _augment(
+    images, order, start, step, seed, stream, height, width, tables, down, knots_down, across, knots_across,
+    thick, noise, out, out_row, scale,
+):  # fmt: skip
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+    _deform(images, order, start, step, (seed, stream), deformation, out, out_row, scale)
+
+
+# What kernels are given of a deformation.
+DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64
+
+_deform = device(_deform)
+_kernel = Kernel(
+    _augment,
+    *(BYTES, LONGS, int64, uint64, uint64, uint64, *DEFORMATION, FLOATS, int64, float32),
+    threads=THREADS,
+    name="augment",
+)
+
+
+def arguments_of(deformation):
+    """What kernels are given of a :class:`.reference.Deformation` whose arrays are on the GPU.
+
+    Errors: ValueError for more knots than shared memory has room for.
+    """
+    height, width, (knots_down, knots_across) = (
+        deformation.height,
+        deformation.width,
+        (deformation.down.shape[1], deformation.across.shape[1]),
+    )
+    knots, lines = 2 * knots_down * knots_across, 2 * height * knots_across
+    if knots > MOST_KNOTS or lines > MOST_LINES:
+        raise ValueError(
+            f"{knots} knots on {height} × {width} pixels are too many for a GPU ({MOST_KNOTS}): displacements "
+            "must be smoother"
+        )
+    flat_arrays = (flat(a.reshape(-1)) for a in (deformation.tables, deformation.down, deformation.across))
+    tables, down, across = flat_arrays
+    return (
+        *(height, width, tables, down, knots_down, across, knots_across),
+        *(int(deformation.thick), deformation.noise),
+    )
+
+
+def augment(images, order, start, deformation, key, step, out):
+    """out[i] = images[order[start + i]], deformed at random and scaled from 0 … 255 to 0 … 1.
+
+    Shapes: images [N, H·W], order [N], out [B, H·W] with start + B ≤ N; images and order contiguous.
+    Dtypes: images uint8, order int64, out float32. ``deformation``: a :class:`.reference.Deformation` for
+    H × W, its arrays on the GPU. ``key``: two integers below 2**32; ``step``: an integer below 2**64.
+    Writes: out, to the last bit as :func:`.reference.augment` does.
+    Errors: ValueError for displacements that need more knots than shared memory holds.
+    Cost: reads B·I bytes, writes B·I floats; some 60 operations on whole numbers a pixel, and 4 for each
+    knot of a row.
+    """
+    _kernel(
+        len(out),
+        *(flat(images), flat(order), start, step, *key, *arguments_of(deformation)),
+        *(flat(out), row_distance(out), 1 / 255),
+    )

@@ -4,7 +4,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from .errors import ConfigError, check_count, check_number
+import numpy as np
+
+from .errors import ConfigError, DataError, check_count, check_number
+
+APPLIED_AT_ONCE = 1000  # images, which take some 100 bytes a pixel meanwhile
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,24 @@ class Augment:
             for field in fields
             if getattr(self, field.name) != field.default
         )
+
+    def apply(self, images, *, seed=0, step=0):
+        """The images as a network with this seed sees them in its training step ``step``, to look at.
+
+        Shapes: [N, H, W] in and out. Dtypes: uint8 in and out. Errors: DataError for other images.
+        """
+        from .kernels.augment.reference import KEY, deformed
+
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise DataError(f"images must be uint8 [N, H, W], got {images.dtype} {list(images.shape)}")
+        deformation = self.deformation(images[0].size, images.shape[1:]) if len(images) else None
+        whole, numbers = images.reshape(len(images), -1), np.arange(len(images))
+        parts = [
+            deformed(np, whole, numbers[start : start + APPLIED_AT_ONCE], deformation, (seed, KEY), step)
+            for start in range(0, len(images), APPLIED_AT_ONCE)
+        ]
+        return np.concatenate(parts).reshape(images.shape) if parts else images.copy()
 
     def deformation(self, pixels, shape=None):
         """The kernels' Deformation for images of so many pixels, of a shape (H, W) or square.

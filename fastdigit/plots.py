@@ -112,6 +112,24 @@ def preparation_steps(steps, path, title=None):
     _save(figure, path)
 
 
+def deformed_digits(images, augment, path, *, seed=0, columns=12):
+    """A digit of each class and, beside it, how ``columns`` - 1 training steps see it.
+
+    ``images``: what has images u8[N,H,W] and labels; ``augment``: a fastdigit.Augment.
+    """
+    first = [int(np.argmax(images.labels == label)) for label in np.unique(images.labels)]
+    originals = images.images[first]
+    shown = [originals, *(augment.apply(originals, seed=seed, step=step) for step in range(columns - 1))]
+    figure = _figure(0.8 * columns, 0.8 * len(first) + 0.6)
+    figure.suptitle(f"left: as they are; then deformed by {augment}", fontsize=11)
+    axes = _grid(figure, len(first), columns, columns * len(first))
+    for place, pixels in zip(
+        axes, (column[row] for row in range(len(first)) for column in shown), strict=True
+    ):
+        place.imshow(pixels, cmap="gray_r", vmin=0, vmax=255)
+    _save(figure, path)
+
+
 def training_curve(log, path):
     """The loss of every step, and the accuracy after every epoch, of a ``TrainingLog``."""
     if not log.epochs:

@@ -20,6 +20,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from .augmentation import Augment
 from .datasets import Dataset, load_digits, load_folder, load_mnist
 from .datasets.mnist import find_mnist
 from .errors import CheckpointError, ConfigError, DataError, check_number
@@ -104,6 +105,7 @@ class Settings:
     weight_decay: float
     schedule: str = "onecycle"
     dropout: float = 0.0
+    augment: str | None = None
     clip_norm: float | None = None
     validation: float | None = None
     early_stopping: int | None = None
@@ -168,6 +170,7 @@ class Settings:
             "schedule": SCHEDULES[self.schedule](),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
+            "augment": None if self.augment is None else Augment.parse(self.augment),
             "validation": self.validation,
             "early_stopping": None if patience is None else EarlyStopping(patience),
             "clip_norm": self.clip_norm,

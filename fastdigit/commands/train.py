@@ -41,6 +41,16 @@ def train(
         float | None,
         _option("Network", "--dropout", "SHARE", "Of hidden outputs to drop.", "0, small data 0.3"),
     ] = None,
+    augment: Annotated[
+        str | None,
+        _option(
+            "Data",
+            "--augment",
+            "standard|NAME=STRENGTH,…",
+            "Deform images anew each time by rotation, scale, shear, shift, elastic, smoothness, thickness, "
+            "noise; see [bold]fastdigit show augment[/bold].",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),
@@ -134,6 +144,7 @@ def train(
       fastdigit train
       fastdigit train --data mnist --hidden 512,256 --dropout 0.2
       fastdigit train --data mnist --classes 0,1
+      fastdigit train --data mnist --hidden 800 --augment standard --epochs 30
       fastdigit train --optimizer adamw --early-stopping 5 --epochs 200
       fastdigit train --resume runs/001
     """

@@ -11,6 +11,7 @@ from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, cuda, device, flat
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import (
     ACROSS_SHIFT,
+    ARRAYS,
     COSINE,
     DOWN_SHIFT,
     FIELD_BLOCK,
@@ -42,7 +43,7 @@ def _looked_up(tables, row, word):
 def prepare(image, step, key, deformation, knots, lines):
     """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength), where ``lines`` of
     shared memory hold its knots, spread over the rows, afterwards. For all threads of a block."""
-    height, width, tables, down, knots_down, across, knots_across, _, _ = deformation
+    height, width, tables, down, knots_down, _, knots_across, _, _ = deformation
     low, high = step & MASK, step >> SHIFT
     seed, stream = key
     count, thread = knots_down * knots_across, cuda.threadIdx.x
@@ -92,14 +93,10 @@ def _thickened(images, first, height, width, x, y, strength):
     value = _ink(images, first, height, width, x, y)
     if strength == 0 or x < 0 or y < 0 or x >= width or y >= height:
         return value
-    left, right = (
-        _ink(images, first, height, width, x - 1, y),
-        _ink(images, first, height, width, x + 1, y),
-    )
-    above, below = (
-        _ink(images, first, height, width, x, y - 1),
-        _ink(images, first, height, width, x, y + 1),
-    )
+    left = _ink(images, first, height, width, x - 1, y)
+    right = _ink(images, first, height, width, x + 1, y)
+    above = _ink(images, first, height, width, x, y - 1)
+    below = _ink(images, first, height, width, x, y + 1)
     if strength < 0:
         change = value - min(min(min(left, right), min(above, below)), value)
     else:
@@ -145,32 +142,26 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     return value
 
 
-def _deform(images, order, start, step, key, deformation, out, out_row, scale):
-    knots = cuda.shared.array(MOST_KNOTS, int32)
-    lines = cuda.shared.array(MOST_LINES, int32)
-    height, width = deformation[0], deformation[1]
-    row = cuda.blockIdx.x
-    place = order[start + row]
-    image = uint64(place) & MASK
-    prepared = prepare(image, step, key, deformation, knots, lines)
-    for at in range(cuda.threadIdx.x, height * width, THREADS):
-        y, x = at // width, at % width
-        value = pixel(images, place * height * width, x, y, prepared, image, step, key, deformation, lines)
-        out[row * out_row + at] = float32(value) * scale
-
-
 def _augment(
     images, order, start, step, seed, stream, height, width, tables, down, knots_down, across, knots_across,
     thick, noise, out, out_row, scale,
 ):  # fmt: skip
+    knots = cuda.shared.array(MOST_KNOTS, int32)
+    lines = cuda.shared.array(MOST_LINES, int32)
     deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
-    _deform(images, order, start, step, (seed, stream), deformation, out, out_row, scale)
+    key, row = (seed, stream), cuda.blockIdx.x
+    place = order[start + row]
+    image, first = uint64(place) & MASK, place * height * width
+    prepared = prepare(image, step, key, deformation, knots, lines)
+    for at in range(cuda.threadIdx.x, height * width, THREADS):
+        x, y = at % width, at // width
+        value = pixel(images, first, x, y, prepared, image, step, key, deformation, lines)
+        out[row * out_row + at] = float32(value) * scale
 
 
 # What kernels are given of a deformation.
 DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64
 
-_deform = device(_deform)
 _kernel = Kernel(
     _augment,
     *(BYTES, LONGS, int64, uint64, uint64, uint64, *DEFORMATION, FLOATS, int64, float32),
@@ -184,19 +175,14 @@ def arguments_of(deformation):
 
     Errors: ValueError for more knots than shared memory has room for.
     """
-    height, width, (knots_down, knots_across) = (
-        deformation.height,
-        deformation.width,
-        (deformation.down.shape[1], deformation.across.shape[1]),
-    )
+    height, width = deformation.height, deformation.width
+    knots_down, knots_across = deformation.down.shape[1], deformation.across.shape[1]
     knots, lines = 2 * knots_down * knots_across, 2 * height * knots_across
     if knots > MOST_KNOTS or lines > MOST_LINES:
         raise ValueError(
-            f"{knots} knots on {height} × {width} pixels are too many for a GPU ({MOST_KNOTS}): displacements "
-            "must be smoother"
+            f"{knots} knots on {height} × {width} pixels are too many for a GPU: choose more smoothness"
         )
-    flat_arrays = (flat(a.reshape(-1)) for a in (deformation.tables, deformation.down, deformation.across))
-    tables, down, across = flat_arrays
+    tables, down, across = (flat(getattr(deformation, name).reshape(-1)) for name in ARRAYS)
     return (
         *(height, width, tables, down, knots_down, across, knots_across),
         *(int(deformation.thick), deformation.noise),

@@ -82,7 +82,7 @@ class Augment:
         """What :meth:`parse` reads."""
         fields = dataclasses.fields(self)
         return ",".join(
-            f"{field.name}={getattr(self, field.name):g}"
+            f"{field.name}={getattr(self, field.name)}"
             for field in fields
             if getattr(self, field.name) != field.default
         )
@@ -97,8 +97,9 @@ class Augment:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 3:
             raise DataError(f"images must be uint8 [N, H, W], got {images.dtype} {list(images.shape)}")
-        deformation = self.deformation(images[0].size, images.shape[1:]) if len(images) else None
-        whole, numbers = images.reshape(len(images), -1), np.arange(len(images))
+        pixels = images.shape[1] * images.shape[2]
+        deformation, whole = self.deformation(pixels, images.shape[1:]), images.reshape(len(images), pixels)
+        numbers = np.arange(len(images))
         parts = [
             deformed(np, whole, numbers[start : start + APPLIED_AT_ONCE], deformation, (seed, KEY), step)
             for start in range(0, len(images), APPLIED_AT_ONCE)

@@ -170,3 +170,14 @@ def test_pyplot_is_left_alone(tmp_path):
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_deformed_digits_stand_beside_their_originals(drawn, tmp_path):
+    images, augment = fd.load_digits().train, fd.Augment(rotation=30, shift=2)
+    plots.deformed_digits(images, augment, tmp_path / "a.png", seed=4, columns=5)
+    shown = np.stack([axes.images[0].get_array() for axes in drawn().axes]).reshape(10, 5, 28, 28)
+    first = np.stack([images.images[images.labels == digit][0] for digit in range(10)])
+    np.testing.assert_array_equal(shown[:, 0], first)
+    np.testing.assert_array_equal(shown[:, 3], augment.apply(first, seed=4, step=2))
+    assert (shown[:, 1:] != shown[:, :1]).any(axis=(2, 3)).all()
+    assert "rotation=30,shift=2" in drawn()._suptitle.get_text()

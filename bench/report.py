@@ -15,6 +15,8 @@ from fastdigit.files import atomic_write
 
 from . import charts, tables
 
+WORDS = 32  # characters; a cell with more is read like a sentence
+
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --faint: #d4dae0; --quiet: #57636f;
   --ours: #c2410c; --peer: #7b8fa3; --stripe: #f5f7f9; }
@@ -45,6 +47,7 @@ tr.ours td:first-child { font-weight: 650; }
 td.bar { width: 16%; min-width: 4rem; padding-right: 0; }
 td.bar i { display: block; height: .75rem; border-radius: .15rem; background: var(--peer); }
 tr.ours td.bar i { background: var(--ours); }
+th.words, td.words { text-align: left; white-space: normal; }
 td[colspan] { text-align: left; color: var(--quiet); white-space: normal; }
 figure { margin: 1rem 0; }
 figure svg { display: block; width: 100%; max-width: 42rem; height: auto; }
@@ -114,7 +117,7 @@ def _facts(results):
 def _table(table):
     bars = table.bars or [None] * len(table.rows)
     kinds = table.kinds or [""] * len(table.rows)
-    classes = [" class=minor" if column in table.minor else "" for column in table.columns]
+    classes = [_class_of(table, place) for place in range(len(table.columns))]
     head = [f"<th{kind}>{escape(column)}</th>" for column, kind in zip(table.columns, classes, strict=True)]
     bar_class = "bar minor" if "bars" in table.minor else "bar"
     if table.bars:
@@ -132,6 +135,14 @@ def _table(table):
         f"<h2>{escape(table.title)}</h2>{text}<div class=scroll><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _class_of(table, place):
+    """Of a column's cells: whether they may be left out on a phone, and whether they are sentences, which
+    need lines of their own and not one that is too long."""
+    longest = max((len(row[place]) for row in table.rows if not tables.is_reason(row)), default=0)
+    found = ["minor"] * (table.columns[place] in table.minor) + ["words"] * (place > 0 and longest > WORDS)
+    return f' class="{" ".join(found)}"' if found else ""
 
 
 def _in_one_piece(text):

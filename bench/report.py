@@ -141,7 +141,8 @@ def _class_of(table, place):
     """Of a column's cells: whether they may be left out on a phone, and whether they are sentences, which
     need lines of their own and not one that is too long."""
     longest = max((len(row[place]) for row in table.rows if not tables.is_reason(row)), default=0)
-    found = ["minor"] * (table.columns[place] in table.minor) + ["words"] * (place > 0 and longest > WORDS)
+    words = longest > (WORDS if place > 0 else 2 * WORDS)  # first come names, which may be long
+    found = ["minor"] * (table.columns[place] in table.minor) + ["words"] * words
     return f' class="{" ".join(found)}"' if found else ""
 
 

@@ -289,6 +289,13 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(results):
     assert text == report.page(results)
 
 
+def test_sentences_on_the_page_are_not_one_long_line(results):
+    reason = "a reason that has more words than a line of the page has room for " * 3
+    text = report.page({**results, "gpu": {"no_time": reason}})
+    assert f'<td class="words">{reason}</td>' in text
+    assert "td.words { text-align: left; white-space: normal; }" in text
+
+
 def test_the_page_without_matplotlib_says_how_to_get_charts(results, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     text = report.page(results)

@@ -259,12 +259,15 @@ def _cuda_epochs(limits, memory):
 
     to_device, zeros = memory["to_device"], memory["zeros"]
     ready = {}  # id of a network's buffers: (settings, Steps), while there is the network
+    deformed = {}  # the same: the images as the persistent kernel gets them
 
     def train_epoch(plan, images, labels, order, loss, correct):
         blocks, shared = limits.multiprocessors, limits.shared
         reason = persistent.unsuited(plan, images, blocks, shared)
         if reason is None:
             how = {"blocks": blocks, "shared": shared, "to_device": to_device}
+            if plan.deformation is not None:
+                images = _deformed_for(plan, images, order, deformed, zeros)
             persistent.train_epoch(plan, images, labels, order, loss, correct, **how)
             return "one persistent kernel"
         arrays, network = (images, labels, loss, correct), id(plan.buffers)
@@ -279,6 +282,24 @@ def _cuda_epochs(limits, memory):
         return f"a graph of steps, as the persistent kernel cannot take it: {reason}"
 
     return {"precisions": cuda_steps.PRECISIONS, "train_epoch": train_epoch}
+
+
+def _deformed_for(plan, images, order, kept, zeros):
+    """The images of a plan's steps as these see them, beside others; ``kept``: {id of buffers: them}."""
+    from .kernels.augment.cuda import augment_steps
+    from .kernels.augment.reference import KEY
+
+    network = id(plan.buffers)
+    if network not in kept:
+        weakref.finalize(plan.buffers, kept.pop, network, None)
+    if network not in kept or kept[network].shape != images.shape:
+        kept.pop(network, None)
+        kept[network] = zeros(images.shape, "uint8")
+    start = plan.first_step * plan.batch_size
+    stop = min(start + len(plan.learning_rates) * plan.batch_size, len(images))
+    how = plan.deformation, (plan.seed, KEY), plan.update
+    augment_steps(images, order, start, stop, plan.batch_size, *how, kept[network])
+    return kept[network]
 
 
 def _cupy_memory():

@@ -159,6 +159,22 @@ def _augment(
         out[row * out_row + at] = float32(value) * scale
 
 
+def _augment_steps(
+    images, order, start, batch, update, seed, stream, height, width, tables, down, knots_down, across,
+    knots_across, thick, noise, out,
+):  # fmt: skip
+    knots = cuda.shared.array(MOST_KNOTS, int32)
+    lines = cuda.shared.array(MOST_LINES, int32)
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+    key, step = (seed, stream), update + uint64(cuda.blockIdx.x // batch)
+    place = order[start + cuda.blockIdx.x]
+    image, first = uint64(place) & MASK, place * height * width
+    prepared = prepare(image, step, key, deformation, knots, lines)
+    for at in range(cuda.threadIdx.x, height * width, THREADS):
+        x, y = at % width, at // width
+        out[first + at] = pixel(images, first, x, y, prepared, image, step, key, deformation, lines)
+
+
 # What kernels are given of a deformation.
 DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64
 
@@ -167,6 +183,12 @@ _kernel = Kernel(
     *(BYTES, LONGS, int64, uint64, uint64, uint64, *DEFORMATION, FLOATS, int64, float32),
     threads=THREADS,
     name="augment",
+)
+_steps = Kernel(
+    _augment_steps,
+    *(BYTES, LONGS, int64, int64, uint64, uint64, uint64, *DEFORMATION, BYTES),
+    threads=THREADS,
+    name="augment, steps",
 )
 
 
@@ -205,3 +227,14 @@ def augment(images, order, start, deformation, key, step, out):
         *(flat(images), flat(order), start, step, *key, *arguments_of(deformation)),
         *(flat(out), row_distance(out), 1 / 255),
     )
+
+
+def augment_steps(images, order, start, stop, batch, deformation, key, step, out):
+    """out[order[i]] = images[order[i]] for i = start … stop - 1, deformed as in the ``batch`` images of each
+    step from ``step`` on, of which the first begins at ``start``.
+
+    Shapes: images and out [N, H·W], order [N], contiguous; the rest as :func:`augment`.
+    Dtypes: images and out uint8, order int64. Writes: those rows of out. Cost: as :func:`augment`.
+    """
+    how = *key, *arguments_of(deformation), flat(out)
+    _steps(stop - start, flat(images), flat(order), start, batch, step, *how)

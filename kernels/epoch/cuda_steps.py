@@ -16,8 +16,10 @@ All memory is one allocation, made before the first step.
 import math
 
 import numpy as np
-from numba import float32, int64, uint64
+from numba import float32, int32, int64, uint64
 
+from ..augment.cuda import DEFORMATION, MOST_KNOTS, MOST_LINES, arguments_of, pixel, prepare
+from ..augment.reference import ARRAYS, KEY
 from ..common import cuda as gpu  # its launches by this name: tests without a GPU put others there
 from ..common import ptx
 from ..common.cuda import (
@@ -106,6 +108,39 @@ def _taker(images, halves):
     given, kept = "uint8" if images is BYTES else "float32", "bfloat16" if halves else "float32"
     arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32
     return _kernel(take, *arguments, name=f"step: images of {given} to {kept}", halves=halves)
+
+
+def _deformer(halves):
+    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+
+    def deform(
+        images, order, position, batch, seed, stream, height, width, tables, down, knots_down, across,
+        knots_across, thick, noise, out, out_row, scale,
+    ):  # fmt: skip
+        """As kernels/augment, a block for each of the batch's images; none where the epoch has ended."""
+        knots = cuda.shared.array(MOST_KNOTS, int32)
+        lines = cuda.shared.array(MOST_LINES, int32)
+        deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+        row, pixels, key = cuda.blockIdx.x, height * width, (seed, stream)
+        place, update = _place(position, batch, row), uint64(position[STEP] + position[UPDATE])
+        if place >= order.size:
+            for at in range(2 * cuda.threadIdx.x, pixels, 2 * THREADS):
+                put(out, row * out_row + at, float32(0), float32(0), at + 1 < pixels)
+            return
+        image, first = uint64(order[place]) & MASK, order[place] * pixels
+        prepared = prepare(image, update, key, deformation, knots, lines)
+        for at in range(2 * cuda.threadIdx.x, pixels, 2 * THREADS):
+            both, x, y = at + 1 < pixels, at % width, at // width
+            one = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
+            other = int64(0)
+            if both:
+                x, y = (at + 1) % width, (at + 1) // width
+                other = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
+            put(out, row * out_row + at, float32(one) * scale, float32(other) * scale, both)
+
+    arguments = BYTES, LONGS, LONGS, int64, uint64, uint64, *DEFORMATION, stored, int64, float32
+    name = f"step: images deformed, to {'bfloat16' if halves else 'float32'}"
+    return _kernel(deform, *arguments, name=name, halves=halves)
 
 
 def _losses(halves):
@@ -248,7 +283,9 @@ _TAKE = {
     for dtype, kind in (("uint8", BYTES), ("float32", FLOATS))
     for halves in (False, True)
 }
-_LOSSES, _DROPOUT = ({halves: make(halves) for halves in (False, True)} for make in (_losses, _thinner))
+_DEFORM, _LOSSES, _DROPOUT = (
+    {halves: make(halves) for halves in (False, True)} for make in (_deformer, _losses, _thinner)
+)
 _sums_of_halves = _kernel(
     _bias_gradients, WORDS, int64, int64, int64, FLOATS, name="step: column sums of bfloat16", halves=True
 )
@@ -304,10 +341,14 @@ class Steps:
     @staticmethod
     def settings(plan, images, labels, loss, correct):
         """What must be the same for :meth:`run`: numbers, and arrays by where they are."""
-        arrays = plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight
+        arrays = [plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight]
+        strengths = None
+        if plan.deformation is not None:
+            strengths = plan.deformation.thick, plan.deformation.noise
+            arrays += [getattr(plan.deformation, name) for name in ARRAYS]
         places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
         numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm
-        return places, numbers, getattr(plan.optimizer, "nesterov", False)
+        return places, numbers, strengths, getattr(plan.optimizer, "nesterov", False)
 
     def _memory(self, plan, zeros):
         sizes, arena, batch = plan.layout.layer_sizes, Arena(), self.batch
@@ -350,11 +391,14 @@ class Steps:
         last = len(sizes) - 2
 
         x = self._matrix("x", sizes[0])
-        _TAKE[str(images.dtype), self.halves](
-            (blocks_for(blocks_for(sizes[0], 2), THREADS), batch),
-            *(flat(images.reshape(-1)), sizes[0], order, position, batch),
-            *(numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1),
-        )
+        taken = numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1
+        if plan.deformation is None:
+            blocks = blocks_for(blocks_for(sizes[0], 2), THREADS), batch
+            take = _TAKE[str(images.dtype), self.halves]
+            take(blocks, flat(images.reshape(-1)), sizes[0], order, position, batch, *taken)
+        else:
+            how = plan.seed, KEY, *arguments_of(plan.deformation)
+            _DEFORM[self.halves](batch, flat(images.reshape(-1)), order, position, batch, *how, *taken)
         y = [self._matrix(f"y{layer}", sizes[layer + 1]) for layer in range(last)]
         y.append(self._matrix("z", sizes[-1]))
         for layer, out in enumerate(y):

@@ -27,17 +27,17 @@ def with_persistent_epochs(shared=SHARED):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "shared", "weighted"),
+    ("optimizer", "shared", "weighted", "augment"),
     [
-        (fd.SGD(0.1), SHARED, False),
-        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True),
-        (fd.SGD(0.1, momentum=0.9), 9_000, False),
-        (fd.Adam(0.01), SHARED, False),
-        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False),
+        (fd.SGD(0.1), SHARED, False, None),
+        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True, None),
+        (fd.SGD(0.1, momentum=0.9), 9_000, False, fd.Augment(rotation=20, elastic=1, thickness=0.5)),
+        (fd.Adam(0.01), SHARED, False, None),
+        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False, None),
     ],
-    ids=["sgd", "nesterov, L2, weighted", "momentum, one buffer", "adam", "adamw"],
+    ids=["sgd", "nesterov, L2, weighted", "momentum, one buffer, deformed", "adam", "adamw"],
 )
-def test_weights_as_of_the_reference(optimizer, shared, weighted):
+def test_weights_as_of_the_reference(optimizer, shared, weighted, augment):
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
@@ -47,14 +47,14 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted):
     with emulated() as emulator:
         for each in (with_persistent_epochs(shared), "numpy"):
             net = fd.Network([64, 10, 5], backend=each, seed=3)
-            log = fd.fit(
-                net, images, optimizer=optimizer, epochs=2, batch_size=16, seed=1, sample_weight=weight
-            )
+            how = {"optimizer": optimizer, "sample_weight": weight, "augment": augment}
+            log = fd.fit(net, images, epochs=2, batch_size=16, seed=1, **how)
             weights.append(net.get_parameters())
             losses.append([entry.loss for entry in log.epochs])
             paths.append(log.path)
     assert paths[0] == "epoch: one persistent kernel"
-    assert {kernel.name for kernel, _ in emulator.reports} == {"epoch, persistent"}
+    used = {"epoch, persistent"} | ({"augment, steps"} if augment else set())
+    assert {kernel.name for kernel, _ in emulator.reports} == used
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     for name, expected in weights[1].items():
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)

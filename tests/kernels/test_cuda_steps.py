@@ -1,5 +1,6 @@
 """Trainings of any depth as a graph of steps, run by the interpreter of PTX."""
 
+import itertools
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..ptx.emulated import backend, emulated, with_faulty_epochs
 from ..ptx.ptxrun import PTXError
 from .test_cuda import from_bfloat16, to_bfloat16, to_tf32, with_fault
 
+AUGMENT = fd.Augment(rotation=20, scale=0.2, elastic=0.8, smoothness=2, thickness=0.4)
 AMPERE, HOPPER = Limits((8, 0), 4, 100_000), Limits((9, 0), 4, 200_000)
 
 
@@ -26,7 +28,8 @@ def long_stretches(monkeypatch):
 
 def pictures(count=40, pixels=36, classes=5):
     random = np.random.default_rng(3)
-    images = random.integers(0, 256, (count, pixels, 1)).astype(np.uint8)
+    shape = (6, pixels // 6) if pixels % 6 == 0 else (pixels, 1)
+    images = random.integers(0, 256, (count, *shape)).astype(np.uint8)
     return fd.Images(images, random.integers(0, classes, count).astype(np.uint8))
 
 
@@ -41,11 +44,17 @@ def trained(side, images, sizes=(36, 20, 12, 5), precision="float32", network=()
     [
         (fd.SGD(0.1), {}, {}),
         (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), {"dropout": 0.2}, {"clip_norm": 0.5}),
-        (fd.SGD(0.1, momentum=0.9), {}, {"sample_weight": np.linspace(0.5, 2, 40)}),
+        (fd.SGD(0.1, momentum=0.9), {}, {"sample_weight": np.linspace(0.5, 2, 40), "augment": AUGMENT}),
         (fd.Adam(0.01), {"dropout": 0.3}, {}),
         (fd.AdamW(0.01, weight_decay=0.1), {}, {"clip_norm": 0.1}),
     ],
-    ids=["sgd", "nesterov, L2, dropout, clipped", "momentum, weighted", "adam, dropout", "adamw, clipped"],
+    ids=[
+        "sgd",
+        "nesterov, L2, dropout, clipped",
+        "momentum, weighted, deformed",
+        "adam, dropout",
+        "adamw, clipped",
+    ],
 )
 def test_weights_as_of_the_reference(optimizer, network, options):
     images = pictures()
@@ -98,15 +107,17 @@ def cut_to_tf32(x):
 
 
 def by_the_book(images, parameters, rate, seen, batch=16):
-    """Weights after plain gradient descent in float64, where ``seen(x)`` is what products see of x. In
-    bfloat16 what products see is all that is kept of outputs and their gradients."""
+    """Weights after plain gradient descent in float64 on images deformed by AUGMENT, where ``seen(x)`` is
+    what products see of x. In bfloat16 what products see is all that is kept of outputs and their gradients.
+    """
     layers = [[parameters[f"{kind}{i}"].astype(np.float64) for kind in "wb"] for i in (1, 2, 3)]
     keep = seen if seen is rounded_to_bfloat16 else lambda x: x
-    pixels = images.images.reshape(len(images.labels), -1) * np.float64(np.float32(1 / 255))
+    steps = itertools.count()
     for epoch in range(2):
-        order = random_stream(1, ORDER, epoch).permutation(len(pixels))
+        order = random_stream(1, ORDER, epoch).permutation(len(images))
         for chosen in (order[i : i + batch] for i in range(0, len(order), batch)):
-            y = [keep(pixels[chosen])]
+            deformed = AUGMENT.apply(images.images, seed=3, step=next(steps))[chosen]
+            y = [keep(deformed.reshape(len(chosen), -1) * np.float64(np.float32(1 / 255)))]
             for w, b in layers:
                 y.append(seen(y[-1]) @ seen(w) + b)
                 if w is not layers[-1][0]:
@@ -129,7 +140,7 @@ def test_each_precision_sees_what_it_should(precision, seen):
     images, sizes, rate = pictures(), (36, 20, 12, 5), 0.5
     start = fd.Network(list(sizes), backend="numpy", seed=3).get_parameters()
     with emulated() as emulator:
-        options = {"optimizer": fd.SGD(rate), "schedule": fd.Constant()}
+        options = {"optimizer": fd.SGD(rate), "schedule": fd.Constant(), "augment": AUGMENT}
         found, _ = trained(backend(AMPERE), images, sizes, precision, **options)
     products = {kernel.name.split(" ")[0] for kernel, _ in emulator.reports if "matmul" in kernel.name}
     assert products == {"matmul_simt" if precision == "float32" else "matmul_mma"}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastdigit as fd
+from fastdigit.augmentation import Augment
+from fastdigit.kernels.augment.reference import ARRAYS
 from fastdigit.layout import Layout, row_distance
 
 from . import cases, ceilings, checks, turns
@@ -92,18 +94,24 @@ def _row_cases(batch, classes, hidden):
         y = _matrix(backend, batch, hidden, 0, True)
         return lambda: backend.dropout(y, 0.2, (0, 0), 0)
 
-    def gather(backend):
+    def batches(backend):
+        """Arguments of gather: another batch each time, as images come from memory in an epoch."""
         random = np.random.default_rng(0)
         images = random.integers(0, 256, (60_000, 784), dtype=np.uint8)
         images[random.random(images.shape) < 0.81] = 0  # paper, as in MNIST
         images, order = backend.to_device(images), backend.to_device(random.permutation(60_000))
-        out = _matrix(backend, batch, 784, 0)
-        steps = iter(range(10**9))
+        return ((images, order, step * batch % (60_000 - batch)) for step in range(10**9))
 
-        def call():  # another batch each time: images come from memory, as in an epoch
-            backend.gather(images, order, next(steps) * batch % (60_000 - batch), out)
+    def gather(backend):
+        out, arguments = _matrix(backend, batch, 784, 0), batches(backend)
+        return lambda: backend.gather(*next(arguments), out)
 
-        return call
+    def augment(backend):
+        deformation = Augment.standard().deformation(784)
+        arrays = {name: backend.to_device(getattr(deformation, name)) for name in ARRAYS}
+        out, how = _matrix(backend, batch, 784, 0), (deformation._replace(**arrays), (0, 0), 0)
+        arguments = batches(backend)
+        return lambda: backend.augment(*next(arguments), *how, out)
 
     logits = batch * classes
     # An exponential counts as one flop; with the maximum, the sum, the division and the gradient five.
@@ -116,7 +124,10 @@ def _row_cases(batch, classes, hidden):
         (cases.Logits(batch, classes),),
     )
     yield Case("dropout", f"{batch}x{hidden}", batch * hidden, 2 * FLOAT * batch * hidden, dropout)
-    yield Case("gather", f"{batch}x784", batch * 784, 5 * batch * 784 + 8 * batch, gather)
+    moved = 5 * batch * 784 + 8 * batch
+    yield Case("gather", f"{batch}x784", batch * 784, moved, gather)
+    # Two sums over seven knots each, and some 40 other operations on whole numbers, for each pixel.
+    yield Case("augment", f"{batch}x784", (4 * 7 + 40) * batch * 784, moved, augment)
 
 
 def _update_cases(sizes):

@@ -15,6 +15,7 @@ from .commands.common import Debug, complain
 from .commands.evaluate import evaluate
 from .commands.info import info
 from .commands.predict import predict
+from .commands.show import show
 from .commands.train import train
 from .errors import FastdigitError
 
@@ -101,4 +102,5 @@ def fastdigit(
 
 for command in (train, evaluate, predict, info):
     app.command()(command)
+app.add_typer(show, name="show")
 app.add_typer(bench_commands, name="bench")

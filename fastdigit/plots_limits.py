@@ -11,12 +11,13 @@ from .groups import MIN_IMAGES
 
 FEW = 30  # groups that have a bar each
 SIDE_BY_SIDE = 3  # digits in each cell of a sheet
+GAP = 3  # pixels between the cells
 COLOURS = ("#c0392b", "#2c5d9b", "#1a7f5a", "#b07d12", "#7d3c98", "#16a0b0", "#7a5230", "#555555")
 
 
 def corruption_sheet(images, path, seed=0):
     """A row for each corruption, a column for each strength, the same digits in all cells."""
-    figure = plots._figure(13, 6)
+    figure = plots._figure(12.6, 6)
     figure.suptitle("Corruptions, from mild to hard", fontsize=14)
     _draw_sheet(figure, images[:SIDE_BY_SIDE], STRENGTHS, seed)
     plots._save(figure, path)
@@ -33,7 +34,7 @@ def robustness(found, images, path):
         f"{100 * found.mean:.2f} % corrupted, on average",
         fontsize=14,
     )
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 0.9))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 0.76))
     axes = left.subplots()
     strengths = (0, *found.strengths)
     colours = dict(zip(CORRUPTIONS, COLOURS, strict=True))
@@ -52,15 +53,23 @@ def robustness(found, images, path):
 
 
 def _draw_sheet(figure, images, strengths, seed):
-    columns = (None, *strengths)
-    axes = plots._grid(figure, len(CORRUPTIONS), len(columns), len(CORRUPTIONS) * len(columns))
-    for cell, (name, strength) in zip(axes, ((n, s) for n in CORRUPTIONS for s in columns), strict=True):
-        shown = images if strength is None else CORRUPTIONS[name](images, strength, seed)
-        cell.imshow(np.concatenate(list(shown), axis=1), cmap="gray", vmin=0, vmax=255)
-        if strength is None:
-            cell.set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
-    for cell, strength in zip(axes[: len(columns)], columns, strict=True):
-        cell.set_title("as it is" if strength is None else f"{strength}", fontsize=11, pad=4)
+    """A single picture of all cells: an axes for each would take matplotlib seconds to lay out."""
+    count, height, width = images.shape
+    down, right = height + GAP, count * width + GAP
+    columns = ("as it is", *strengths)
+    sheet = np.full((len(CORRUPTIONS) * down - GAP, len(columns) * right - GAP), np.nan)
+    for row, corrupt in enumerate(CORRUPTIONS.values()):
+        for column, strength in enumerate(columns):
+            shown = images if column == 0 else corrupt(images, strength, seed)
+            cell = sheet[row * down : row * down + height, column * right : (column + 1) * right - GAP]
+            cell[:] = np.concatenate(list(shown), axis=1)
+    axes = figure.subplots()
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_yticks(down * np.arange(len(CORRUPTIONS)) + height / 2, CORRUPTIONS, fontsize=11)
+    axes.set_xticks(right * np.arange(len(columns)) + (right - GAP) / 2, columns, fontsize=11)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def groups(found, by, path):

@@ -41,7 +41,7 @@ def test_a_table_goes_between_its_marks(tmp_path):
 def writers():
     """70 images of employees, 50 of students, in mixed order."""
     series = np.random.default_rng(0).permutation(np.repeat([0, 4], [70, 50]))
-    return Writers(np.zeros(120, np.uint8), series, np.arange(120) // 6)
+    return Writers(np.zeros(120, np.uint8), series, np.arange(120) // 10)
 
 
 def test_trainings_have_the_images_they_name(writers):

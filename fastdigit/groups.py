@@ -58,26 +58,27 @@ class GroupAccuracy:
         """Between the best and the worst group: ``{"worst", "best", "difference", "interval_95"}``.
 
         The interval is Newcombe's hybrid of Wilson's, for all pairs of groups at once (Bonferroni), since
-        the two were chosen by their accuracy: with many groups it is wide. None for a single group.
+        the two were chosen by their accuracy: with many groups it is wide. Small groups do not take part.
+        None where fewer than two are left.
         Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions",
         Statistics in Medicine 17 (1998), method 10.
         """
-        if len(self) < 2:
+        large = np.flatnonzero(~self.small)
+        if len(large) < 2:
             return None
-        pairs = math.comb(len(self), 2)
-        z = NormalDist().inv_cdf(1 - 0.025 / pairs)
-        worst, best = (self.accuracy[at] for at in (0, -1))
+        z = NormalDist().inv_cdf(1 - 0.025 / math.comb(len(large), 2))
+        ends = large[[0, -1]]
+        worst, best = self.accuracy[ends].tolist()
         (low_worst, high_worst), (low_best, high_best) = (
-            wilson_interval(int(self.correct[at]), int(self.count[at]), z) for at in (0, -1)
+            wilson_interval(int(self.correct[at]), int(self.count[at]), z) for at in ends
         )
-        difference = best - worst
         return {
-            "worst": self.names[0].item(),
-            "best": self.names[-1].item(),
-            "difference": float(difference),
+            "worst": self.names[ends[0]].item(),
+            "best": self.names[ends[1]].item(),
+            "difference": best - worst,
             "interval_95": [
-                float(difference - math.hypot(best - low_best, high_worst - worst)),
-                float(difference + math.hypot(high_best - best, worst - low_worst)),
+                best - worst - math.hypot(best - low_best, high_worst - worst),
+                best - worst + math.hypot(high_best - best, worst - low_worst),
             ],
         }
 

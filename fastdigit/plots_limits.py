@@ -100,7 +100,9 @@ def _draw_bars(figure, found, by):
     axes.invert_yaxis()
     pooled = 100 * (1 - found.correct.sum() / found.count.sum())
     axes.axvline(pooled, color="0.4", linewidth=1, linestyle=":")
-    axes.set(xlabel="misread, %, and its 95 % interval", xlim=(0, None))
+    # The whiskers of small groups may leave the picture: they would make all others too short to see.
+    most = high[~found.small].max(initial=0) or high.max()
+    axes.set(xlabel="misread, %, and its 95 % interval", xlim=(0, max(1.05 * most, 1.02 * errors.max())))
     axes.set_title(f"Misread by {by} (dotted: {pooled:.2f} % of all)", fontsize=13)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -95,6 +95,8 @@ def evaluate(
     say("accuracy", accuracy_of(evaluation))
     _show_tables(evaluation)
     result = result_of(evaluation, path, name, split)
+    if series is not None:
+        result["series"] = series
     if by is not None:
         groups = groups[np.isin(whole.labels, net.classes)]
         result["groups"] = limits.groups(evaluation, groups, by, groups_png)

@@ -169,8 +169,9 @@ def test_evaluate_by_writers_of_a_series(small_mnist, trained, capsys):
     for by, expected in (("series", {4: 180}), ("writer", dict.fromkeys(range(18), 10))):
         assert main(["evaluate", str(trained), *options, "--by", by]) == 0
         assert "mnist, test, series 4: 180 images" in capsys.readouterr().out
-        rows = figures("a.json")["groups"]["groups"]
-        assert {row["group"]: row["images"] for row in rows} == expected
+        result = figures("a.json")
+        assert result["series"] == 4
+        assert {row["group"]: row["images"] for row in result["groups"]["groups"]} == expected
     assert "series 3: there are 0 and 4" in error_of(
         capsys, ["evaluate", trained, "--data", "mnist", "--series", "3"], status=1
     )

@@ -79,6 +79,13 @@ def test_gap_of_more_groups_is_wider():
     assert fd.accuracy_by(*groups_with({"x": (70, 56)})).gap() is None
 
 
+def test_small_groups_take_no_part_in_the_gap():
+    two = {"x": (70, 56), "y": (80, 48)}
+    small = {"a": (MIN_IMAGES - 1, 0), "b": (1, 1)}
+    assert fd.accuracy_by(*groups_with({**two, **small})).gap() == fd.accuracy_by(*groups_with(two)).gap()
+    assert fd.accuracy_by(*groups_with({"x": (70, 56), **small})).gap() is None
+
+
 def test_gaps_interval_holds_what_it_promises():
     """Four groups that are alike: in at least 95 % of cases the interval has 0 in it."""
     random = np.random.default_rng(3)

@@ -159,11 +159,16 @@ def markdown(results):
 
 
 def put_into(readme, name, results):
-    """Replace what stands between the marks of that name in a README."""
-    text = readme.read_text(encoding="utf-8")
+    """Put the table of a result's rows between the marks of that name in a README."""
+    put_between_marks(readme, name, markdown(results))
+
+
+def put_between_marks(page, name, table):
+    """Replace what stands between the marks of that name in a page."""
+    text = page.read_text(encoding="utf-8")
     head, rest = text.split(f"<!-- table: {name} -->")
     _, tail = rest.split(END, 1)
-    atomic_write(readme, f"{head}<!-- table: {name} -->\n{markdown(results)}\n{END}{tail}".encode())
+    atomic_write(page, f"{head}<!-- table: {name} -->\n{table}\n{END}{tail}".encode())
 
 
 def main(arguments=None):

@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 _HOME = {
     "augmentation": ("Augment",),
     "backend": ("Backend", "TrainPlan", "backends", "get_backend"),
+    "corruptions": ("Robustness", "robustness"),
     "datasets": (
         "Dataset",
         "Images",
         "load_digits",
         "load_folder",
         "load_mnist",
+        "load_writers",
         "prepare_image",
         "prepare_steps",
         "read_idx",
@@ -42,6 +44,7 @@ _HOME = {
     ),
     "estimator": ("DigitClassifier",),
     "evaluation": ("Evaluation", "evaluate"),
+    "groups": ("GroupAccuracy", "accuracy_by", "balanced_sample", "balanced_weights"),
     "layout": ("Layout",),
     "log": ("TrainingLog",),
     "network": ("Network",),

@@ -102,5 +102,5 @@ def fastdigit(
 
 for command in (train, evaluate, predict, info):
     app.command()(command)
+app.add_typer(show, name="show")
 app.add_typer(bench_commands, name="bench")
-app.add_typer(show)

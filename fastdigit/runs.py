@@ -14,17 +14,18 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from .augmentation import Augment
-from .datasets import Dataset, load_digits, load_folder, load_mnist
+from .datasets import Dataset, load_digits, load_folder, load_mnist, load_writers
 from .datasets.mnist import find_mnist
 from .errors import CheckpointError, ConfigError, DataError, check_number
 from .files import atomic_write
+from .groups import balanced_sample, balanced_weights, read_groups
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
 from .options import EarlyStopping
@@ -39,6 +40,7 @@ OPTIMIZERS = {
     "adamw": (AdamW, {"learning_rate": 0.005, "weight_decay": 0.01}),
 }
 DATA = {"digits": load_digits, "mnist": load_mnist}
+BALANCES, WAYS_TO_BALANCE = ("series", "writer", "class"), ("weight", "resample")
 SCHEDULES = {"constant": Constant, "step": Step, "cosine": Cosine, "onecycle": OneCycle}
 
 # Fewer images than SMALL are trained on in smaller batches and more steps, with dropout and weight decay
@@ -74,15 +76,79 @@ def only_classes(images, classes):
     return images if len(kept) == len(images) else images.take(kept)
 
 
-def training_data(name, classes=None):
+def training_data(name, classes=None, series=None):
     """The data set ``name`` with these classes alone, by default all that it has images to train on.
 
-    Errors: as :func:`load_data`, and DataError for a class that it lacks.
+    With a ``series`` only images of its writers are there to train on; those to test on are everybody's.
+    Errors: as :func:`load_data`, DataError for a class or series that it lacks, and as :func:`writers_of`.
     """
     data = load_data(name)
+    train = data.train
+    if series is not None:
+        train = train.take(of_series(writers_of(name, "train", train.labels), series))
     if classes is None:
-        classes = np.unique(data.train.labels).tolist()
-    return Dataset(data.name, data.train.subset(classes), only_classes(data.test, classes))
+        classes = np.unique(train.labels).tolist()
+    return Dataset(data.name, train.subset(classes), only_classes(data.test, classes))
+
+
+def writers_of(name, split, labels=None):
+    """The :class:`~fastdigit.datasets.Writers` of a data set's "train" or "test" images.
+
+    Errors: ConfigError unless the data set is MNIST; DataError and DownloadError as :func:`load_writers`.
+    """
+    check_has_writers(name)
+    return load_writers(split, labels)
+
+
+def check_has_writers(name):
+    """ConfigError for data other than MNIST."""
+    if name != "mnist":
+        raise ConfigError(
+            f"who wrote the images of {name} is not known, only who wrote MNIST's: --data mnist"
+        )
+
+
+def of_series(writers, series):
+    """Indices of the images of a series. Errors: DataError if there are none."""
+    found = np.flatnonzero(writers.series == series)
+    if not len(found):
+        known = " and ".join(map(str, np.unique(writers.series)))
+        raise DataError(f"no image is of series {series}: there are {known}")
+    return found
+
+
+def groups_of(by, name, split, labels):
+    """The group of each image, [N]: "series", "writer", or the file that holds one value for each.
+
+    ``labels`` are those of all images of the split. Errors: as :func:`writers_of`; DataError as
+    :func:`~fastdigit.groups.read_groups`.
+    """
+    if by in ("series", "writer"):
+        return getattr(writers_of(name, split, labels), by)
+    return read_groups(by, len(labels))
+
+
+def balanced(dataset, settings):
+    """(data set, weights of its training images or None) with what ``settings`` ask for by ``balance``.
+
+    Errors: as :func:`writers_of`.
+    """
+    train = dataset.train
+    if settings.balance is None:
+        return dataset, None
+    if settings.balance == "class":
+        groups = train.labels
+    else:
+        writers = writers_of(settings.data, "train")
+        kept = np.isin(writers.digit, settings.classes)
+        if settings.series is not None:
+            kept &= writers.series == settings.series
+        writers = writers.take(np.flatnonzero(kept))
+        writers.check(train.labels)
+        groups = getattr(writers, settings.balance)
+    if settings.balance_by == "weight":
+        return dataset, balanced_weights(groups)
+    return replace(dataset, train=train.take(balanced_sample(groups, settings.seed))), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +178,32 @@ class Settings:
     seed: int = 0
     backend: str
     checkpoint_every: int | None = None
+    series: int | None = None
+    balance: str | None = None
+    balance_by: str | None = None
 
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
+        self._check_groups()
+
+    def _check_groups(self):
+        """Errors: ConfigError for a balance that cannot be had."""
+        for name, known in (("balance", BALANCES), ("balance_by", WAYS_TO_BALANCE)):
+            value = getattr(self, name)
+            if value not in (None, *known):
+                raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
+        if (self.balance is None) != (self.balance_by is None):
+            raise ConfigError("--balance-by says how to --balance: name what to balance too, such as class")
+        if self.series is not None or self.balance in ("series", "writer"):
+            check_has_writers(self.data)
+        if self.balance_by == "resample" and self.validation is not None:
+            raise ConfigError(
+                "--balance-by resample takes images several times, and some would be trained on and "
+                "held back for validation too: choose --balance-by weight"
+            )
 
     @classmethod
     def complete(cls, images, **chosen):
@@ -134,6 +220,8 @@ class Settings:
             defaults["nesterov"] = False
         if "early_stopping" in chosen:
             defaults["validation"] = 0.1
+        if "balance" in chosen:
+            defaults["balance_by"] = "weight"
         small = images < SMALL
         defaults.update(SMALL_DEFAULTS if small else {"batch_size": 128})
         if optimizer == "sgd":
@@ -177,6 +265,10 @@ class Settings:
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
+
+
+# Settings that files of older versions lack; without them a training is what it was.
+LATER = ("series", "balance", "balance_by", "augment")
 
 
 def _schema():
@@ -238,6 +330,8 @@ class Run:
             settings = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged ({error}): start a new training") from error
+        if isinstance(settings, dict):
+            settings = {**{name: getattr(Settings, name) for name in LATER}, **settings}
         problem = mismatch(settings, _schema(), "settings")
         if problem:
             raise CheckpointError(f"{file}: {problem}: start a new training")

@@ -7,6 +7,7 @@ carry, save or restore.
 import numpy as np
 
 INITIALISATION, ORDER, SPLIT = 1, 2, 3
+CORRUPTION, RESAMPLING, CHANCE = 20, 21, 22
 
 # Sets these streams apart from default_rng(seed), which users draw their own data from.
 _TAG = 0xFA57D161

@@ -15,9 +15,20 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 FLOORS = [
     {"errors", "files", "schema", "streams"},
     {"layout", "backend", "inputs", "steps"},
-    {"network", "optimizers", "options", "schedules", "datasets", "log", "evaluation", "augmentation"},
+    {
+        "network",
+        "optimizers",
+        "options",
+        "schedules",
+        "datasets",
+        "log",
+        "evaluation",
+        "augmentation",
+        "corruptions",
+        "groups",
+    },
     {"checkpoint", "training", "progress"},
-    {"estimator", "plots", "runs", "info"},
+    {"estimator", "plots", "plots_limits", "runs", "info"},
     {"commands", "cli", "__main__", "__init__"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

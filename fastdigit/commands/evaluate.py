@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from . import limits
 from .common import (
     BackendName,
     DataName,
@@ -32,6 +33,27 @@ def evaluate(
         Path | None,
         typer.Option("--png", metavar="FILE", help="Draw what is misread (needs matplotlib)."),
     ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="How it reads rotated, noisy, hidden … digits.")
+    ] = False,
+    corruptions_png: Annotated[
+        Path | None,
+        typer.Option("--corruptions-png", metavar="FILE", help="Draw that; implies --corruptions."),
+    ] = None,
+    series: Annotated[
+        int | None,
+        typer.Option(metavar="0|4", help="MNIST: only images by census employees (0) or students (4)."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="series|writer|FILE",
+            help="Whose digits are read worse: MNIST's writers, or a file with a value for each image.",
+        ),
+    ] = None,
+    groups_png: Annotated[
+        Path | None, typer.Option("--groups-png", metavar="FILE", help="Draw that; needs --by.")
+    ] = None,
     debug: Debug = False,
 ):
     """Measure how good a network is.
@@ -43,34 +65,60 @@ def evaluate(
       fastdigit evaluate
       fastdigit evaluate runs/001 --png mistakes.png
       fastdigit evaluate digits.safetensors --data mnist --json result.json
+      fastdigit evaluate --corruptions
+      fastdigit evaluate reader --by writer --groups-png writers.png
     """
+    import numpy as np
+
     from ..evaluation import evaluate
     from ..runs import load_data, only_classes
 
-    if png_file:
+    for file in filter(None, (png_file, corruptions_png, groups_png)):
         from .. import plots
 
-        plots.check(png_file)
+        plots.check(file)
+    if groups_png and by is None:
+        raise ConfigError("--groups-png draws what --by shows: add --by series, writer or a file")
     net, path, run = load_network(model, backend)
     if data is None and run is None:
         raise ConfigError(f"{path} does not say what it was trained on: add --data digits, mnist or a folder")
     name = data or run.read_settings().data
-    whole = getattr(load_data(name), split)
+    whole, groups = _chosen(getattr(load_data(name), split), name, split, series, by)
     images = only_classes(whole, net.classes)
     evaluation = evaluate(net, images)
     say("model", path)
-    say("data", f"{name}, {split}: {len(images):,} images")
+    only = "" if series is None else f", series {series}"
+    say("data", f"{name}, {split}{only}: {len(images):,} images")
     if len(images) < len(whole):
         digits = " ".join(map(str, net.classes))
         say("", f"only those of the network's digits {digits}; {len(whole) - len(images):,} others left out")
     say("accuracy", accuracy_of(evaluation))
     _show_tables(evaluation)
+    result = result_of(evaluation, path, name, split)
+    if series is not None:
+        result["series"] = series
+    if by is not None:
+        groups = groups[np.isin(whole.labels, net.classes)]
+        result["groups"] = limits.groups(evaluation, groups, by, groups_png)
+    if corruptions or corruptions_png:
+        result["corruptions"] = limits.corruptions(net, images, corruptions_png)
     if json_file:
-        write_json(json_file, result_of(evaluation, path, name, split))
+        write_json(json_file, result)
         say("figures", json_file)
     if png_file:
         plots.confusion_and_mistakes(evaluation, images.images, png_file)
         say("picture", png_file)
+
+
+def _chosen(images, name, split, series, by):
+    """(images, the group of each) of a series, or all; the groups are None where nothing is asked by."""
+    from ..runs import groups_of, of_series, writers_of
+
+    groups = None if by is None else groups_of(by, name, split, images.labels)
+    if series is not None:
+        kept = of_series(writers_of(name, split, images.labels), series)
+        images, groups = images.take(kept), None if groups is None else groups[kept]
+    return images, groups
 
 
 def _show_tables(evaluation):

@@ -8,12 +8,14 @@ import typer
 from .common import DataName, Debug, say
 
 show = typer.Typer(
-    name="show",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Draw what is done to images (needs matplotlib).",
+    help="Draw what training and tests do to images (needs matplotlib).",
 )
+
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of what is drawn by chance.", min=0)]
+Picture = Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture: .png, .jpg, .pdf, .svg.")]
 
 
 @show.command()
@@ -25,8 +27,8 @@ def augment(
         ),
     ] = "standard",
     data: DataName = "digits",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the random numbers.", min=0)] = 0,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture.")] = Path("augment.png"),
+    seed: Seed = 0,
+    out: Picture = Path("augment.png"),
     debug: Debug = False,
 ):
     """Draw digits as a training with --augment sees them.
@@ -43,4 +45,27 @@ def augment(
     chosen = Augment.parse(strengths)
     plots.deformed_digits(load_data(data).train, chosen, out, seed=seed)
     say("strengths", chosen)
+    say("picture", out)
+
+
+@show.command()
+def corruptions(
+    data: DataName = "digits",
+    seed: Seed = 0,
+    out: Picture = Path("corruptions.png"),
+    debug: Debug = False,
+):
+    """Digits under every corruption of [bold]evaluate --corruptions[/bold], in five strengths.
+
+    The table on top of fastdigit/corruptions.py says what each strength means.
+
+    [bold]Examples[/bold]
+      fastdigit show corruptions
+      fastdigit show corruptions --data mnist --seed 1 --out sheet.pdf
+    """
+    from .. import plots, plots_limits
+    from ..runs import load_data
+
+    plots.check(out)
+    plots_limits.corruption_sheet(load_data(data).test.images, out, seed)
     say("picture", out)

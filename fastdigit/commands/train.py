@@ -34,6 +34,24 @@ def train(
         float | None,
         _option("Data", "--validation", "SHARE", "Hold this share of the images back: 0.1, say."),
     ] = None,
+    series: Annotated[
+        int | None,
+        _option("Data", "--series", "0|4", "MNIST: only those by census employees (0) or students (4)."),
+    ] = None,
+    balance: Annotated[
+        Literal["series", "writer", "class"] | None,
+        _option("Data", "--balance", "series|writer|class", "Let each of these groups count alike."),
+    ] = None,
+    balance_by: Annotated[
+        Literal["weight", "resample"] | None,
+        _option(
+            "Data",
+            "--balance-by",
+            "weight|resample",
+            "Weigh images, or draw as many of each group.",
+            "weight",
+        ),
+    ] = None,
     hidden: Annotated[
         str | None, _option("Network", "--hidden", "512,256,…", "Sizes of the hidden layers.", "128")
     ] = None,
@@ -145,12 +163,13 @@ def train(
       fastdigit train --data mnist --hidden 512,256 --dropout 0.2
       fastdigit train --data mnist --classes 0,1
       fastdigit train --data mnist --hidden 800 --augment standard --epochs 30
+      fastdigit train --data mnist --balance series
       fastdigit train --optimizer adamw --early-stopping 5 --epochs 200
       fastdigit train --resume runs/001
     """
     from dataclasses import fields, replace
 
-    from ..runs import Run, Settings
+    from ..runs import Run, Settings, balanced
 
     names = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in context.params.items() if name in names and value is not None}
@@ -164,6 +183,7 @@ def train(
     net = settings.network(dataset.train.images[0].size)
     settings = replace(settings, backend=net.backend.name)
     options = settings.fit_options()
+    dataset, options["sample_weight"] = balanced(dataset, settings)
     if resume is None:
         run = Run.create(settings, out)
     else:
@@ -191,7 +211,7 @@ def _new_settings(chosen):
         chosen["classes"] = _whole_numbers("--classes", chosen["classes"])
         if len(set(chosen["classes"])) < max(2, len(chosen["classes"])):
             raise ConfigError("--classes needs at least two different digits, such as 0,1")
-    dataset = training_data(chosen["data"], chosen.get("classes"))
+    dataset = training_data(chosen["data"], chosen.get("classes"), chosen.get("series"))
     if chosen["data"] not in DATA:
         chosen["data"] = str(Path(chosen["data"]).resolve())  # a run may be resumed from elsewhere
     chosen.setdefault("classes", np.unique(dataset.train.labels).tolist())
@@ -208,7 +228,7 @@ def _resumed_settings(run, chosen):
     if foreign:
         raise ConfigError(f"--resume takes the settings of the run: leave out {', '.join(foreign)}")
     settings = run.read_settings()
-    dataset = training_data(settings.data, settings.classes)
+    dataset = training_data(settings.data, settings.classes, settings.series)
     if chosen.get("epochs", settings.epochs) < settings.epochs:
         raise ConfigError(f"{run.folder} is a run of {settings.epochs} epochs: --epochs can only raise that")
     return replace(settings, **chosen), dataset
@@ -247,6 +267,11 @@ def _show_plan(run, settings, dataset, net, automatic):
         f"{settings.data}: {len(dataset.train):,} training images{held_back}, {len(dataset.test):,} test "
         f"images, {shape}, digits {' '.join(map(str, settings.classes))}",
     )
+    if settings.series is not None:
+        say("", f"trained on series {settings.series} alone, tested on all")
+    if settings.balance is not None:
+        how = {"weight": "by weights", "resample": "by drawing as many of each"}[settings.balance_by]
+        say("", f"each {settings.balance} counts alike, {how}")
     say("network", f"{'-'.join(map(str, net.layer_sizes))}, {net.layout.parameter_count:,} parameters")
     say(
         "training",

@@ -8,13 +8,16 @@ from .digits import load_digits
 from .idx import read_idx, write_idx
 from .mnist import load_folder, load_mnist
 from .prepare import prepare_image, prepare_steps
+from .writers import Writers, load_writers
 
 __all__ = [
     "Dataset",
     "Images",
+    "Writers",
     "load_digits",
     "load_folder",
     "load_mnist",
+    "load_writers",
     "prepare_image",
     "prepare_steps",
     "read_idx",

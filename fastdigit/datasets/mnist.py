@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DownloadError
+from ..errors import DataError
 from .data import Dataset, Images
+from .download import by_hand, cached, home
 from .idx import read_idx
 
 # Both serve NAME.gz; their gzip wrappers may differ, so the hashes are of what is inside.
@@ -26,9 +25,7 @@ SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 FILES = tuple(SHA256)
-TIMEOUT = 30  # seconds without a byte before the next mirror is tried
-
-log = logging.getLogger(__name__)
+FOLDER = "mnist"
 
 
 def load_mnist(
@@ -51,13 +48,14 @@ def load_mnist(
     recognition", Proc. IEEE 86 (1998).
     """
     if root is not None or os.environ.get("FASTDIGIT_DATA"):
-        files = _find(_home() if root is None else Path(root))
+        files = _find(home(FOLDER) if root is None else Path(root))
         return _dataset(
             "mnist", [(files[name], read_idx(files[name], sha256=sha256[name])) for name in FILES]
         )
 
-    cache = _home()
-    return _dataset("mnist", [_cached(cache / f"{name}.gz", sha256[name], mirrors) for name in FILES])
+    cache, hint = home(FOLDER), by_hand(home(FOLDER), FILES)
+    parts = [cached(cache / f"{name}.gz", sha256[name], mirrors, hint) for name in FILES]
+    return _dataset("mnist", parts)
 
 
 def load_folder(root: str | os.PathLike, name: str) -> Dataset:
@@ -75,20 +73,10 @@ def load_folder(root: str | os.PathLike, name: str) -> Dataset:
 def find_mnist() -> tuple[Path, bool]:
     """The folder where :func:`load_mnist` looks without ``root``, and whether the files are there."""
     try:
-        _find(_home())
-        return _home(), True
+        _find(home(FOLDER))
+        return home(FOLDER), True
     except DataError:
-        return _home(), False
-
-
-def _home() -> Path:
-    """``$FASTDIGIT_DATA/mnist``, or the folder of the user's cache."""
-    shared = os.environ.get("FASTDIGIT_DATA")
-    if shared:
-        return Path(shared) / "mnist"
-    import pooch
-
-    return Path(pooch.os_cache("fastdigit")) / "mnist"
+        return home(FOLDER), False
 
 
 def _find(root: Path) -> dict[str, Path]:
@@ -116,46 +104,3 @@ def _dataset(name: str, parts: Sequence[tuple[Path, np.ndarray]]) -> Dataset:
         except DataError as error:
             raise DataError(f"{images_path} and {labels_path.name}: {error}") from error
     return Dataset(name, *halves)
-
-
-def _cached(path: Path, sha256: str, mirrors: Sequence[str]) -> tuple[Path, np.ndarray]:
-    """The tensor in the cached file ``path``, which is downloaded if it is missing or damaged."""
-    if path.exists():
-        try:
-            return path, read_idx(path, sha256=sha256)
-        except DataError as error:
-            log.warning("%s; downloading it again", error)
-    return path, _download(path, sha256, mirrors)
-
-
-def _download(path: Path, sha256: str, mirrors: Sequence[str]) -> np.ndarray:
-    """Fetch ``path.name`` from the first mirror that has it whole, verify it, and keep it as ``path``."""
-    import pooch
-    import requests
-
-    failures = []
-    for mirror in mirrors:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # On the same disk as the cache, so that the last step is one rename; gone whatever happens.
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as folder:
-                fresh = Path(folder) / path.name
-                pooch.HTTPDownloader(timeout=TIMEOUT)(mirror + path.name, str(fresh), None)
-                tensor = read_idx(fresh, sha256=sha256)
-                os.replace(fresh, path)
-                return tensor
-        except requests.HTTPError as error:
-            failures.append(f"{mirror} answered {error.response.status_code}")
-        except requests.Timeout:
-            failures.append(f"{mirror} did not answer within {TIMEOUT} s")
-        except requests.ConnectionError:
-            failures.append(f"{mirror} could not be reached, or broke off")
-        except DataError as error:
-            failures.append(f"{mirror} sent another file ({str(error).removeprefix(f'{fresh}: ')})")
-        except OSError as error:
-            failures.append(f"{mirror} failed ({error.strerror or error})")
-    wanted = ", ".join(f"{name}.gz" for name in FILES)
-    raise DownloadError(
-        f"cannot download {path.name}: {'; '.join(failures)}. By hand: put {wanted} into {path.parent}, "
-        "or into a folder named mnist and set FASTDIGIT_DATA to the folder that holds that one"
-    )

@@ -15,11 +15,11 @@ from ..common.memory import (
     ints,
     ints32,
     matrix_address,
+    order_address,
     share,
 )
 from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.team import Kernel, thread_count
-from ..gather.cpu import order_address
 from .reference import (
     ACROSS_SHIFT,
     COSINE,

@@ -189,6 +189,17 @@ def matrix_address(name, matrix, dtype, shape=None, written=False):
     return matrix.ctypes.data, distance
 
 
+def order_address(order, start, batch, count):
+    """The address of an order whose elements from ``start`` on are good for a batch."""
+    address = vector_address("order", order, np.int64)
+    if not 0 <= start <= len(order) - batch:
+        raise ValueError(f"order has {len(order)} elements, not {batch} from {start} on")
+    chosen = order[start : start + batch]
+    if batch and (chosen.min() < 0 or chosen.max() >= count):
+        raise IndexError(f"order must be in 0 … {count - 1}, got {chosen.min()} … {chosen.max()}")
+    return address
+
+
 def _expect(name, array, dtype, dimensions, shape, written):
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         found = getattr(array, "dtype", type(array).__name__)

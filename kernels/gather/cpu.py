@@ -12,6 +12,7 @@ from ..common.memory import (
     ints32,
     matrix,
     matrix_address,
+    order_address,
     prefetch,
     row,
     share,
@@ -136,14 +137,3 @@ def gather_values(values, order, start, out, threads=None):
     places = order_address(order, start, len(out), len(values))
     words = [len(out), len(values), start, source, places, target]
     _gather_values(words, min(thread_count(threads), max(1, len(out) // SHARE)))
-
-
-def order_address(order, start, batch, count):
-    """The address of an order whose elements from ``start`` on are good for a batch."""
-    address = vector_address("order", order, np.int64)
-    if not 0 <= start <= len(order) - batch:
-        raise ValueError(f"order has {len(order)} elements, not {batch} from {start} on")
-    chosen = order[start : start + batch]
-    if batch and (chosen.min() < 0 or chosen.max() >= count):
-        raise IndexError(f"order must be in 0 … {count - 1}, got {chosen.min()} … {chosen.max()}")
-    return address

@@ -14,7 +14,7 @@ import numpy as np
 import pooch
 import pytest
 
-from fastdigit.datasets import load_folder, load_mnist, mnist, write_idx
+from fastdigit.datasets import download, load_folder, load_mnist, mnist, write_idx
 from fastdigit.errors import DataError, DownloadError
 
 TENSORS = {
@@ -135,7 +135,7 @@ def test_no_mirror_is_good(server, cache, sha256):
 
 
 def test_a_mirror_that_does_not_answer(cache, sha256, monkeypatch):
-    monkeypatch.setattr(mnist, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(DownloadError, match=r"within 0\.1 s"),

@@ -18,6 +18,7 @@ from PIL import Image
 import fastdigit as fd
 from fastdigit.cli import main
 from fastdigit.plots import DPI
+from fastdigit.runs import LATER
 
 QUICK = ("--epochs", "12", "--hidden", "32", "--backend", "numpy")
 
@@ -125,6 +126,14 @@ def test_help_is_light():
         (["train", "--validation", "2"], ["validation", "2"]),
         (["train", "--clip-norm", "0"], ["clip_norm", "0"]),
         (["train", "--backend", "quantum"], ["quantum", "numpy"]),
+        (["train", "--series", "0"], ["digits", "--data mnist"]),
+        (["train", "--balance", "writer"], ["digits", "--data mnist"]),
+        (["train", "--balance", "pen"], ["pen", "series"]),
+        (["train", "--balance-by", "weight"], ["--balance-by", "--balance"]),
+        (
+            ["train", "--balance", "class", "--balance-by", "resample", "--validation", "0.1"],
+            ["--balance-by weight", "validation"],
+        ),
         (["train", "--resume", "nowhere"], ["nowhere", "settings.json"]),
         (["train", "--resume", "x", "--out", "y"], ["--out"]),
         (["predict"], ["IMAGE"]),
@@ -210,7 +219,8 @@ def test_train_with_every_option(tmp_path):
     options = (
         "--hidden 24,16 --epochs 3 --batch-size 64 --optimizer adamw --learning-rate 0.002 "
         "--weight-decay 0.1 --schedule cosine --dropout 0.1 --clip-norm 2 --validation 0.2 "
-        "--early-stopping 2 --seed 5 --checkpoint-every 7 --backend numpy --out here --classes 1,7,8"
+        "--early-stopping 2 --seed 5 --checkpoint-every 7 --backend numpy --out here --classes 1,7,8 "
+        "--balance class --augment shift=1"
     )
     assert main(["train", *options.split()]) == 0
     settings = json.loads((tmp_path / "here" / "settings.json").read_text())
@@ -233,6 +243,10 @@ def test_train_with_every_option(tmp_path):
         "seed": 5,
         "backend": "numpy",
         "checkpoint_every": 7,
+        "series": None,
+        "balance": "class",
+        "balance_by": "weight",
+        "augment": "shift=1",
     }
 
 
@@ -354,6 +368,19 @@ def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, capsys):
 def test_resume_before_the_first_checkpoint(trained, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(trained / "settings.json", "run")
+    assert main(["train", "--resume", "run"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        trained / "model.safetensors"
+    ).read_bytes()
+
+
+def test_resume_of_a_run_from_before_there_were_balances(trained, tmp_path):
+    """A settings.json that lacks the newer settings describes the training that it always was."""
+    settings = json.loads((trained / "settings.json").read_text())
+    for name in LATER:
+        del settings[name]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
     assert main(["train", "--resume", "run"]) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
         trained / "model.safetensors"

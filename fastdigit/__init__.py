@@ -16,6 +16,17 @@ __version__ = "0.1.0"
 
 _HOME = {
     "backend": ("Backend", "TrainPlan", "backends", "get_backend"),
+    "calibration": (
+        "Answered",
+        "Reliability",
+        "RiskCoverage",
+        "fit_temperature",
+        "log_loss",
+        "reliability",
+        "risk_coverage",
+    ),
+    "checkpoint": ("load_model",),
+    "committee": ("Committee",),
     "datasets": (
         "Dataset",
         "Images",
@@ -41,6 +52,7 @@ _HOME = {
     ),
     "estimator": ("DigitClassifier",),
     "evaluation": ("Evaluation", "evaluate"),
+    "inputs": ("TrainingData",),
     "layout": ("Layout",),
     "log": ("TrainingLog",),
     "network": ("Network",),

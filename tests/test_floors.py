@@ -14,8 +14,18 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 # listed. Kernels (0 and 1) are checked apart.
 FLOORS = [
     {"errors", "files", "schema", "streams"},
-    {"layout", "backend", "inputs", "steps"},
-    {"network", "optimizers", "options", "schedules", "datasets", "log", "evaluation"},
+    {"layout", "backend", "inputs", "probabilities", "steps"},
+    {
+        "network",
+        "optimizers",
+        "options",
+        "schedules",
+        "datasets",
+        "log",
+        "evaluation",
+        "calibration",
+        "committee",
+    },
     {"checkpoint", "training", "progress"},
     {"estimator", "plots", "runs", "info"},
     {"commands", "cli", "__main__", "__init__"},

@@ -7,6 +7,8 @@
 ``model.safetensors``        the network, once the training is complete
 ``evaluation.json``          its result on the test images; written last
 ===========================  ================================================================
+
+The run of a committee has ``checkpoint-1.safetensors`` and ``log-1.jsonl`` … for its members.
 """
 
 import difflib
@@ -15,15 +17,18 @@ import math
 import os
 import sys
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from .checkpoint import training_digest
 from .datasets import Dataset, load_digits, load_folder, load_mnist
 from .datasets.mnist import find_mnist
-from .errors import CheckpointError, ConfigError, DataError, check_number
+from .errors import CheckpointError, ConfigError, DataError, check_count, check_number
 from .files import atomic_write
+from .inputs import TrainingData
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
 from .options import EarlyStopping
@@ -110,12 +115,14 @@ class Settings:
     seed: int = 0
     backend: str
     checkpoint_every: int | None = None
+    members: int = 1
 
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
+        check_count("members", self.members)
 
     @classmethod
     def complete(cls, images, **chosen):
@@ -149,18 +156,34 @@ class Settings:
             settings["epochs"] = max(MIN_EPOCHS, math.ceil(wanted / steps))
         return cls(**settings)
 
-    def network(self, pixels):
-        """A new network for images of so many pixels. Errors: as :class:`Network`."""
-        return Network(
-            [pixels, *self.hidden, len(self.classes)],
-            backend=self.backend,
-            seed=self.seed,
-            dropout=self.dropout,
-            classes=self.classes,
-        )
+    def networks(self, pixels):
+        """The new network, or one for each member, for images of so many pixels. Errors: as :class:`Network`.
+
+        A member differs from the others in its seed alone, which is that of its shuffling too.
+        """
+        return [
+            Network(
+                [pixels, *self.hidden, len(self.classes)],
+                backend=self.backend,
+                seed=self.seed + member,
+                dropout=self.dropout,
+                classes=self.classes,
+            )
+            for member in range(self.members)
+        ]
+
+    def prepare(self, net, images):
+        """What the run trains on and what it holds back, of all its images: :class:`TrainingData`.
+
+        Members share it. Errors: as :meth:`TrainingData.of`.
+        """
+        return TrainingData.of(net, images, self.validation, seed=self.seed)
 
     def fit_options(self):
-        """The arguments of :func:`fastdigit.fit` that follow from the settings. Errors: ConfigError."""
+        """The arguments of :func:`fastdigit.fit` that follow from the settings, but for data and seed.
+
+        Errors: ConfigError.
+        """
         optimizer, names = OPTIMIZERS[self.optimizer]
         patience = self.early_stopping
         return {
@@ -168,12 +191,14 @@ class Settings:
             "schedule": SCHEDULES[self.schedule](),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "validation": self.validation,
             "early_stopping": None if patience is None else EarlyStopping(patience),
             "clip_norm": self.clip_norm,
-            "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
+
+
+# Settings that runs of older versions lack, and what they were then.
+_LATER = {"members": 1}
 
 
 def _schema():
@@ -204,7 +229,8 @@ class Run:
         try:
             run = cls(_next_free() if folder is None else folder)
             run.folder.mkdir(parents=True, exist_ok=True)
-            if any(path.exists() for path in vars(run).values() if path != run.folder):
+            files = [path for path in vars(run).values() if path != run.folder]
+            if any(path.exists() for path in [*files, *chain(*run.trainings(settings.members))]):
                 raise ConfigError(
                     f"{folder} holds a run already: go on with --resume {folder}, or choose another --out"
                 )
@@ -218,6 +244,15 @@ class Run:
     @property
     def complete(self):
         return self.model.exists() and self.result.exists()
+
+    def trainings(self, members):
+        """(checkpoint, log) of the training of the network, or of each member of a committee."""
+        if members == 1:
+            return [(self.checkpoint, self.log)]
+        return [
+            (self.folder / f"checkpoint-{member}.safetensors", self.folder / f"log-{member}.jsonl")
+            for member in range(1, members + 1)
+        ]
 
     def write_settings(self, settings):
         text = json.dumps(asdict(settings), indent=2) + "\n"
@@ -235,6 +270,8 @@ class Run:
             settings = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged ({error}): start a new training") from error
+        if isinstance(settings, dict):
+            settings = {**_LATER, **settings}
         problem = mismatch(settings, _schema(), "settings")
         if problem:
             raise CheckpointError(f"{file}: {problem}: start a new training")
@@ -243,9 +280,27 @@ class Run:
         except ConfigError as error:
             raise CheckpointError(f"{file}: {error}") from error
 
-    def discard(self):
+    def held_back(self, net):
+        """(inputs, labels) that the training of ``net`` did not see, split off once more; None if it saw all.
+
+        Errors: as :meth:`read_settings` and :func:`training_data`; DataError if the data is no longer that of
+        the training.
+        """
+        settings = self.read_settings()
+        if settings.validation is None:
+            return None
+        data = settings.prepare(net, training_data(settings.data, settings.classes).train)
+        for checkpoint, _ in self.trainings(settings.members):
+            if checkpoint.exists() and training_digest(checkpoint) != data.digest():
+                raise DataError(
+                    f"{settings.data} has changed since {self.folder} was trained on it, and what was held "
+                    "back cannot be told any more: name other images with --data"
+                )
+        return data.validation
+
+    def discard(self, members):
         """Delete what a training that never began has written, and the folder if nothing else is in it."""
-        for file in (self.settings_file, self.checkpoint, self.log):
+        for file in (self.settings_file, *chain(*self.trainings(members))):
             file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -281,7 +336,13 @@ def find_model(path=None):
     elif Path(path).is_dir():
         model = _model_in(Run(path))
         if model is None:
-            raise CheckpointError(f"there is no network in {path}: train one with 'fastdigit train'")
+            begun = Run(path).settings_file.exists()
+            way = (
+                f"go on with 'fastdigit train --resume {path}'"
+                if begun
+                else "train one with 'fastdigit train'"
+            )
+            raise CheckpointError(f"there is no network in {path}: {way}")
     else:
         model = Path(path)
     run = Run(model.parent)

@@ -49,17 +49,19 @@ def settings_of(recipe, seed, backend, images):
 
 def trained(settings, data):
     """Train by settings and test: a line of the result."""
-    net = settings.network(data.train.images[0].size)
-    log = fd.fit(net, data.train, **settings.fit_options())
-    evaluation = fd.evaluate(net, data.test)
+    networks = settings.networks(data.train.images[0].size)
+    prepared, options = settings.prepare(networks[0], data), settings.fit_options()
+    logs = [fd.fit(net, prepared, seed=net.seed, **options) for net in networks]
+    evaluation = fd.evaluate(fd.Committee(networks) if len(networks) > 1 else networks[0], data.test)
     return {
         "seed": settings.seed,
-        "backend": net.backend.name,
+        "backend": networks[0].backend.name,
         "correct": evaluation.correct,
         "accuracy": evaluation.accuracy,
-        "training_accuracy": log.epochs[-1].accuracy,
-        "epochs": len(log.epochs),
-        "seconds": sum(epoch.seconds for epoch in log.epochs),
+        "members": [fd.evaluate(net, data.test).accuracy for net in networks] if len(networks) > 1 else None,
+        "training_accuracy": logs[-1].epochs[-1].accuracy,
+        "epochs": sum(len(log.epochs) for log in logs),
+        "seconds": sum(epoch.seconds for log in logs for epoch in log.epochs),
     }
 
 

@@ -1,8 +1,9 @@
 """Networks and trainings on disk: safetensors files, written atomically, checked before use.
 
 A file holds the parameters as ``w1``, ``b1``, ``w2`` … and one metadata entry, ``fastdigit``: JSON
-of a closed schema (exactly the fields below, of exactly these types). A checkpoint of a training
-is the same file with more in it, so it can be used as a network too:
+of a closed schema (exactly the fields below, of exactly these types). The file of a committee holds
+its members as ``member1.w1`` …, ``member2.w1`` …, each with its description. A checkpoint of a training
+is the file of a network with more in it, so it can be used as a network too:
 
 - ``state.<name>.w1`` …: the optimizer's state
 - ``best.w1`` …: the best parameters so far, where early stopping keeps them
@@ -27,7 +28,7 @@ from .layout import Layout
 from .log import Epoch, TrainingLog
 from .schema import mismatch
 
-FORMAT = 1
+FORMAT = 2  # 1 had no temperature
 METADATA_KEY = "fastdigit"
 
 NETWORK_SCHEMA = {
@@ -38,7 +39,9 @@ NETWORK_SCHEMA = {
     "precision": str,
     "seed": int,
     "pixels": bool,
+    "temperature": float,
 }
+COMMITTEE_SCHEMA = {"temperature": float, "members": [NETWORK_SCHEMA]}
 TRAINING_SCHEMA = {
     "epochs_done": int,
     "steps_done": int,
@@ -86,6 +89,17 @@ def save_network(path, net):
     _write(path, dict(net.get_parameters()), {"network": _describe(net)})
 
 
+def save_committee(path, committee):
+    """Write all members into one file. Errors: as :func:`save_network`."""
+    tensors = {
+        f"member{number}.{name}": value
+        for number, net in enumerate(committee.networks, 1)
+        for name, value in net.get_parameters().items()
+    }
+    members = [_describe(net) for net in committee.networks]
+    _write(path, tensors, {"committee": {"temperature": committee.temperature, "members": members}})
+
+
 def save_checkpoint(path, net, training):
     """Write the network and a :class:`TrainingState`. Errors: as :func:`save_network`."""
     tensors = dict(training.parameters)
@@ -113,19 +127,56 @@ def load_network(path, *, backend="auto"):
     Errors: CheckpointError for a file that is missing, damaged, foreign, of a newer format, or
     whose tensors do not fit its own description. Memory stays within the size of the file.
     """
-    from .network import Network
+    with _open(path) as file:
+        metadata = _metadata(path, file)
+        if "committee" in metadata:
+            raise CheckpointError(f"{path} holds a committee, not a single network: use fastdigit.load_model")
+        return _network(path, file, "", metadata["network"], backend)
+
+
+def load_model(path, *, backend="auto"):
+    """The Network or the Committee in a file.
+
+    Errors: as :func:`load_network`; a committee whose members do not fit together counts as damaged.
+    """
+    from .committee import Committee
 
     with _open(path) as file:
-        described = _metadata(path, file)["network"]
-        try:
-            # Held against the tensors first: a description alone must not make us allocate.
-            layout = Layout(tuple(described["layer_sizes"]))
-            _compare(path, file, "", layout)
-            options = {name: described[name] for name in described.keys() - {"format", "layer_sizes"}}
-            net = Network(described["layer_sizes"], backend=backend, **options)
-        except ConfigError as error:
-            raise CheckpointError(f"{path} describes no usable network: {error}") from error
-        net.set_parameters(_named(path, file, "", net))
+        metadata = _metadata(path, file)
+        if "network" in metadata:
+            return _network(path, file, "", metadata["network"], backend)
+        described = metadata["committee"]
+        members = enumerate(described["members"], 1)
+        networks = [_network(path, file, f"member{number}.", one, backend) for number, one in members]
+    try:
+        return Committee(networks, temperature=described["temperature"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} describes no usable committee: {error}") from error
+
+
+def training_digest(path):
+    """The digest of the data of the training in a file; None for one that holds no training.
+
+    Errors: as :func:`load_network`.
+    """
+    with _open(path) as file:
+        training = _metadata(path, file).get("training")
+    return training and training["data_digest"]
+
+
+def _network(path, file, prefix, described, backend):
+    """The network whose tensors begin with ``prefix``."""
+    from .network import Network
+
+    try:
+        # Held against the tensors first: a description alone must not make us allocate.
+        layout = Layout(tuple(described["layer_sizes"]))
+        _compare(path, file, prefix, layout)
+        options = {name: described[name] for name in described.keys() - {"format", "layer_sizes"}}
+        net = Network(described["layer_sizes"], backend=backend, **options)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} describes no usable network: {error}") from error
+    net.set_parameters(_named(path, file, prefix, net))
     return net
 
 
@@ -145,7 +196,8 @@ def load_checkpoint(path, net):
         differing = [
             f"{name} was {described[name]}, now {wanted[name]}"
             for name in wanted
-            if described[name] != wanted[name]
+            # The temperature comes after training and has no part in it.
+            if described[name] != wanted[name] and name != "temperature"
         ]
         if differing:
             raise CheckpointError(f"{path} belongs to another network: {'; '.join(differing)}")
@@ -181,6 +233,7 @@ def _describe(net):
         "precision": net.precision,
         "seed": net.seed,
         "pixels": net.pixels,
+        "temperature": net.temperature,
     }
 
 
@@ -217,18 +270,29 @@ def _metadata(path, file):
         raise CheckpointError(f"{path}: its metadata is not JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: its metadata is not a JSON object")
-    found = metadata.get("network", {}).get("format") if isinstance(metadata.get("network"), dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {found}, this version reads up to {FORMAT}: upgrade fastdigit"
-        )
-    schema = {"network": NETWORK_SCHEMA}
+    for described in _descriptions(metadata):
+        found = described.get("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise CheckpointError(
+                f"{path} has format {found}, this version reads up to {FORMAT}: upgrade fastdigit"
+            )
+        if type(found) is int and found == 1:
+            described.update(format=FORMAT, temperature=1.0)
+    schema = {"committee": COMMITTEE_SCHEMA} if "committee" in metadata else {"network": NETWORK_SCHEMA}
     if "training" in metadata:
         schema["training"] = TRAINING_SCHEMA
     problem = mismatch(metadata, schema, "metadata")
     if problem:
         raise CheckpointError(f"{path}: {problem}")
     return metadata
+
+
+def _descriptions(metadata):
+    """The descriptions of networks in metadata that nobody has checked yet."""
+    committee = metadata.get("committee")
+    members = committee.get("members") if isinstance(committee, dict) else None
+    candidates = [metadata.get("network"), *(members if isinstance(members, list) else [])]
+    return [described for described in candidates if isinstance(described, dict)]
 
 
 def _named(path, file, prefix, net):

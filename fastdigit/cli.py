@@ -11,6 +11,7 @@ import typer
 
 from . import __version__
 from .bench.commands import bench as bench_commands
+from .commands.calibrate import calibrate
 from .commands.common import Debug, complain
 from .commands.evaluate import evaluate
 from .commands.info import info
@@ -100,7 +101,7 @@ def fastdigit(
     """
 
 
-for command in (train, evaluate, predict, info):
+for command in (train, evaluate, calibrate, predict, info):
     app.command()(command)
 app.add_typer(show, name="show")
 app.add_typer(bench_commands, name="bench")

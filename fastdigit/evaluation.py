@@ -8,7 +8,8 @@ import numpy as np
 
 from .errors import DataError
 from .inputs import as_targets, unpack
-from .kernels.softmax_xent.reference import softmax, softmax_xent
+from .kernels.softmax_xent.reference import softmax_xent
+from .probabilities import log_softmax
 
 
 def wilson_interval(correct, count, z=1.959963984540054):
@@ -27,22 +28,35 @@ def wilson_interval(correct, count, z=1.959963984540054):
 class Evaluation:
     """Predictions of a network for labelled images, and what follows from them.
 
-    ``classes`` [C], ``targets`` [N] (indices into classes) and ``logits`` [N, C].
+    ``classes`` [C], ``targets`` [N] (indices into classes), ``logits`` [N, C] and the ``temperature``
+    that turns them into probabilities (see :attr:`Network.temperature`).
     """
 
     classes: np.ndarray
     targets: np.ndarray
     logits: np.ndarray = field(repr=False)
+    temperature: float = 1.0
 
     def __repr__(self):
         return f"<Evaluation {self.correct:,} of {self.count:,} right, {self.accuracy:.2%}>"
 
     @cached_property
     def probabilities(self):
-        """The probability of each class [N, C]."""
-        p = np.empty_like(self.logits)
-        softmax(np, self.logits, p)
-        return p
+        """The probability of each class [N, C], float64."""
+        return np.exp(log_softmax(self.logits, self.temperature))
+
+    @cached_property
+    def confidence(self):
+        """The probability of the most probable class of each image [N]."""
+        return self.probabilities.max(axis=1)
+
+    @cached_property
+    def margin(self):
+        """How far the most probable class of each image is ahead of the next [N]; 1 if there is no other."""
+        if len(self.classes) == 1:
+            return self.confidence
+        second, best = np.partition(self.probabilities, -2, axis=1)[:, -2:].T
+        return best - second
 
     @cached_property
     def predicted(self):
@@ -69,7 +83,7 @@ class Evaluation:
 
     @property
     def loss(self):
-        """Mean cross-entropy."""
+        """Mean cross-entropy of the logits, as :meth:`Network.loss` has it; the temperature plays no part."""
         loss = np.empty(self.count, self.logits.dtype)
         correct, gradient = np.empty(self.count, np.uint8), np.empty_like(self.logits)
         softmax_xent(np, self.logits, self.targets, None, loss, correct, gradient)
@@ -109,7 +123,7 @@ class Evaluation:
 
 
 def evaluate(net, data):
-    """Classify labelled images and compare: an :class:`Evaluation`.
+    """Classify labelled images with a Network or a Committee and compare: an :class:`Evaluation`.
 
     ``data`` has ``images`` and ``labels`` (as ``dataset.test``), or is a pair of them.
     Errors: DataError for images or labels that do not fit the network, or none at all.
@@ -119,4 +133,4 @@ def evaluate(net, data):
     if not len(inputs):
         raise DataError("there are no images to evaluate")
     targets = as_targets(labels, net.classes, len(inputs))
-    return Evaluation(net.classes, targets, net.logits(inputs))
+    return Evaluation(net.classes, targets, net.logits(inputs), net.temperature)

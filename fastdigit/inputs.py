@@ -8,7 +8,7 @@ import hashlib
 import math
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 
@@ -143,18 +143,31 @@ def unpack(data):
     raise DataError("data must have images and labels (as dataset.train), or be a pair (images, labels)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Training and validation data, checked and converted, on the host."""
+    """Training and validation data, checked, converted and split, on the host.
+
+    ``fastdigit.fit`` takes it in place of plain data, so that several networks can be trained on the same: it
+    is then split once, and copied to the device once.
+    """
 
     inputs: np.ndarray
-    targets: np.ndarray
+    targets: np.ndarray  # indices into classes
     weight: np.ndarray | None
     validation: tuple[np.ndarray, np.ndarray] | None  # inputs and labels
+    classes: np.ndarray
     shape: tuple[int, int] | None  # height and width of the images, where they are given
+    _arrays: dict = field(default_factory=dict, init=False, repr=False)  # of backends
 
     @classmethod
-    def of(cls, net, train, validation, sample_weight, seed):
+    def of(cls, net, train, validation=None, sample_weight=None, seed=0):
+        """``train`` for networks like ``net``; the arguments are those of :func:`fastdigit.fit`.
+
+        Errors: DataError, ConfigError.
+        """
+        if isinstance(train, cls):
+            train._check(net, validation, sample_weight)
+            return train
         images, labels = unpack(train)
         shape = np.shape(images)[1:3] if np.ndim(images) >= 3 else None
         inputs = net.as_inputs(images)
@@ -163,14 +176,14 @@ class TrainingData:
         if not len(inputs):
             raise DataError("there are no images to train on")
         if validation is None:
-            return cls(inputs, targets, weight, None, shape)
+            return cls(inputs, targets, weight, None, net.classes, shape)
         if not isinstance(validation, Real):
             images, labels = unpack(validation)
             if not len(images):
                 raise DataError("there are no images to validate with")
             held_back = net.as_inputs(images), np.asarray(labels)
             as_targets(held_back[1], net.classes, len(held_back[0]))
-            return cls(inputs, targets, weight, held_back, shape)
+            return cls(inputs, targets, weight, held_back, net.classes, shape)
         if not 0 < validation < 1:
             raise ConfigError(f"validation must be a fraction between 0 and 1, or data, got {validation!r}")
         kept, held = _split(targets, validation, seed)
@@ -179,8 +192,26 @@ class TrainingData:
             targets[kept],
             None if weight is None else as_weights(weight[kept], len(kept)),
             (inputs[held], net.classes[targets[held]]),
+            net.classes,
             shape,
         )
+
+    def _check(self, net, validation, sample_weight):
+        if validation is not None or sample_weight is not None:
+            raise ConfigError(
+                "TrainingData has its validation and weights already: give them to TrainingData.of"
+            )
+        fits = self.inputs.shape[1] == net.layer_sizes[0] and self.inputs.dtype in (np.uint8, net.dtype)
+        if not (fits and np.array_equal(self.classes, net.classes)):
+            raise ConfigError(f"this TrainingData was made for another network than {net}: make it anew")
+
+    def on(self, backend, dtype):
+        """(inputs, targets, weight) as arrays of the backend, copied there once."""
+        key = backend, dtype
+        if key not in self._arrays:
+            weight = None if self.weight is None else backend.to_device(self.weight.astype(dtype))
+            self._arrays[key] = backend.to_device(self.inputs), backend.to_device(self.targets), weight
+        return self._arrays[key]
 
     def digest(self):
         """Tells whether a checkpoint was made with the same data."""

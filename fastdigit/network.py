@@ -11,6 +11,7 @@ from .backend import get_backend, is_registered
 from .errors import ConfigError, DataError, check_number
 from .inputs import as_inputs, as_targets, as_weights
 from .layout import Layout
+from .probabilities import checked_temperature, log_softmax
 from .steps import Buffers, backward, forward
 from .streams import INITIALISATION, random_stream
 
@@ -35,12 +36,15 @@ class Network:
     - ``classes``: the label of each output; 0, 1, 2 … if not given.
     - ``pixels``: False for inputs that are not pictures: then floats of any size are expected and
       whole numbers above 1 are no reason to warn.
+    - ``temperature``: what :meth:`predict_proba` divides the logits by, so that probabilities can be brought
+      to what they claim to be (:func:`fastdigit.fit_temperature`). It belongs to these very weights:
+      training sets it back to 1.
 
     ``net.parameters()`` gives the weights as named views; ``net.predict`` and ``net.predict_proba``
     take uint8 images [N, 28, 28] or [N, 784], or floats in 0 … 1. Two threads may use one network:
     they take turns.
 
-    Errors: ConfigError for sizes, seed, dropout, classes or a precision that make no sense;
+    Errors: ConfigError for sizes, seed, dropout, classes, a precision or a temperature that make no sense;
     BackendError for a backend that is unknown or cannot run here.
     """
 
@@ -54,6 +58,7 @@ class Network:
         precision="float32",
         classes=None,
         pixels=True,
+        temperature=1.0,
     ):
         self.backend = get_backend(backend)
         sizes = _checked_sizes(layer_sizes)
@@ -69,6 +74,7 @@ class Network:
         self.precision = precision
         self.dtype = "float64" if precision == "float64" else "float32"  # of parameters and results
         self.pixels = bool(pixels)
+        self.temperature = temperature
         self._parameters = self.backend.zeros((self.layout.size,), self.dtype)
         self._gradients = self.backend.zeros((self.layout.size,), self.dtype)
         self._layers = self.layout.layers(self._parameters)
@@ -89,6 +95,15 @@ class Network:
     def layer_sizes(self):
         """Sizes from the input to the output."""
         return self.layout.layer_sizes
+
+    @property
+    def temperature(self):
+        """What the logits are divided by before they become probabilities, 1.0 unless it was set."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value):
+        self._temperature = checked_temperature(value)
 
     def __repr__(self):
         sizes = "-".join(map(str, self.layer_sizes))
@@ -197,8 +212,13 @@ class Network:
         return self._outputs(images, probabilities=False)
 
     def predict_proba(self, images):
-        """The probability of each class. Shapes: images as in :meth:`predict`; returns [N, C]."""
-        return self._outputs(images, probabilities=True)
+        """The probability of each class, softmax(logits / :attr:`temperature`).
+
+        Shapes: images as in :meth:`predict`; returns [N, C].
+        """
+        if self.temperature == 1:
+            return self._outputs(images, probabilities=True)
+        return np.exp(log_softmax(self.logits(images), self.temperature)).astype(self.dtype)
 
     def predict(self, images):
         """The label of the most probable class of each image.
@@ -294,6 +314,7 @@ class Network:
             "precision": self.precision,
             "classes": self.classes,
             "pixels": self.pixels,
+            "temperature": self.temperature,
         }
 
 

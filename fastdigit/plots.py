@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .calibration import reliability, risk_coverage
 from .errors import ConfigError, DataError, MissingExtraError
+from .evaluation import wilson_interval
 from .files import atomic_write
 
 RIGHT, WRONG = "#1a7f5a", "#c0392b"
@@ -85,6 +87,65 @@ def first_layer_weights(net, path, count=40, evaluation=None, images=None):
             axes.set_title(f"for {net.classes[votes[unit]]}", fontsize=10, pad=3)
     for part in below:
         _draw_mistakes(part, evaluation, images, misread, columns)
+    _save(figure, path)
+
+
+def calibration(evaluation, path):
+    """What the probabilities of a network are worth. Left: how often answers are right that claim to be so
+    with a certain probability. Middle: how many answers claim what. Right: how many are wrong if the least
+    sure ones are withheld.
+    """
+    figure = _figure(15, 4.8)
+    bins = reliability(evaluation)
+    figure.suptitle(
+        f"{evaluation.count:,} images at temperature {evaluation.temperature:.4g}: "
+        f"expected calibration error {100 * bins.error:.2f} %",
+        fontsize=14,
+    )
+    left, middle, right = figure.subplots(1, 3)
+    _draw_reliability(left, bins)
+    correct = evaluation.predicted == evaluation.targets
+    for what, part, colour in (("right", correct, RIGHT), ("wrong", ~correct, WRONG)):
+        confidence, edges = 100 * evaluation.confidence[part], np.linspace(0, 100, 41)
+        middle.hist(confidence, edges, color=colour, alpha=0.6, label=f"{what} ({part.sum():,})")
+    middle.set(yscale="log", xlabel="probability of the answer, %", ylabel="answers")
+    curve = risk_coverage(evaluation)
+    right.plot(100 * curve.coverage, 100 * curve.error, color=WRONG)
+    right.set(
+        xlabel="share of the images that is answered, %", ylabel="wrong among the answers, %", ylim=(0, None)
+    )
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in (left, middle):
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    _save(figure, path)
+
+
+def ambiguous_digits(evaluation, images, path, count=24):
+    """Above: the ``count`` images whose two most probable classes are closest to each other, with both, their
+    probabilities, and the digit meant. Below: those misread with the most confidence.
+
+    ``images`` u8[N,H,W] are those that ``evaluation`` is of. Errors: also DataError for a single class.
+    """
+    if len(evaluation.classes) < 2:
+        raise DataError("a network with a single class is never in two minds")
+    columns = 8
+    unclear = np.argsort(evaluation.margin, kind="stable")[:count]
+    misread = _mistakes(evaluation, count)
+    heights = [1.75 * math.ceil(len(part) / columns) + 0.6 for part in (unclear, misread)]
+    figure = _figure(1.5 * columns, sum(heights))
+    top, below = figure.subfigures(2, 1, height_ratios=heights)
+    top.suptitle("least clear (the two best guesses; below, the digit meant)", fontsize=13)
+    rows = math.ceil(len(unclear) / columns)
+    for axes, index in zip(_grid(top, rows, columns, len(unclear)), unclear, strict=True):
+        p, target = evaluation.probabilities[index], evaluation.targets[index]
+        best, second = np.argsort(-p, kind="stable")[:2]
+        guesses = (f"{evaluation.classes[guess]}: {100 * p[guess]:.0f} %" for guess in (best, second))
+        axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title("  ".join(guesses), fontsize=10, pad=3, color=RIGHT if best == target else WRONG)
+        axes.set_xlabel(f"{evaluation.classes[target]}", fontsize=10, labelpad=2)
+    _draw_mistakes(below, evaluation, images, misread, columns)
     _save(figure, path)
 
 
@@ -166,6 +227,35 @@ def training_curve(log, path):
 
 
 # --- parts ----------------------------------------------------------------------------------------
+
+
+def _draw_reliability(axes, bins):
+    """A bar for the accuracy of each bin with its 95 % interval, and what the answers in it claim."""
+    accuracy, confidence = 100 * bins.accuracy, 100 * bins.confidence
+    counts = zip(np.rint(bins.accuracy * bins.count), bins.count, strict=True)
+    intervals = 100 * np.array([wilson_interval(right, count) for right, count in counts])
+    axes.bar(
+        100 * bins.low,
+        accuracy,
+        100 * (bins.high - bins.low),
+        align="edge",
+        color=RIGHT,
+        alpha=0.35,
+        edgecolor="white",
+        label="right (with 95 % interval)",
+    )
+    axes.errorbar(
+        confidence,
+        accuracy,
+        np.abs(intervals.T - accuracy),
+        fmt="none",
+        ecolor=RIGHT,
+        elinewidth=1.2,
+        capsize=2,
+    )
+    axes.plot([0, 100], [0, 100], color="0.5", linewidth=0.8, linestyle="--")
+    axes.plot(confidence, confidence, "o", color=WRONG, markersize=4, label="claimed")
+    axes.set(xlabel="probability of the answer, %", ylabel="%", xlim=(0, 100), ylim=(0, 105))
 
 
 def _draw_confusion(figure, evaluation):

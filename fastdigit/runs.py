@@ -7,6 +7,8 @@
 ``model.safetensors``        the network, once the training is complete
 ``evaluation.json``          its result on the test images; written last
 ===========================  ================================================================
+
+The run of a committee has ``checkpoint-1.safetensors`` and ``log-1.jsonl`` … for its members.
 """
 
 import difflib
@@ -15,17 +17,20 @@ import math
 import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from .augmentation import Augment
+from .checkpoint import training_digest
 from .datasets import Dataset, load_digits, load_folder, load_mnist, load_writers
 from .datasets.mnist import find_mnist
-from .errors import CheckpointError, ConfigError, DataError, check_number
+from .errors import CheckpointError, ConfigError, DataError, check_count, check_number
 from .files import atomic_write
 from .groups import balanced_sample, balanced_weights, read_groups
+from .inputs import TrainingData
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
 from .options import EarlyStopping
@@ -181,6 +186,7 @@ class Settings:
     series: int | None = None
     balance: str | None = None
     balance_by: str | None = None
+    members: int = 1
 
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -188,6 +194,7 @@ class Settings:
             if value not in known:
                 raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
         self._check_groups()
+        check_count("members", self.members)
 
     def _check_groups(self):
         """Errors: ConfigError for a balance that cannot be had."""
@@ -239,18 +246,35 @@ class Settings:
             settings["epochs"] = max(MIN_EPOCHS, math.ceil(wanted / steps))
         return cls(**settings)
 
-    def network(self, pixels):
-        """A new network for images of so many pixels. Errors: as :class:`Network`."""
-        return Network(
-            [pixels, *self.hidden, len(self.classes)],
-            backend=self.backend,
-            seed=self.seed,
-            dropout=self.dropout,
-            classes=self.classes,
-        )
+    def networks(self, pixels):
+        """The new network, or one for each member, for images of so many pixels. Errors: as :class:`Network`.
+
+        A member differs from the others in its seed alone, which is that of its shuffling too.
+        """
+        return [
+            Network(
+                [pixels, *self.hidden, len(self.classes)],
+                backend=self.backend,
+                seed=self.seed + member,
+                dropout=self.dropout,
+                classes=self.classes,
+            )
+            for member in range(self.members)
+        ]
+
+    def prepare(self, net, dataset):
+        """What the run trains on and what it holds back, of its data set: :class:`TrainingData`.
+
+        Members share it. Errors: as :func:`balanced` and :meth:`TrainingData.of`.
+        """
+        dataset, weight = balanced(dataset, self)
+        return TrainingData.of(net, dataset.train, self.validation, weight, self.seed)
 
     def fit_options(self):
-        """The arguments of :func:`fastdigit.fit` that follow from the settings. Errors: ConfigError."""
+        """The arguments of :func:`fastdigit.fit` that follow from the settings, but for data and seed.
+
+        Errors: ConfigError.
+        """
         optimizer, names = OPTIMIZERS[self.optimizer]
         patience = self.early_stopping
         return {
@@ -259,16 +283,14 @@ class Settings:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "augment": None if self.augment is None else Augment.parse(self.augment),
-            "validation": self.validation,
             "early_stopping": None if patience is None else EarlyStopping(patience),
             "clip_norm": self.clip_norm,
-            "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
 
 
 # Settings that files of older versions lack; without them a training is what it was.
-LATER = ("series", "balance", "balance_by", "augment")
+LATER = ("series", "balance", "balance_by", "augment", "members")
 
 
 def _schema():
@@ -299,7 +321,8 @@ class Run:
         try:
             run = cls(_next_free() if folder is None else folder)
             run.folder.mkdir(parents=True, exist_ok=True)
-            if any(path.exists() for path in vars(run).values() if path != run.folder):
+            files = [path for path in vars(run).values() if path != run.folder]
+            if any(path.exists() for path in [*files, *chain(*run.trainings(settings.members))]):
                 raise ConfigError(
                     f"{folder} holds a run already: go on with --resume {folder}, or choose another --out"
                 )
@@ -313,6 +336,15 @@ class Run:
     @property
     def complete(self):
         return self.model.exists() and self.result.exists()
+
+    def trainings(self, members):
+        """(checkpoint, log) of the training of the network, or of each member of a committee."""
+        if members == 1:
+            return [(self.checkpoint, self.log)]
+        return [
+            (self.folder / f"checkpoint-{member}.safetensors", self.folder / f"log-{member}.jsonl")
+            for member in range(1, members + 1)
+        ]
 
     def write_settings(self, settings):
         text = json.dumps(asdict(settings), indent=2) + "\n"
@@ -340,9 +372,27 @@ class Run:
         except ConfigError as error:
             raise CheckpointError(f"{file}: {error}") from error
 
-    def discard(self):
+    def held_back(self, net):
+        """(inputs, labels) that the training of ``net`` did not see, split off once more; None if it saw all.
+
+        Errors: as :meth:`read_settings` and :func:`training_data`; DataError if the data is no longer that of
+        the training.
+        """
+        settings = self.read_settings()
+        if settings.validation is None:
+            return None
+        data = settings.prepare(net, training_data(settings.data, settings.classes, settings.series))
+        for checkpoint, _ in self.trainings(settings.members):
+            if checkpoint.exists() and training_digest(checkpoint) != data.digest():
+                raise DataError(
+                    f"{settings.data} has changed since {self.folder} was trained on it, and what was held "
+                    "back cannot be told any more: name other images with --data"
+                )
+        return data.validation
+
+    def discard(self, members):
         """Delete what a training that never began has written, and the folder if nothing else is in it."""
-        for file in (self.settings_file, self.checkpoint, self.log):
+        for file in (self.settings_file, *chain(*self.trainings(members))):
             file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -378,7 +428,13 @@ def find_model(path=None):
     elif Path(path).is_dir():
         model = _model_in(Run(path))
         if model is None:
-            raise CheckpointError(f"there is no network in {path}: train one with 'fastdigit train'")
+            begun = Run(path).settings_file.exists()
+            way = (
+                f"go on with 'fastdigit train --resume {path}'"
+                if begun
+                else "train one with 'fastdigit train'"
+            )
+            raise CheckpointError(f"there is no network in {path}: {way}")
     else:
         model = Path(path)
     run = Run(model.parent)

@@ -59,7 +59,8 @@ def fit(
     """Train a network in place: a :class:`~fastdigit.log.TrainingLog`.
 
     - ``train``: what has ``images`` and ``labels`` (``dataset.train``), or a pair of arrays, as
-      :meth:`Network.predict` takes them, with one label of ``net.classes`` for each image.
+      :meth:`Network.predict` takes them, with one label of ``net.classes`` for each image; or a
+      TrainingData, which several networks can share.
     - ``optimizer``: an SGD or Adam record; by default ``SGD(0.1, momentum=0.9, nesterov=True)``.
       ``schedule``: what scales its learning rate, by default ``OneCycle()``; any function of (step
       from 0, steps in all, steps in an epoch) that gives a factor will do.
@@ -156,9 +157,7 @@ class _Training:
         backend = net.backend
         self.count = len(data.inputs)
         self.steps_per_epoch = -(-self.count // options.batch_size)
-        self.images = backend.to_device(data.inputs)
-        self.labels = backend.to_device(data.targets)
-        self.weight = None if data.weight is None else backend.to_device(data.weight.astype(net.dtype))
+        self.images, self.labels, self.weight = data.on(backend, net.dtype)
         size = (net.layout.size,)
         self.state = tuple(backend.zeros(size, net.dtype) for _ in options.optimizer.state_names)
         self._fill_state(options.optimizer_state.tensors)
@@ -189,13 +188,14 @@ class _Training:
         """Start from the checkpoint if there is one; else write the first, before anything is done,
         so that a place that cannot be written to is known at once."""
         file = self.options.checkpoint
-        if file is None:
-            return
-        if file.exists():
+        resumed = file is not None and file.exists()
+        if resumed:
             self._restore(file)
-        else:
-            self._save(self.last_good)
-        remove_leftovers(file)
+        self.net.temperature = 1.0  # what it was is right for the weights of before alone
+        if file is not None:
+            if not resumed:
+                self._save(self.last_good)
+            remove_leftovers(file)
 
     def _restore(self, file):
         net, backend = self.net, self.net.backend

@@ -14,7 +14,7 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 # listed. Kernels (0 and 1) are checked apart.
 FLOORS = [
     {"errors", "files", "schema", "streams"},
-    {"layout", "backend", "inputs", "steps"},
+    {"layout", "backend", "inputs", "probabilities", "steps"},
     {
         "network",
         "optimizers",
@@ -26,6 +26,8 @@ FLOORS = [
         "augmentation",
         "corruptions",
         "groups",
+        "calibration",
+        "committee",
     },
     {"checkpoint", "training", "progress"},
     {"estimator", "plots", "plots_limits", "runs", "info"},

@@ -31,6 +31,16 @@ ModelName = Annotated[
     ),
 ]
 Split = Annotated[Literal["test", "train"], typer.Option(help="Which half of the data.")]
+RejectBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--reject-below",
+        metavar="P",
+        help="Give no answer that is less probable than this: 0.9, say.",
+        min=0,
+        max=1,
+    ),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to a JSON file.")
 ]
@@ -62,12 +72,39 @@ def this_command():
 
 
 def load_network(path, backend):
-    """(network, its file, its run or None)."""
+    """(network, its file, its run or None). Errors: CheckpointError, also for a committee."""
     from ..network import Network
     from ..runs import find_model
 
     path, run = find_model(path)
     return Network.load(path, backend=backend or "auto"), path, run
+
+
+def load_model(path, backend):
+    """(network or committee, its file, its run or None)."""
+    from ..checkpoint import load_model
+    from ..runs import find_model
+
+    path, run = find_model(path)
+    return load_model(path, backend=backend or "auto"), path, run
+
+
+def members_of(model, images):
+    """The accuracy of each member of a committee alone, and their mean, for JSON; nothing of a network."""
+    from ..committee import Committee
+    from ..evaluation import evaluate
+
+    if not isinstance(model, Committee):
+        return {}
+    accuracies = [evaluate(net, images).accuracy for net in model.networks]
+    return {"members": accuracies, "members_mean": sum(accuracies) / len(accuracies)}
+
+
+def say_members(figures):
+    """The line for what :func:`members_of` gave, if that is something."""
+    if figures:
+        each = ", ".join(f"{100 * accuracy:.2f}" for accuracy in figures["members"])
+        say("members", f"{each} %; mean {percent(figures['members_mean'])}")
 
 
 def result_of(evaluation, model, data, split):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DataError
-from .common import BackendName, Debug, complain, load_network, percent
+from .common import BackendName, Debug, RejectBelow, complain, load_model, percent
 
 MAX_STDIN = 256 * 2**20  # bytes; no picture is larger, an endless stream is
 
@@ -28,6 +28,7 @@ def predict(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    reject_below: RejectBelow = None,
     backend: BackendName = None,
     steps: Annotated[
         Path | None,
@@ -48,6 +49,7 @@ def predict(
       fastdigit predict *.jpg --model runs/001 --json
       curl -s https://example.org/digit.png | fastdigit predict -
       fastdigit predict photo.jpg --steps prepared.png
+      fastdigit predict *.png --reject-below 0.9
     """
     from ..datasets import prepare_steps
 
@@ -55,7 +57,7 @@ def predict(
         from .. import plots
 
         plots.check(steps)
-    net, path, run = load_network(model, backend)
+    net, path, run = load_model(model, backend)
     if model is None:  # say which one was taken
         trained_on = f", trained on {run.read_settings().data}" if run else ""
         digits = " ".join(map(str, net.classes))
@@ -75,6 +77,8 @@ def predict(
         digits = np.stack([pictures["centred"] for pictures in prepared.values()])
         for name, probabilities in zip(prepared, net.predict_proba(digits), strict=True):
             answers[name] = {"image": name, **_guesses(net.classes, probabilities)}
+            if reject_below is not None:
+                answers[name]["rejected"] = answers[name]["probability"] < reject_below
     answers = [answers[name] for name in images]
     if as_json:
         print(json.dumps(answers, indent=2))
@@ -110,7 +114,8 @@ def _show_answers(answers):
     for answer in answers:
         if "error" in answer:
             continue
-        line = f"{answer['image']:{width}}  {answer['label']}  {percent(answer['probability']):>8}"
+        label = f"?  perhaps {answer['label']}" if answer.get("rejected") else answer["label"]
+        line = f"{answer['image']:{width}}  {label}  {percent(answer['probability']):>8}"
         if "runner_up" in answer:
             line += f"   then {answer['runner_up']} {percent(answer['runner_up_probability']):>8}"
         print(line)

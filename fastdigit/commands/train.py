@@ -12,9 +12,11 @@ from .common import (
     DataName,
     Debug,
     accuracy_of,
+    members_of,
     quoted,
     result_of,
     say,
+    say_members,
     this_command,
     write_json,
 )
@@ -50,6 +52,12 @@ def train(
             "weight|resample",
             "Weigh images, or draw as many of each group.",
             "weight",
+        ),
+    ] = None,
+    members: Annotated[
+        int | None,
+        _option(
+            "Network", "--members", "N", "A committee of so many networks, each of its own seed.", "1", min=1
         ),
     ] = None,
     hidden: Annotated[
@@ -165,11 +173,12 @@ def train(
       fastdigit train --data mnist --hidden 800 --augment standard --epochs 30
       fastdigit train --data mnist --balance series
       fastdigit train --optimizer adamw --early-stopping 5 --epochs 200
+      fastdigit train --data mnist --members 7 --validation 0.1
       fastdigit train --resume runs/001
     """
     from dataclasses import fields, replace
 
-    from ..runs import Run, Settings, balanced
+    from ..runs import Run, Settings
 
     names = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in context.params.items() if name in names and value is not None}
@@ -180,18 +189,17 @@ def train(
             raise ConfigError("--resume saves where the run is: leave out --out")
         run = Run(resume)
         settings, dataset = _resumed_settings(run, chosen)
-    net = settings.network(dataset.train.images[0].size)
-    settings = replace(settings, backend=net.backend.name)
+    networks = settings.networks(dataset.train.images[0].size)
+    settings = replace(settings, backend=networks[0].backend.name)
     options = settings.fit_options()
-    dataset, options["sample_weight"] = balanced(dataset, settings)
     if resume is None:
         run = Run.create(settings, out)
     else:
-        _check_resumable(run, net, settings)
+        _check_resumable(run, networks, settings)
     if not quiet:
-        _show_plan(run, settings, dataset, net, automatic=backend is None and resume is None)
+        _show_plan(run, settings, dataset, networks[0], automatic=backend is None and resume is None)
     try:
-        _train(run, dataset, net, options, resume is not None, quiet)
+        _train(run, settings, dataset, networks, options, resume is not None, quiet)
     except KeyboardInterrupt:
         print(f"interrupted; go on with: fastdigit train --resume {quoted(run.folder)}", file=sys.stderr)
         return 130
@@ -234,16 +242,17 @@ def _resumed_settings(run, chosen):
     return replace(settings, **chosen), dataset
 
 
-def _check_resumable(run, net, settings):
-    """Only when the checkpoint is known to be sound is anything in the folder changed."""
+def _check_resumable(run, networks, settings):
+    """Only when the checkpoints are known to be sound is anything in the folder changed."""
     from ..checkpoint import load_checkpoint
 
     if run.complete and settings.epochs == run.read_settings().epochs:
         return
-    if run.checkpoint.exists():
-        load_checkpoint(run.checkpoint, net)
-    elif run.model.exists():
-        raise CheckpointError(f"{run.checkpoint} is gone: this run cannot go on, start a new one")
+    for net, (checkpoint, _) in zip(networks, run.trainings(len(networks)), strict=True):
+        if checkpoint.exists():
+            load_checkpoint(checkpoint, net)
+        elif run.model.exists():
+            raise CheckpointError(f"{checkpoint} is gone: this run cannot go on, start a new one")
     run.write_settings(settings)
     run.result.unlink(missing_ok=True)
 
@@ -272,7 +281,9 @@ def _show_plan(run, settings, dataset, net, automatic):
     if settings.balance is not None:
         how = {"weight": "by weights", "resample": "by drawing as many of each"}[settings.balance_by]
         say("", f"each {settings.balance} counts alike, {how}")
-    say("network", f"{'-'.join(map(str, net.layer_sizes))}, {net.layout.parameter_count:,} parameters")
+    committee = f"a committee of {settings.members}, each " if settings.members > 1 else ""
+    sizes = "-".join(map(str, net.layer_sizes))
+    say("network", f"{committee}{sizes}, {net.layout.parameter_count:,} parameters")
     say(
         "training",
         f"{settings.epochs} epochs, batches of {settings.batch_size}, {settings.optimizer}, "
@@ -282,38 +293,53 @@ def _show_plan(run, settings, dataset, net, automatic):
     say("folder", run.folder)
 
 
-def _train(run, dataset, net, options, resumed, quiet):
+def _train(run, settings, dataset, networks, options, resumed, quiet):
     """Train what is not trained yet, then test, save and show the result."""
+    from ..checkpoint import load_model
+    from ..committee import Committee
     from ..evaluation import evaluate
-    from ..network import Network
-    from ..progress import Progress
-    from ..training import fit
 
     if run.complete:
-        net = Network.load(run.model, backend=net.backend)
+        model = load_model(run.model, backend=networks[0].backend)
         say("complete", "this run is trained to its end; --epochs N trains it further")
     else:
-        try:
-            log = fit(
-                net,
-                dataset.train,
-                checkpoint=run.checkpoint,
-                log_file=run.log,
-                resume=resumed,
-                progress=None if quiet else Progress(),
-                **options,
-            )
-        except (ConfigError, DataError):
-            # These come before the first step: what the user has to correct leaves no run behind.
-            if not resumed:
-                run.discard()
-            raise
-        net.save(run.model)
-        if log.stopped:
-            say("stopped", f"{log.stopped}; the weights of epoch {log.best_epoch} are kept")
-    evaluation = evaluate(net, dataset.test)
-    write_json(run.result, result_of(evaluation, run.model, dataset.name, "test"))
+        _fit(run, settings, dataset, networks, options, resumed, quiet)
+        model = networks[0] if len(networks) == 1 else Committee(networks)
+        model.save(run.model)
+    evaluation, members = evaluate(model, dataset.test), members_of(model, dataset.test)
+    write_json(run.result, {**result_of(evaluation, run.model, dataset.name, "test"), **members})
+    say_members(members)
     say("test", accuracy_of(evaluation))
     say("model", run.model)
     if not quiet:
         say("next", f"{this_command()} evaluate {quoted(run.folder)}")
+
+
+def _fit(run, settings, dataset, networks, options, resumed, quiet):
+    """Train the networks one after the other, on the same data. What is trained to its end is only read."""
+    from ..progress import Progress
+    from ..training import fit
+
+    try:
+        data = settings.prepare(networks[0], dataset)
+        for number, (checkpoint, log_file) in enumerate(run.trainings(len(networks))):
+            net = networks[number]
+            if len(networks) > 1 and not quiet:
+                say("member", f"{number + 1} of {len(networks)}, seed {net.seed}")
+            log = fit(
+                net,
+                data,
+                seed=net.seed,
+                checkpoint=checkpoint,
+                log_file=log_file,
+                resume=resumed,
+                progress=None if quiet else Progress(),
+                **options,
+            )
+            if log.stopped:
+                say("stopped", f"{log.stopped}; the weights of epoch {log.best_epoch} are kept")
+    except (ConfigError, DataError):
+        # These come before the first step: what the user has to correct leaves no run behind.
+        if not resumed:
+            run.discard(len(networks))
+        raise

@@ -31,8 +31,9 @@ def test_a_recipe_trains_and_says_what_came_out(tmp_path, monkeypatch, capsys):
     out = tmp_path / "recipe_tiny.json"
     results = recipes.run("tiny", [0, 3], "numpy", data, out)
     assert [row["seed"] for row in results["seeds"]] == [0, 3]
-    net = recipes.settings_of(recipes.read("tiny"), 3, "numpy", 200).network(784)
-    fd.fit(net, data.train, **recipes.settings_of(recipes.read("tiny"), 3, "numpy", 200).fit_options())
+    settings = recipes.settings_of(recipes.read("tiny"), 3, "numpy", 200)
+    (net,) = settings.networks(784)
+    fd.fit(net, data.train, seed=3, **settings.fit_options())
     accuracy = fd.evaluate(net, data.test).accuracy
     assert results["seeds"][1]["accuracy"] == accuracy
     assert results["accuracy"]["least"] <= results["accuracy"]["mean"] <= results["accuracy"]["most"]

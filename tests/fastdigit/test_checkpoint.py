@@ -45,6 +45,10 @@ def test_a_network_comes_back_as_it_was(make_network, blobs, tmp_path):
     back = fd.Network.load(tmp_path / "net.safetensors", backend=net.backend)
     assert same_bits(net, back)
     assert (back.layer_sizes, back.dropout, back.seed) == (net.layer_sizes, net.dropout, net.seed)
+    net.temperature = 1.25
+    net.save(tmp_path / "net.safetensors")
+    back = fd.Network.load(tmp_path / "net.safetensors", backend=net.backend)
+    assert back.temperature == 1.25
     np.testing.assert_array_equal(back.predict_proba(blobs.images), net.predict_proba(blobs.images))
 
 
@@ -176,7 +180,7 @@ def test_overlapping_tensors(saved):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("format", 2, "format 2, this version reads up to 1: upgrade"),
+        ("format", 3, "format 3, this version reads up to 2: upgrade"),
         ("format", True, "metadata.network.format is True, expected int"),
         ("layer_sizes", [6, 5.0, 2], r"layer_sizes\[1\] is 5.0, expected int"),
         ("layer_sizes", "6-5-2", "layer_sizes is not a list"),
@@ -185,6 +189,10 @@ def test_overlapping_tensors(saved):
         ("dropout", [1.5], "no usable network: dropout"),
         ("precision", "float8", "no usable network: .* precision 'float8'"),
         ("seed", -1, "no usable network: seed"),
+        ("temperature", 0.0, "no usable network: temperature"),
+        ("temperature", -1.5, "no usable network: temperature"),
+        ("temperature", 1, "temperature is 1, expected float"),
+        ("temperature", None, "temperature is None, expected float"),
         ("extra", 1, "has the fields"),
     ],
 )
@@ -193,6 +201,37 @@ def test_descriptions_outside_the_schema(saved, field, value, message):
     rewrite(file, lambda description, tensors: description["network"].update({field: value}))
     with pytest.raises(fd.CheckpointError, match=message):
         fd.Network.load(file, backend="numpy")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999"])
+def test_a_temperature_that_is_no_number(saved, text):
+    _, file = saved
+    description = json.dumps(described(file)).replace('"temperature": 1.0', f'"temperature": {text}')
+    save_file(load_file(file), file, {"fastdigit": description})
+    with pytest.raises(fd.CheckpointError, match=r"temperature is (nan|inf), expected float"):
+        fd.Network.load(file, backend="numpy")
+
+
+def test_a_file_without_a_temperature_has_none_only_if_it_is_old(saved):
+    net, file = saved
+    rewrite(file, lambda description, tensors: description["network"].pop("temperature"))
+    with pytest.raises(fd.CheckpointError, match="has the fields"):
+        fd.Network.load(file, backend="numpy")
+    rewrite(file, lambda description, tensors: description["network"].update(format=1))
+    back = fd.Network.load(file, backend="numpy")
+    assert back.temperature == 1
+    assert same_bits(back, net)
+
+
+def test_a_checkpoint_of_before_temperatures_is_resumed(make_network, blobs, tmp_path):
+    file, whole, net = tmp_path / "c.safetensors", make_network(), make_network()
+    fd.fit(whole, blobs, epochs=2, schedule=fd.Constant())
+    fd.fit(make_network(), blobs, epochs=1, schedule=fd.Constant(), checkpoint=file)
+    rewrite(file, lambda d, t: (d["network"].pop("temperature"), d["network"].update(format=1)))
+    net.temperature = 2.0  # no obstacle, and of no use after the training
+    fd.fit(net, blobs, epochs=2, schedule=fd.Constant(), checkpoint=file, resume=True)
+    assert same_bits(net, whole)
+    assert net.temperature == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"network": []}', "[" * 5000, '{"network": 1}'])

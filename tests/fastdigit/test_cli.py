@@ -67,7 +67,7 @@ def error_of(capsys, arguments, status):
 # --- help and usage -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "calibrate", "predict", "info"])
 def test_help_shows_examples(command, capsys):
     assert main([command, "--help"]) == 0
     help_page = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_help_shows_examples(command, capsys):
 def test_help_names_all_commands(capsys):
     assert main(["--help"]) == 0
     page = capsys.readouterr().out
-    assert all(f"│ {command} " in page for command in ("train", "evaluate", "predict", "info"))
+    assert all(f"│ {command} " in page for command in ("train", "evaluate", "calibrate", "predict", "info"))
 
 
 def test_no_arguments_show_the_help(capsys):
@@ -123,6 +123,8 @@ def test_help_is_light():
         (["train", "--momentum", "0", "--nesterov"], ["nesterov", "momentum"]),
         (["train", "--learning-rate", "-1"], ["learning_rate", "-1"]),
         (["train", "--dropout", "1"], ["dropout", "1"]),
+        (["train", "--members", "0"], ["--members", "1"]),
+        (["train", "--members", "2", "--seed", "4294967295"], ["seed", "4294967296"]),
         (["train", "--validation", "2"], ["validation", "2"]),
         (["train", "--clip-norm", "0"], ["clip_norm", "0"]),
         (["train", "--backend", "quantum"], ["quantum", "numpy"]),
@@ -247,6 +249,7 @@ def test_train_with_every_option(tmp_path):
         "balance": "class",
         "balance_by": "weight",
         "augment": "shift=1",
+        "members": 1,
     }
 
 
@@ -418,6 +421,7 @@ def test_resume_takes_no_other_settings(trained, capsys):
         lambda settings: settings.update(epochs=True),
         lambda settings: settings.update(optimizer="magic"),
         lambda settings: settings.update(hidden=[16, "x"]),
+        lambda settings: settings.update(members=0),
     ],
 )
 def test_settings_of_another_schema(trained, tmp_path, capsys, change):
@@ -426,6 +430,15 @@ def test_settings_of_another_schema(trained, tmp_path, capsys, change):
     change(settings)
     (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
     assert "run/settings.json: " in error_of(capsys, ["train", "--resume", "run"], status=1)
+
+
+def test_settings_of_before_committees(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((trained / "settings.json").read_text())
+    del settings["members"]
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", "run"]) == 0
+    assert "complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]"])

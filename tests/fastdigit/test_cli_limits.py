@@ -14,6 +14,7 @@ import fastdigit as fd
 from fastdigit import training
 from fastdigit.cli import main
 from fastdigit.datasets import Writers
+from fastdigit.inputs import as_weights
 
 QUICK = ["--epochs", "2", "--hidden", "16", "--backend", "numpy", "--quiet"]
 
@@ -209,7 +210,7 @@ def fitted(monkeypatch):
     calls, fit = [], fd.fit
 
     def spy(net, train, **options):
-        calls.append((train.images, train.labels, options["sample_weight"]))
+        calls.append((train.inputs.reshape(-1, 28, 28), train.classes[train.targets], train.weight))
         return fit(net, train, **options)
 
     monkeypatch.setattr("fastdigit.training.fit", spy)
@@ -241,7 +242,7 @@ def test_train_with_balance(small_mnist, fitted, capsys, by, series):
 
     assert main(["train", *options, "--out", "weighed"]) == 0
     assert np.array_equal(fitted()[0], images)
-    assert np.array_equal(fitted()[2], fd.balanced_weights(column))
+    assert np.array_equal(fitted()[2], as_weights(fd.balanced_weights(column), len(column)))
     settings = figures("weighed/settings.json")
     assert (settings["balance"], settings["balance_by"]) == (by, "weight")
 

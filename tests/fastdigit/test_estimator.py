@@ -7,6 +7,7 @@ import joblib
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
@@ -133,6 +134,16 @@ def test_a_copy_predicts_the_same_bits_and_trains_on_alike(small, copied, tmp_pa
         twin = copied(model)
     assert twin.predict_proba(X).tobytes() == model.predict_proba(X).tobytes()
     assert same_bits(twin.partial_fit(X, y).network_, model.partial_fit(X, y).network_)
+
+
+def test_the_temperature_of_its_network_is_heeded(small):
+    X, y = small
+    model = quick().fit(X, y)
+    logits, before = model.network_.logits(X).astype(np.float64), model.predict(X)
+    model.network_.temperature = 3
+    model = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(model.predict_proba(X), softmax(logits / 3, axis=1), atol=1e-6)
+    np.testing.assert_array_equal(model.predict(X), before)
 
 
 def test_clone_forgets_the_training_but_not_the_parameters(small):

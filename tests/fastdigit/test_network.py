@@ -229,11 +229,42 @@ def test_predictions_against_a_plain_forward_pass(backend, sizes):
     np.testing.assert_array_equal(net.predict(x), expected.argmax(axis=1))
 
 
+@pytest.mark.parametrize("temperature", [0.25, 1, 1.0, 3.5])
+def test_the_temperature_divides_the_logits_of_probabilities_alone(backend, temperature):
+    sizes = [6, 9, 4]
+    plain, warm = make(sizes, backend), make(sizes, backend, temperature=temperature)
+    x, labels = features(sizes, 40)
+    z = forward(warm.get_parameters(), x) / temperature
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    assert warm.predict_proba(x).dtype == np.float32
+    np.testing.assert_allclose(warm.predict_proba(x), p, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(fd.evaluate(warm, (x, labels)).probabilities, p, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(warm.logits(x), plain.logits(x))
+    np.testing.assert_array_equal(warm.predict(x), plain.predict(x))
+    assert warm.loss(x, labels) == plain.loss(x, labels)
+    assert fd.evaluate(warm, (x, labels)).loss == fd.evaluate(plain, (x, labels)).loss
+    if temperature == 1:
+        np.testing.assert_array_equal(warm.predict_proba(x), plain.predict_proba(x))
+    assert warm.predict_proba(x[:0]).shape == (0, 4)
+
+
+def test_a_training_forgets_the_temperature(backend):
+    net = make([6, 9, 4], backend, temperature=2)
+    x, labels = features([6, 4], 40)
+    with pytest.raises(fd.ConfigError):
+        fd.fit(net, (x, labels), epochs=0)
+    assert net.temperature == 2
+    fd.fit(net, (x, labels), epochs=1)
+    assert net.temperature == 1
+
+
 def test_float64_is_float64_from_end_to_end(backend):
     need(backend, "float64")
     net = make([6, 9, 4], backend, precision="float64")
     x, _ = features([6, 4], 20)
     assert net.logits(x).dtype == np.float64
+    net.temperature = 2
+    assert net.predict_proba(x).dtype == np.float64
     np.testing.assert_allclose(net.logits(x), forward(net.get_parameters(), x), rtol=1e-12, atol=1e-13)
 
 
@@ -472,6 +503,12 @@ def test_parameters_that_do_not_fit_change_nothing(backend, change, named):
         ({"dropout": ()}, "0 rates for 1 hidden"),
         ({"precision": "float16"}, "precision"),
         ({"precision": "float"}, "precision"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
     ],
 )
 def test_options_that_make_no_sense(backend, options, named):
@@ -511,9 +548,19 @@ def test_repr_tells_what_it_is(backend):
 # --- copies and threads -----------------------------------------------------------------------
 
 
+def test_a_pickle_of_before_temperatures(backend):
+    net = make([6, 9, 4], backend)
+    state = net.__getstate__()
+    del state["temperature"]
+    twin = fd.Network.__new__(fd.Network)
+    twin.__setstate__(state)
+    assert twin.temperature == 1
+    assert same_bits(net, twin)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_are_equal_and_independent(backend, copied):
-    options = {"classes": (7, 5, 3, 1), "dropout": 0.25, "seed": 12, "pixels": False}
+    options = {"classes": (7, 5, 3, 1), "dropout": 0.25, "seed": 12, "pixels": False, "temperature": 1.5}
     net = make([6, 9, 4], backend, **options)
     net.predict(np.zeros((2, 6)))  # with buffers in use
     twin = copied(net)
@@ -521,6 +568,7 @@ def test_copies_are_equal_and_independent(backend, copied):
     assert twin.backend is net.backend
     assert twin.classes.tolist() == [7, 5, 3, 1]
     assert (twin.dropout, twin.seed, twin.precision, twin.pixels) == ((0.25,), 12, "float32", False)
+    assert twin.temperature == 1.5
     x, targets = features([6, 4], 8)
     np.testing.assert_array_equal(twin.logits(x), net.logits(x))
     before = net.get_parameters()

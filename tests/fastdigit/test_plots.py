@@ -89,6 +89,62 @@ def test_a_faultless_network(drawn, images, tmp_path):
     size_of(tmp_path / "a.png")
 
 
+def test_calibration_shows_bins_answers_and_risk(drawn, tmp_path):
+    evaluation = evaluation_of([0, 0, 1, 1, 2, 2], [0, 1, 2, 1, 2, 2], [0.99, 0.61, 0.9, 0.81, 0.95, 0.7])
+    plots.calibration(evaluation, tmp_path / "a.png")
+    reliability, histogram, risk = drawn().axes
+    bins = fd.reliability(evaluation)
+    bars = [(bar.get_x(), bar.get_height()) for bar in reliability.patches]
+    assert bars == list(zip(100 * bins.low, 100 * bins.accuracy, strict=True))
+    claimed = reliability.lines[-1]
+    assert claimed.get_xdata().tolist() == claimed.get_ydata().tolist() == (100 * bins.confidence).tolist()
+    assert [label.get_text() for label in histogram.get_legend().get_texts()] == ["right (4)", "wrong (2)"]
+    assert risk.lines[0].get_xdata() == pytest.approx(100 * np.arange(1, 7) / 6)
+    assert risk.lines[0].get_ydata() == pytest.approx([0, 0, 100 / 3, 25, 20, 100 / 3])
+    assert f"calibration error {100 * bins.error:.2f} %" in drawn().get_suptitle()
+    width, height = size_of(tmp_path / "a.png")
+    assert width > 2 * height > 1000
+
+
+@pytest.mark.parametrize("confidence", [0.9, 1.0])
+def test_calibration_of_a_faultless_network(drawn, tmp_path, confidence):
+    plots.calibration(evaluation_of([0, 1, 2], [0, 1, 2], [confidence] * 3), tmp_path / "a.png")
+    size_of(tmp_path / "a.png")
+
+
+def test_the_least_clear_images_come_first(drawn, images, tmp_path):
+    p = np.array(
+        [[0.5, 0.45, 0.05], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4], [0.05, 0, 0.95], [0, 1, 0], [0.43, 0.57, 0]]
+    )
+    evaluation = fd.Evaluation(
+        np.array([3, 5, 8]), np.array([1, 1, 2, 0, 1, 0]), np.log(np.maximum(p, 1e-30)) * 2, temperature=2.0
+    )
+    plots.ambiguous_digits(evaluation, images, tmp_path / "a.png", count=3)
+    shown = [axes for axes in drawn().axes if axes.images]
+    unclear, misread = shown[:3], shown[3:]
+    assert [axes.get_title() for axes in unclear] == [
+        "3: 50 %  5: 45 %",
+        "8: 40 %  3: 30 %",
+        "5: 57 %  3: 43 %",
+    ]
+    assert [axes.get_xlabel() for axes in unclear] == ["5", "8", "3"]
+    assert [axes.title.get_color() for axes in unclear] == [plots.WRONG, plots.RIGHT, plots.WRONG]
+    for axes, index in zip(unclear, (0, 2, 5), strict=True):
+        assert np.array_equal(axes.images[0].get_array(), images[index])
+    assert [axes.get_title() for axes in misread] == ["3 → 8", "3 → 5", "5 → 3"]
+    assert [axes.get_xlabel() for axes in misread] == ["95 %", "57 %", "50 %"]
+    size_of(tmp_path / "a.png")
+
+
+def test_ambiguous_digits_of_a_faultless_network_and_of_a_single_class(drawn, images, tmp_path):
+    evaluation = evaluation_of([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0.9] * 6)
+    plots.ambiguous_digits(evaluation, images, tmp_path / "a.png")
+    assert drawn().subfigs[1].get_suptitle() == "no image is misread"
+    size_of(tmp_path / "a.png")
+    with pytest.raises(fd.DataError, match="single class"):
+        plots.ambiguous_digits(evaluation_of([0], [0], [1], classes=(0,)), images, tmp_path / "a.png")
+
+
 def test_first_layer_shows_the_units_with_the_most_say(drawn, tmp_path):
     net = fd.Network([16, 5, 2], classes=[3, 8], backend="numpy")
     weights = net.get_parameters()

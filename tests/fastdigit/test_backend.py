@@ -27,6 +27,9 @@ OPERATIONS = {
     "sgd": "p g v lr momentum decay nesterov decoupled",
     "adam": "p g m v t lr beta1 beta2 epsilon decay decoupled",
     "clip_norm": "g limit",
+    "log_odds": "z t loss correct dz",
+    "ascend": "x dx origin step epsilon norm",
+    "add_noise": "x order start size key step",
 }
 MEMORY = {"zeros", "to_device", "to_host", "synchronize"}
 
@@ -247,7 +250,7 @@ def fake_cupy(monkeypatch, fresh_loaders):
     )
     for name in ("uint8", "uint64", "matmul", "add", "maximum", "multiply", "subtract", "divide"):
         setattr(cupy, name, getattr(np, name))
-    for name in ("abs", "copyto", "exp", "log", "max", "sqrt", "square", "stack", "sum"):
+    for name in ("abs", "copyto", "exp", "log", "max", "minimum", "sign", "sqrt", "square", "stack", "sum"):
         setattr(cupy, name, getattr(np, name))
     cupy.zeros = lambda shape, dtype=float: _device(np.zeros(shape, dtype))
     cupy.arange = lambda *a, **options: _device(np.arange(*a, **options))

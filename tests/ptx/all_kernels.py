@@ -5,7 +5,15 @@ from importlib import import_module
 from fastdigit.kernels.common.cuda import KERNELS
 
 MODULES = (
-    *("dropout.cuda", "epoch.cuda", "epoch.cuda_steps", "gather.cuda", "matmul.cuda", "matmul.cuda_mma"),
+    *(
+        "attack.cuda",
+        "dropout.cuda",
+        "epoch.cuda",
+        "epoch.cuda_steps",
+        "gather.cuda",
+        "matmul.cuda",
+        "matmul.cuda_mma",
+    ),
     *("matmul.cuda_wgmma", "optimizer.cuda", "relu.cuda", "softmax_xent.cuda"),
 )
 for module in MODULES:

@@ -15,6 +15,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
+    "attacks": ("FGSM", "PGD", "attack"),
     "backend": ("Backend", "TrainPlan", "backends", "get_backend"),
     "datasets": (
         "Dataset",

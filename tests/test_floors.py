@@ -15,7 +15,7 @@ HEAVY = {"numba", "sklearn", "scipy", "cupy", "PIL", "pooch", "matplotlib", "saf
 FLOORS = [
     {"errors", "files", "schema", "streams"},
     {"layout", "backend", "inputs", "steps"},
-    {"network", "optimizers", "options", "schedules", "datasets", "log", "evaluation"},
+    {"network", "attacks", "optimizers", "options", "schedules", "datasets", "log", "evaluation"},
     {"checkpoint", "training", "progress"},
     {"estimator", "plots", "runs", "info"},
     {"commands", "cli", "__main__", "__init__"},

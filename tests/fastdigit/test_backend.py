@@ -330,8 +330,10 @@ def test_the_stand_in_refuses_host_arrays(fake_cupy):
         {"optimizer": fd.SGD(0.1, momentum=0.9, nesterov=True)},
         {"optimizer": fd.SGD(0.1, weight_decay=0.01), "clip_norm": 0.5},
         {"optimizer": fd.AdamW(0.01), "sample_weight": np.arange(1, 301)},
+        {"optimizer": fd.SGD(0.1), "adversary": fd.FGSM(0.02)},
+        {"optimizer": fd.SGD(0.1), "adversary": fd.PGD(0.2, steps=2, norm="l2"), "clean_share": 0.3},
     ],
-    ids=["momentum", "decay and clipping", "adamw and weights"],
+    ids=["momentum", "decay and clipping", "adamw and weights", "fgsm", "pgd"],
 )
 def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
     networks = []
@@ -345,6 +347,16 @@ def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
         np.testing.assert_allclose(theirs.get_parameters()[name], value, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(theirs.logits(blobs.images), mine.logits(blobs.images), rtol=1e-4, atol=1e-5)
     assert fd.evaluate(theirs, blobs).correct == fd.evaluate(mine, blobs).correct
+
+
+def test_an_attack_on_cupy_is_numpys(fake_cupy, blobs):
+    mine, theirs = (fd.Network([36, 16, 12, 4], backend=name, seed=3) for name in ("numpy", "cupy"))
+    for method in (fd.FGSM(0.1), fd.PGD(0.1, steps=5, restarts=2), fd.PGD(0.5, steps=5, norm="l2")):
+        found = [fd.attack(net, blobs.images, blobs.labels, method) for net in (mine, theirs)]
+        assert type(found[1]) is np.ndarray
+        np.testing.assert_allclose(*found, atol=1e-5)
+    gradients = [net.input_gradients(blobs.images, blobs.labels) for net in (mine, theirs)]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
 
 
 def test_a_network_moves_between_backends(fake_cupy, blobs, tmp_path):

@@ -49,6 +49,7 @@ _HOME = {
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
     "options": ("EarlyStopping", "OptimizerState"),
+    "robust": ("Robustness", "UnderAttack", "robustness"),
     "training": ("fit",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

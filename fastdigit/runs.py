@@ -20,6 +20,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from .attacks import FGSM, PGD
 from .datasets import Dataset, load_digits, load_folder, load_mnist
 from .datasets.mnist import find_mnist
 from .errors import CheckpointError, ConfigError, DataError, check_number
@@ -38,6 +39,7 @@ OPTIMIZERS = {
     "adamw": (AdamW, {"learning_rate": 0.005, "weight_decay": 0.01}),
 }
 DATA = {"digits": load_digits, "mnist": load_mnist}
+ADVERSARIES = ("fgsm", "pgd")
 SCHEDULES = {"constant": Constant, "step": Step, "cosine": Cosine, "onecycle": OneCycle}
 
 # Fewer images than SMALL are trained on in smaller batches and more steps, with dropout and weight decay
@@ -105,6 +107,11 @@ class Settings:
     schedule: str = "onecycle"
     dropout: float = 0.0
     clip_norm: float | None = None
+    adversary: str | None = None
+    epsilon: float | None = None
+    adversary_steps: int | None = None
+    adversary_step: float | None = None
+    clean_share: float = 0.0
     validation: float | None = None
     early_stopping: int | None = None
     seed: int = 0
@@ -112,9 +119,10 @@ class Settings:
     checkpoint_every: int | None = None
 
     def __post_init__(self):
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        named = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("adversary", ADVERSARIES))
+        for name, known in named:
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and not (name == "adversary" and value is None):
                 raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
 
     @classmethod
@@ -139,6 +147,7 @@ class Settings:
                 defaults["weight_decay"] = SMALL_WEIGHT_DECAY
             if chosen.get("batch_size", defaults["batch_size"]) < 128:
                 defaults["learning_rate"] /= 2
+        defaults.update(_adversary_defaults(chosen))
         settings = {**defaults, **chosen}
         if settings.get("validation") is not None:
             check_number("--validation", settings["validation"], "(0, 1)")
@@ -171,9 +180,30 @@ class Settings:
             "validation": self.validation,
             "early_stopping": None if patience is None else EarlyStopping(patience),
             "clip_norm": self.clip_norm,
+            "adversary": self._adversary(),
+            "clean_share": self.clean_share,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
+
+    def _adversary(self):
+        if self.adversary == "pgd":
+            return PGD(self.epsilon, step=self.adversary_step, steps=self.adversary_steps)
+        return None if self.adversary is None else FGSM(self.epsilon)
+
+
+def _adversary_defaults(chosen):
+    """What an adversary needs that was not chosen. Errors: ConfigError for choices that do not fit."""
+    options = ("epsilon", "adversary_steps", "adversary_step", "clean_share")
+    given = [f"--{name.replace('_', '-')}" for name in options if name in chosen]
+    adversary = chosen.get("adversary")
+    if adversary is None and given:
+        raise ConfigError(f"{', '.join(given)}: only with --adversary fgsm or pgd")
+    if adversary is not None and "epsilon" not in chosen:
+        raise ConfigError(f"--adversary {adversary} needs an --epsilon, such as 0.1")
+    if adversary == "fgsm" and ("adversary_steps" in chosen or "adversary_step" in chosen):
+        raise ConfigError("--adversary-steps and --adversary-step belong to pgd: leave them out with fgsm")
+    return {"adversary_steps": 7} if adversary == "pgd" else {}
 
 
 def _schema():

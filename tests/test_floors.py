@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "files", "schema", "streams"},
     {"layout", "backend", "inputs", "steps"},
     {"network", "attacks", "optimizers", "options", "schedules", "datasets", "log", "evaluation"},
-    {"checkpoint", "training", "progress"},
+    {"checkpoint", "training", "progress", "robust"},
     {"estimator", "plots", "runs", "info"},
     {"commands", "cli", "__main__", "__init__"},
 ]

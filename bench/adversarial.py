@@ -40,8 +40,8 @@ class Recipe:
     seed: int = 0
 
 
-# FGSM from a random place, on half of each batch: from the image itself, and on all of them, a network learns to
-# read the attack instead of the digit. Wong, Rice, Kolter, "Fast is better than free", ICLR 2020.
+# FGSM from a random place, on half of each batch: from the image itself, and on all of them, a network learns
+# to read the attack instead of the digit. Wong, Rice, Kolter, "Fast is better than free", ICLR 2020.
 FROM_A_RANDOM_PLACE = fd.PGD(0.25, step=1.25 * 0.25, steps=1)
 
 RECIPES = {
@@ -78,7 +78,7 @@ def measure(recipe, net, data):
     begun, worked = time.perf_counter(), time.process_time()
     fd.attack(net, data.test.images, data.test.labels, PGD_40)
     took = {"seconds": time.perf_counter() - begun, "processor_seconds": time.process_time() - worked}
-    fgsm = fd.robustness(net, data.test, FGSM_25, (0.1, 0.25), checks=False)
+    fgsm = fd.robustness(net, data.test, FGSM_25, (0.1, 0.25), other=other, seed=recipe.seed)
     own = pgd if recipe.attack == PGD_40 else fgsm
     (left,) = (each.accuracy for each in own.attacked if each.epsilon == recipe.attack.epsilon)
     return {
@@ -120,6 +120,12 @@ def recipe_of(options):
     return replace(recipe, **{name: value for name, value in chosen.items() if value is not None})
 
 
+def without_files(arguments):
+    """The arguments that a result depends on."""
+    files = [i for i, argument in enumerate(arguments) if argument in ("--json", "--model")]
+    return [argument for i, argument in enumerate(arguments) if i not in files and i - 1 not in files]
+
+
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     options, data = options_of(arguments), fd.load_mnist()
@@ -141,7 +147,7 @@ def main(arguments=None):
         ]
         machine.write(
             options.json,
-            command=f"python -m fastdigit.bench.adversarial {shlex.join(arguments)}",
+            command=f"python -m fastdigit.bench.adversarial {shlex.join(without_files(arguments))}",
             recipe={"name": options.recipe, **settings},
             backend=net.backend.device,
             training_seconds=seconds,

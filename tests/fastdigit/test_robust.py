@@ -125,6 +125,20 @@ def test_each_check_can_fail(nets, data, monkeypatch, maker, upset):
     assert maker in {check.name for check in found if not check.passed}
 
 
+def test_the_larger_ball_is_that_of_the_method(nets, data, monkeypatch):
+    """A network that has learnt to read FGSM's step, but is misled by PGD as any other."""
+    real = robust.attack
+
+    def lame(net, images, labels, method, seed=0):
+        learnt = isinstance(method, fd.FGSM) and method.epsilon == 0.15
+        return images if learnt else real(net, images, labels, method, seed=seed)
+
+    monkeypatch.setattr(robust, "attack", lame)
+    for method, passed in ((fd.PGD(0.1, steps=10), True), (fd.FGSM(0.1), False)):
+        found = {check.name: check for check in robust.checks_of(nets[0], data, method, (0.05, 0.15))}
+        assert found["a larger ball is never safer"].passed == passed
+
+
 def test_figures_are_ready_for_json(nets, data):
     found = fd.robustness(nets[0], data, fd.PGD(0.1, steps=4), (0.05, 0.1), other=nets[1])
     figures = json.loads(json.dumps(found.as_dict(), allow_nan=False))

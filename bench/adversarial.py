@@ -46,7 +46,7 @@ FROM_A_RANDOM_PLACE = fd.PGD(0.25, step=1.25 * 0.25, steps=1)
 
 RECIPES = {
     "plain": Recipe(PGD_40),
-    "pgd": Recipe(PGD_40, 0.988, 0.89, epochs=30, adversary=fd.PGD(0.1, steps=3)),
+    "pgd": Recipe(PGD_40, 0.988, 0.89, epochs=18, weight_decay=1e-4, adversary=fd.PGD(0.1, steps=3)),
     "fgsm": Recipe(FGSM_25, 0.975, 0.82, adversary=FROM_A_RANDOM_PLACE, clean_share=0.5),
 }
 

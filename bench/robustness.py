@@ -2,7 +2,8 @@
 
     python -m fastdigit.bench.robustness [--json FILE] [--page LIMITS.md] [--png FILE]
 
-784-256-10, trained on the 60,000 images as they are, from three seeds; ``fd.robustness`` on the 10,000.
+784-256-10, trained on the 60,000 images as they are, from three seeds; ``fd.corruption_robustness`` on the
+10,000.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(arguments=None):
     data, found = fd.load_mnist(), []
     for seed in SEEDS:
         net = train(data.train, seed)
-        found.append(fd.robustness(net, data.test))
+        found.append(fd.corruption_robustness(net, data.test))
         print(f"seed {seed}: {found[-1].clean:.2%} clean, {found[-1].mean:.2%} corrupted", flush=True)
     results = {"network": LAYERS, "epochs": EPOCHS, "seeds": [each.as_dict() for each in found]}
     print(tables.markdown(table(results)))

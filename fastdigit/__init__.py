@@ -16,8 +16,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "augmentation": ("Augment",),
+    "attacks": ("FGSM", "PGD", "attack"),
     "backend": ("Backend", "TrainPlan", "backends", "get_backend"),
-    "corruptions": ("Robustness", "robustness"),
+    "corruptions": ("CorruptionRobustness", "corruption_robustness"),
     "calibration": (
         "Answered",
         "Reliability",
@@ -64,6 +65,7 @@ _HOME = {
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
     "options": ("EarlyStopping", "OptimizerState"),
+    "robust": ("AdversarialRobustness", "UnderAttack", "adversarial_robustness"),
     "training": ("fit",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -49,6 +49,9 @@ class Backend:
     sgd: Callable[..., None]  # (p, g, v, lr, momentum, decay, nesterov, decoupled)
     adam: Callable[..., None]  # (p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled)
     clip_norm: Callable[..., None]  # (g, limit)
+    log_odds: Callable[..., None]  # (z, t, loss, correct, dz)
+    ascend: Callable[..., None]  # (x, dx, origin, step, epsilon, norm)
+    add_noise: Callable[..., None]  # (x, order, start, size, key, step)
 
     # (plan, images, labels, order, loss, correct): the steps of a TrainPlan in one call, or None
     # where the backend has only single operations. Returns in words how it was done, if there are
@@ -88,6 +91,7 @@ class TrainPlan:
     dropout: tuple[float, ...]  # one for each hidden layer
     seed: int
     clip_norm: float | None
+    adversary: Any  # a fastdigit.attacks.Adversary, or None: then images are trained on as they are
     weight: Any  # [N] or None
     deformation: Any  # a fastdigit.kernels.augment.reference.Deformation with arrays of the backend, or None
     threads: int | None  # None: as the backend thinks best
@@ -97,6 +101,7 @@ class TrainPlan:
 
 def _reference_operations(xp):
     """The operations of the reference kernels over the array module ``xp``."""
+    from .kernels.attack import reference as attack
     from .kernels.augment import reference as augment
     from .kernels.dropout import reference as dropout
     from .kernels.gather import reference as gather
@@ -117,6 +122,9 @@ def _reference_operations(xp):
         optimizer.sgd,
         optimizer.adam,
         optimizer.clip_norm,
+        attack.log_odds,
+        attack.ascend,
+        attack.add_noise,
     )
     return {function.__name__: partial(function, xp) for function in functions}
 
@@ -163,6 +171,7 @@ def _load_numpy():
 def _load_cpu():
     import numba
 
+    from .kernels.attack import cpu as attack
     from .kernels.augment import cpu as augment
     from .kernels.common.team import thread_count
     from .kernels.common.tiles import host_tile
@@ -196,6 +205,9 @@ def _load_cpu():
         sgd=optimizer.sgd,
         adam=optimizer.adam,
         clip_norm=optimizer.clip_norm,
+        log_odds=attack.log_odds,
+        ascend=attack.ascend,
+        add_noise=attack.add_noise,
         train_epoch=epoch.train_epoch,
         predictor=inference.predictor,
     )
@@ -203,6 +215,7 @@ def _load_cpu():
 
 def _cuda_operations():
     """The operations on a GPU. Of arrays they need no more than what NumPy's and CuPy's share."""
+    from .kernels.attack import cuda as attack
     from .kernels.augment import cuda as augment
     from .kernels.dropout import cuda as dropout
     from .kernels.gather import cuda as gather
@@ -223,6 +236,9 @@ def _cuda_operations():
         "sgd": optimizer.sgd,
         "adam": optimizer.adam,
         "clip_norm": optimizer.clip_norm,
+        "log_odds": attack.log_odds,
+        "ascend": attack.ascend,
+        "add_noise": attack.add_noise,
     }
 
 

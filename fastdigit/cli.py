@@ -11,6 +11,7 @@ import typer
 
 from . import __version__
 from .bench.commands import bench as bench_commands
+from .commands.attack import attack
 from .commands.calibrate import calibrate
 from .commands.common import Debug, complain
 from .commands.evaluate import evaluate
@@ -97,11 +98,12 @@ def fastdigit(
       fastdigit train --data mnist          [dim]98 % on MNIST[/dim]
       fastdigit evaluate --png errors.png   [dim]how good it is, what it misreads[/dim]
       fastdigit predict photo.jpg           [dim]which digit is this?[/dim]
+      fastdigit attack --png attacked.png   [dim]how little misleads it[/dim]
       fastdigit info                        [dim]what can compute here[/dim]
     """
 
 
-for command in (train, evaluate, calibrate, predict, info):
+for command in (train, evaluate, calibrate, predict, attack, info):
     app.command()(command)
 app.add_typer(show, name="show")
 app.add_typer(bench_commands, name="bench")

@@ -190,7 +190,7 @@ def occlusion(images, side, draw):
 
 
 @dataclass(frozen=True, eq=False)
-class Robustness:
+class CorruptionRobustness:
     """How many of ``images`` digits a network reads: the share ``clean`` of them as they are, and for each
     corruption the shares ``accuracy[name]``, one for each of ``strengths``."""
 
@@ -223,8 +223,8 @@ class Robustness:
         }
 
 
-def robustness(net, data, strengths=STRENGTHS, seed=0):
-    """The accuracy of a network on images under every corruption and strength: a :class:`Robustness`.
+def corruption_robustness(net, data, strengths=STRENGTHS, seed=0):
+    """A network's accuracy on images under every corruption and strength: a :class:`CorruptionRobustness`.
 
     ``data`` has ``images`` u8[N,H,W] and ``labels`` (as ``dataset.test``), or is a pair of them.
     Errors: DataError for images or labels that do not fit, or none; ConfigError for a strength that
@@ -244,4 +244,4 @@ def robustness(net, data, strengths=STRENGTHS, seed=0):
         )
         for name, corrupt in CORRUPTIONS.items()
     }
-    return Robustness(clean.count, strengths, int(seed), clean.accuracy, accuracy)
+    return CorruptionRobustness(clean.count, strengths, int(seed), clean.accuracy, accuracy)

@@ -29,7 +29,8 @@ class TrainingLog:
 
     ``best_epoch`` is the epoch (from 1) whose weights early stopping kept, else None;
     ``stopped`` says why training ended before its last epoch, else None. ``path`` says how the last
-    steps were computed: "step", "epoch", or "epoch: …" with the way that the backend took and why.
+    steps were computed: "step", "epoch", "step, as …" with what asked for it, or "epoch: …" with the way
+    that the backend took and why.
     """
 
     epochs: list[Epoch] = field(default_factory=list)

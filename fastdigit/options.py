@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .attacks import FGSM, PGD
 from .augmentation import Augment
 from .errors import ConfigError, check_count, check_number
 from .optimizers import SGD, Adam
@@ -72,6 +73,8 @@ class FitOptions:
     augment: Augment | None
     early_stopping: EarlyStopping | None
     clip_norm: float | None
+    adversary: FGSM | PGD | None
+    clean_share: float
     seed: int
     optimizer_state: OptimizerState
     checkpoint: Path | None
@@ -106,6 +109,7 @@ class FitOptions:
         )
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, "(0, inf)")
+        self._check_adversary(need)
         need("optimizer_state", isinstance(self.optimizer_state, OptimizerState), "an OptimizerState")
         need("callbacks", all(map(callable, self.callbacks)), "functions of (net, log)")
         methods = ("begin", "steps", "epoch", "close")
@@ -131,6 +135,21 @@ class FitOptions:
         if self.checkpoint is not None and self.checkpoint == self.log_file:
             raise ConfigError(f"checkpoint and log_file are the same file {self.checkpoint}")
 
+    def _check_adversary(self, need):
+        need(
+            "adversary", isinstance(self.adversary, FGSM | PGD | None), "FGSM(0.1) or PGD(0.1, steps=7), say"
+        )
+        check_number("clean_share", self.clean_share, "[0, 1)")
+        if self.adversary is None:
+            need("clean_share", self.clean_share == 0, "0 without an adversary")
+        elif self.adversary.targeted or self.adversary.restarts > 1:
+            raise ConfigError(f"in a training an adversary has neither target nor restarts: {self.adversary}")
+
+    @property
+    def only_steps(self):
+        """Why no whole-epoch kernel can do what is asked for, or None."""
+        return None if self.adversary is None else "an adversary attacks each batch by single operations"
+
     def settings(self):
         """What a resumed training must agree on, readable in the file."""
         return {
@@ -140,6 +159,7 @@ class FitOptions:
             "batch_size": int(self.batch_size),
             **({} if self.augment is None else {"augment": str(self.augment)}),
             "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
+            "adversary": self.adversary and f"{self.adversary}, clean share {self.clean_share:g}",
             "early_stopping": None if self.early_stopping is None else repr(self.early_stopping),
             "seed": int(self.seed),
         }

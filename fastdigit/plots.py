@@ -226,6 +226,28 @@ def training_curve(log, path):
     _save(figure, path)
 
 
+def adversarial_examples(robustness, examples, epsilon, path):
+    """Left: images before and after an attack at one epsilon, what was added between them, and what the
+    network took each for, with the probability. Right: the accuracy that is left at each epsilon.
+
+    ``robustness`` is a :class:`fastdigit.AdversarialRobustness`; ``examples`` a list of (image,
+    adversarial image, label, guess, probability), the images [H,W] with pixels in 0 … 1.
+    """
+    columns = max(1, len(examples))
+    figure = _figure(1.25 * columns + 5.2, 5)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.25 * columns + 0.4, 4.6))
+    ball = (
+        "no pixel moved by more than" if robustness.method.norm == "linf" else "moved by a length of at most"
+    )
+    left.suptitle(
+        f"{ball} {epsilon:g}" if examples else f"nothing is misread within {epsilon:g}", fontsize=13
+    )
+    if examples:
+        _draw_examples(left, examples)
+    _draw_holding_out(right, robustness)
+    _save(figure, path)
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 
@@ -256,6 +278,52 @@ def _draw_reliability(axes, bins):
     axes.plot([0, 100], [0, 100], color="0.5", linewidth=0.8, linestyle="--")
     axes.plot(confidence, confidence, "o", color=WRONG, markersize=4, label="claimed")
     axes.set(xlabel="probability of the answer, %", ylabel="%", xlim=(0, 100), ylim=(0, 105))
+
+
+def _draw_examples(figure, examples):
+    """Three rows: the image, what was added (its largest change in full colour), the sum."""
+    count = len(examples)
+    grid = _grid(figure, 3, count, 3 * count).reshape(3, count)
+    for (above, between, below), (image, moved, label, guess, probability) in zip(
+        grid.T, examples, strict=True
+    ):
+        change = moved - image
+        limit = np.abs(change).max() or 1
+        above.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        above.set_title(f"{label}", fontsize=12, color=RIGHT, pad=3)
+        between.imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        between.set_title(f"× {1 / limit:.0f}", fontsize=9, color="0.4", pad=3)
+        below.imshow(moved, cmap="gray_r", vmin=0, vmax=1)
+        below.set_title(f"→ {guess}", fontsize=12, color=WRONG, pad=3)
+        below.set_xlabel(f"{100 * probability:.0f} %", fontsize=9, labelpad=2)
+    for axes, name in zip(grid[:, 0], ("before", "added", "after"), strict=True):
+        axes.set_ylabel(name, fontsize=10)
+
+
+def _draw_holding_out(figure, robustness):
+    axes = figure.subplots()
+    at = [0.0, *(each.epsilon for each in robustness.attacked)]
+    left = [100 * robustness.clean, *(100 * each.accuracy for each in robustness.attacked)]
+    axes.plot(at, left, color=WRONG, marker="o", markersize=5, label="read right")
+    if robustness.target is not None:
+        reached = [100 * each.reached for each in robustness.attacked]
+        label = f"taken for {robustness.target}"
+        axes.plot(at[1:], reached, color="#2c5d9b", marker="o", markersize=5, label=label)
+        axes.legend(frameon=False)
+    for epsilon, percent in zip(at, left, strict=True):
+        axes.annotate(f"{percent:.1f}", (epsilon, percent), (5, 6), textcoords="offset points", fontsize=9)
+    method = type(robustness.method).__name__
+    axes.set(
+        xlabel=f"epsilon ({robustness.method.norm})",
+        ylabel="read right, %" if robustness.target is None else "images, %",
+        ylim=(-4, 108),
+    )
+    axes.set_xlim(0, 1.12 * at[-1])
+    axes.set_xticks(at, [f"{epsilon:g}" for epsilon in at])
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title(f"{method}, {robustness.attacked[0].count:,} images", fontsize=12)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_confusion(figure, evaluation):

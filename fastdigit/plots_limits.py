@@ -26,7 +26,7 @@ def corruption_sheet(images, path, seed=0):
 def robustness(found, images, path):
     """Left: accuracy against strength, a line for each corruption. Right: what they do to a digit.
 
-    ``found`` is a ``Robustness`` and ``images`` u8[N,H,W] are those that it is of.
+    ``found`` is a ``CorruptionRobustness`` and ``images`` u8[N,H,W] are those that it is of.
     """
     figure = plots._figure(13, 6.2)
     figure.suptitle(

@@ -23,6 +23,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from .attacks import FGSM, PGD
 from .augmentation import Augment
 from .checkpoint import training_digest
 from .datasets import Dataset, load_digits, load_folder, load_mnist, load_writers
@@ -46,6 +47,7 @@ OPTIMIZERS = {
 }
 DATA = {"digits": load_digits, "mnist": load_mnist}
 BALANCES, WAYS_TO_BALANCE = ("series", "writer", "class"), ("weight", "resample")
+ADVERSARIES = ("fgsm", "pgd")
 SCHEDULES = {"constant": Constant, "step": Step, "cosine": Cosine, "onecycle": OneCycle}
 
 # Fewer images than SMALL are trained on in smaller batches and more steps, with dropout and weight decay
@@ -178,6 +180,11 @@ class Settings:
     dropout: float = 0.0
     augment: str | None = None
     clip_norm: float | None = None
+    adversary: str | None = None
+    epsilon: float | None = None
+    adversary_steps: int | None = None
+    adversary_step: float | None = None
+    clean_share: float = 0.0
     validation: float | None = None
     early_stopping: int | None = None
     seed: int = 0
@@ -189,9 +196,10 @@ class Settings:
     members: int = 1
 
     def __post_init__(self):
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        named = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("adversary", ADVERSARIES))
+        for name, known in named:
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and not (name == "adversary" and value is None):
                 raise ConfigError(f"there is no {name} {value!r}: choose one of {', '.join(known)}")
         self._check_groups()
         check_count("members", self.members)
@@ -236,6 +244,7 @@ class Settings:
                 defaults["weight_decay"] = SMALL_WEIGHT_DECAY
             if chosen.get("batch_size", defaults["batch_size"]) < 128:
                 defaults["learning_rate"] /= 2
+        defaults.update(_adversary_defaults(chosen))
         settings = {**defaults, **chosen}
         if settings.get("validation") is not None:
             check_number("--validation", settings["validation"], "(0, 1)")
@@ -285,12 +294,36 @@ class Settings:
             "augment": None if self.augment is None else Augment.parse(self.augment),
             "early_stopping": None if patience is None else EarlyStopping(patience),
             "clip_norm": self.clip_norm,
+            "adversary": self._adversary(),
+            "clean_share": self.clean_share,
             "checkpoint_every": self.checkpoint_every,
         }
 
+    def _adversary(self):
+        if self.adversary == "pgd":
+            return PGD(self.epsilon, step=self.adversary_step, steps=self.adversary_steps)
+        return None if self.adversary is None else FGSM(self.epsilon)
+
+
+def _adversary_defaults(chosen):
+    """What an adversary needs that was not chosen. Errors: ConfigError for choices that do not fit."""
+    options = ("epsilon", "adversary_steps", "adversary_step", "clean_share")
+    given = [f"--{name.replace('_', '-')}" for name in options if name in chosen]
+    adversary = chosen.get("adversary")
+    if adversary is None and given:
+        raise ConfigError(f"{', '.join(given)}: only with --adversary fgsm or pgd")
+    if adversary is not None and "epsilon" not in chosen:
+        raise ConfigError(f"--adversary {adversary} needs an --epsilon, such as 0.1")
+    if adversary == "fgsm" and ("adversary_steps" in chosen or "adversary_step" in chosen):
+        raise ConfigError("--adversary-steps and --adversary-step belong to pgd: leave them out with fgsm")
+    return {"adversary_steps": 7} if adversary == "pgd" else {}
+
 
 # Settings that files of older versions lack; without them a training is what it was.
-LATER = ("series", "balance", "balance_by", "augment", "members")
+LATER = (
+    *("series", "balance", "balance_by", "augment", "members"),
+    *("adversary", "epsilon", "adversary_steps", "adversary_step", "clean_share"),
+)
 
 
 def _schema():

@@ -11,6 +11,11 @@ from .kernels.augment.reference import KEY
 from .layout import row_distance
 
 
+def padded(backend, count, columns, dtype):
+    """A matrix of zeros whose rows are padded to the backend's ``row_align``."""
+    return backend.zeros((count, row_distance(columns, backend.row_align)), dtype)[:, :columns]
+
+
 @dataclass(frozen=True)
 class Buffers:
     """Everything that a step writes besides parameters and their gradients, for B images.
@@ -29,14 +34,10 @@ class Buffers:
     @classmethod
     def allocate(cls, backend, layer_sizes, count, dtype):
         """Buffers for ``count`` images, all zero."""
-
-        def matrix(columns):
-            return backend.zeros((count, row_distance(columns, backend.row_align)), dtype)[:, :columns]
-
         return cls(
-            x=matrix(layer_sizes[0]),
-            y=[matrix(size) for size in layer_sizes[1:]],
-            dy=[matrix(size) for size in layer_sizes[1:]],
+            x=padded(backend, count, layer_sizes[0], dtype),
+            y=[padded(backend, count, size, dtype) for size in layer_sizes[1:]],
+            dy=[padded(backend, count, size, dtype) for size in layer_sizes[1:]],
             t=backend.zeros((count,), "int32"),
             weight=backend.zeros((count,), dtype),
             loss=backend.zeros((count,), dtype),
@@ -86,6 +87,13 @@ def backward(backend, layers, gradients, buffers, dropout=None):
             backend.dense_grad_input(buffers.dy[layer], w, below, buffers.dy[layer - 1], scale)
 
 
+def input_gradient(backend, layers, buffers, dx):
+    """From the gradient of the logits ``buffers.dy[-1]`` to that of the images, dx [B, I]; no dropout."""
+    for layer in reversed(range(len(layers))):
+        below, result = (buffers.y[layer - 1], buffers.dy[layer - 1]) if layer else (None, dx)
+        backend.dense_grad_input(buffers.dy[layer], layers[layer][0], below, result, 1)
+
+
 def train_steps(backend, plan, images, labels, order, loss, correct):
     """The steps of a :class:`~fastdigit.backend.TrainPlan`, with the arguments of ``train_epoch``."""
     layers = plan.layout.layers(plan.parameters)
@@ -104,6 +112,8 @@ def train_steps(backend, plan, images, labels, order, loss, correct):
         backend.gather_values(labels, order, start, buffers.t)
         if plan.weight is not None:
             backend.gather_values(plan.weight, order, start, buffers.weight)
+        if plan.adversary is not None:
+            plan.adversary.attack(backend, layers, buffers, order, start, plan.seed, plan.update + i)
         forward(backend, layers, buffers, dropout)
         backend.softmax_xent(
             buffers.y[-1],

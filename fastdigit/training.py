@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .attacks import Adversary, Room, check_attackable
 from .augmentation import Augment
 from .backend import TrainPlan
 from .checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -43,6 +44,8 @@ def fit(
     early_stopping=None,
     sample_weight=None,
     clip_norm=None,
+    adversary=None,
+    clean_share=0.0,
     seed=0,
     optimizer_state=None,
     checkpoint=None,
@@ -71,6 +74,9 @@ def fit(
       of its own. ``early_stopping``: an EarlyStopping record, needs ``validation``.
     - ``sample_weight`` [N]: weights of the images, brought to a mean of 1.
     - ``clip_norm``: shorten gradients to this length.
+    - ``adversary``: FGSM(0.1) or PGD(0.1, steps=7), say: each batch is attacked with the weights as they
+      are, without dropout, and then trained on, so loss and accuracy of the log are those under attack
+      (Madry et al., ICLR 2018). ``clean_share`` of each batch is left as it is.
     - ``seed``: of the shuffling and the validation split. Same seed, same backend, same data: the
       same weights, bit for bit.
     - ``optimizer_state``: an OptimizerState to go on from; it is brought up to date at the end.
@@ -107,6 +113,8 @@ def fit(
             augment=Augment.standard() if augment is True else augment or None,
             early_stopping=early_stopping,
             clip_norm=clip_norm,
+            adversary=adversary,
+            clean_share=clean_share,
             seed=seed,
             optimizer_state=OptimizerState() if optimizer_state is None else optimizer_state,
             checkpoint=as_path("checkpoint", checkpoint),
@@ -123,11 +131,16 @@ def fit(
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
             raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel: use path='auto'")
-        if path == "step" and net.precision not in ("float32", "float64"):
+        if path == "epoch" and options.only_steps:
+            raise ConfigError(f"path='epoch' is not for this training, as {options.only_steps}: use 'auto'")
+        if (path == "step" or options.only_steps) and net.precision not in ("float32", "float64"):
+            instead = "float32, as " + options.only_steps if options.only_steps else "path='auto'"
             raise ConfigError(
-                f"precision {net.precision!r} is for the whole-epoch kernel alone: use path='auto'"
+                f"precision {net.precision!r} is for the whole-epoch kernel alone: use {instead}"
             )
         data = TrainingData.of(net, train, validation, sample_weight, seed)
+        if adversary is not None:
+            check_attackable(net, data.inputs)
         if early_stopping is not None and data.validation is None:
             raise ConfigError("early_stopping needs validation data: pass validation=0.1, say")
         if options.augment is not None and data.inputs.dtype != np.uint8:
@@ -168,8 +181,18 @@ class _Training:
             deformation = options.augment.deformation(data.inputs.shape[1], data.shape)
             arrays = {name: backend.to_device(getattr(deformation, name)) for name in ARRAYS}
             self.deformation = deformation._replace(**arrays)
+        self.adversary = self._adversary()
         self.data_digest = data.digest() if options.checkpoint else ""
         self.last_good = net.get_parameters()
+
+    def _adversary(self):
+        """The :class:`~fastdigit.attacks.Adversary` of the batches, or None."""
+        net, options = self.net, self.options
+        if options.adversary is None:
+            return None
+        size = min(options.batch_size, self.count)
+        room = Room.allocate(net.backend, net.layer_sizes[0], size, net.dtype)
+        return Adversary(options.adversary, options.clean_share, room)
 
     def _named_state(self):
         """The optimizer's state on the host: {name of the state: {name of the parameter: array}}."""
@@ -338,6 +361,7 @@ class _Training:
                 dropout=net.dropout,
                 seed=net.seed,
                 clip_norm=options.clip_norm,
+                adversary=self.adversary,
                 weight=self.weight,
                 deformation=self.deformation,
                 threads=options.threads,
@@ -345,9 +369,9 @@ class _Training:
                 sparse_hidden=options.sparse_hidden,
             )
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
-            if backend.train_epoch is None or options.path == "step":
+            if backend.train_epoch is None or options.path == "step" or options.only_steps:
                 train_steps(backend, *arrays)
-                self.log.path = "step"
+                self.log.path = f"step, as {options.only_steps}" if options.only_steps else "step"
             else:
                 how = backend.train_epoch(*arrays)
                 self.log.path = f"epoch: {how}" if how else "epoch"

@@ -17,6 +17,7 @@ FLOORS = [
     {"layout", "backend", "inputs", "probabilities", "steps"},
     {
         "network",
+        "attacks",
         "optimizers",
         "options",
         "schedules",
@@ -29,7 +30,7 @@ FLOORS = [
         "calibration",
         "committee",
     },
-    {"checkpoint", "training", "progress"},
+    {"checkpoint", "training", "progress", "robust"},
     {"estimator", "plots", "plots_limits", "runs", "info"},
     {"commands", "cli", "__main__", "__init__"},
 ]

@@ -11,9 +11,9 @@ SHOWN = 10
 def corruptions(net, images, png):
     """Accuracy under each corruption and strength: shows it, draws it into ``png`` unless that is None;
     the figures."""
-    from ..corruptions import robustness
+    from ..corruptions import corruption_robustness
 
-    found = robustness(net, images)
+    found = corruption_robustness(net, images)
     columns = ("corruption", *map(str, found.strengths), "mean")
     rows = [
         (name, *map(percent, values), percent(found.mean_of[name])) for name, values in found.accuracy.items()

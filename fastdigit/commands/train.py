@@ -123,6 +123,26 @@ def train(
     clip_norm: Annotated[
         float | None, _option("Training", "--clip-norm", "LENGTH", "Shorten longer gradients to this.")
     ] = None,
+    adversary: Annotated[
+        Literal["fgsm", "pgd"] | None,
+        _option(
+            "Adversary", "--adversary", "NAME", "Attack each batch first: fgsm (one step) or pgd (many)."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        _option("Adversary", "--epsilon", "NUMBER", "How far it may move a pixel of 0 … 1: 0.1, say."),
+    ] = None,
+    adversary_steps: Annotated[
+        int | None, _option("Adversary", "--adversary-steps", "N", "Of pgd.", "7", min=1)
+    ] = None,
+    adversary_step: Annotated[
+        float | None,
+        _option("Adversary", "--adversary-step", "NUMBER", "Length of one, of pgd.", "2.5 epsilon / steps"),
+    ] = None,
+    clean_share: Annotated[
+        float | None, _option("Adversary", "--clean-share", "SHARE", "Of a batch to leave as it is.", "0")
+    ] = None,
     early_stopping: Annotated[
         int | None,
         _option(
@@ -172,6 +192,7 @@ def train(
       fastdigit train --data mnist --classes 0,1
       fastdigit train --data mnist --hidden 800 --augment standard --epochs 30
       fastdigit train --data mnist --balance series
+      fastdigit train --data mnist --adversary pgd --epsilon 0.1
       fastdigit train --optimizer adamw --early-stopping 5 --epochs 200
       fastdigit train --data mnist --members 7 --validation 0.1
       fastdigit train --resume runs/001
@@ -268,7 +289,7 @@ def _whole_numbers(option, text):
 
 
 def _show_plan(run, settings, dataset, net, automatic):
-    """What is about to be trained, in five lines."""
+    """What is about to be trained, in five or six lines."""
     shape = "×".join(map(str, dataset.train.images.shape[1:]))
     held_back = f", {100 * settings.validation:g} % of them for validation" if settings.validation else ""
     say(
@@ -289,8 +310,16 @@ def _show_plan(run, settings, dataset, net, automatic):
         f"{settings.epochs} epochs, batches of {settings.batch_size}, {settings.optimizer}, "
         f"{settings.schedule} learning rate {settings.learning_rate:g}",
     )
+    if settings.adversary:
+        say("adversary", _adversary_in_words(settings))
     say("backend", f"{net.backend.name} ({net.backend.device}){', chosen by auto' if automatic else ''}")
     say("folder", run.folder)
+
+
+def _adversary_in_words(settings):
+    steps = f", {settings.adversary_steps} steps" if settings.adversary == "pgd" else ""
+    clean = f", {100 * settings.clean_share:g} % of each batch left clean" if settings.clean_share else ""
+    return f"{settings.adversary}, epsilon {settings.epsilon:g}{steps}{clean}: figures below are under attack"
 
 
 def _train(run, settings, dataset, networks, options, resumed, quiet):

@@ -17,6 +17,7 @@ from .conftest import same_bits
 # The protocol, written out once more: parameters are passed by position and by these names.
 OPERATIONS = {
     "gather": "images order start out",
+    "augment": "images order start deformation key step out",
     "gather_values": "values order start out",
     "dense": "x w b y relu",
     "dense_grad_input": "dy w y_below dx scale",
@@ -27,6 +28,9 @@ OPERATIONS = {
     "sgd": "p g v lr momentum decay nesterov decoupled",
     "adam": "p g m v t lr beta1 beta2 epsilon decay decoupled",
     "clip_norm": "g limit",
+    "log_odds": "z t loss correct dz",
+    "ascend": "x dx origin step epsilon norm",
+    "add_noise": "x order start size key step",
 }
 MEMORY = {"zeros", "to_device", "to_host", "synchronize"}
 
@@ -247,7 +251,7 @@ def fake_cupy(monkeypatch, fresh_loaders):
     )
     for name in ("uint8", "uint64", "matmul", "add", "maximum", "multiply", "subtract", "divide"):
         setattr(cupy, name, getattr(np, name))
-    for name in ("abs", "copyto", "exp", "log", "max", "sqrt", "square", "stack", "sum"):
+    for name in ("abs", "copyto", "exp", "log", "max", "minimum", "sign", "sqrt", "square", "stack", "sum"):
         setattr(cupy, name, getattr(np, name))
     cupy.zeros = lambda shape, dtype=float: _device(np.zeros(shape, dtype))
     cupy.arange = lambda *a, **options: _device(np.arange(*a, **options))
@@ -327,8 +331,10 @@ def test_the_stand_in_refuses_host_arrays(fake_cupy):
         {"optimizer": fd.SGD(0.1, momentum=0.9, nesterov=True)},
         {"optimizer": fd.SGD(0.1, weight_decay=0.01), "clip_norm": 0.5},
         {"optimizer": fd.AdamW(0.01), "sample_weight": np.arange(1, 301)},
+        {"optimizer": fd.SGD(0.1), "adversary": fd.FGSM(0.02)},
+        {"optimizer": fd.SGD(0.1), "adversary": fd.PGD(0.2, steps=2, norm="l2"), "clean_share": 0.3},
     ],
-    ids=["momentum", "decay and clipping", "adamw and weights"],
+    ids=["momentum", "decay and clipping", "adamw and weights", "fgsm", "pgd"],
 )
 def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
     networks = []
@@ -342,6 +348,16 @@ def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
         np.testing.assert_allclose(theirs.get_parameters()[name], value, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(theirs.logits(blobs.images), mine.logits(blobs.images), rtol=1e-4, atol=1e-5)
     assert fd.evaluate(theirs, blobs).correct == fd.evaluate(mine, blobs).correct
+
+
+def test_an_attack_on_cupy_is_numpys(fake_cupy, blobs):
+    mine, theirs = (fd.Network([36, 16, 12, 4], backend=name, seed=3) for name in ("numpy", "cupy"))
+    for method in (fd.FGSM(0.1), fd.PGD(0.1, steps=5, restarts=2), fd.PGD(0.5, steps=5, norm="l2")):
+        found = [fd.attack(net, blobs.images, blobs.labels, method) for net in (mine, theirs)]
+        assert type(found[1]) is np.ndarray
+        np.testing.assert_allclose(*found, atol=1e-5)
+    gradients = [net.input_gradients(blobs.images, blobs.labels) for net in (mine, theirs)]
+    np.testing.assert_allclose(*gradients, atol=1e-6)
 
 
 def test_a_network_moves_between_backends(fake_cupy, blobs, tmp_path):

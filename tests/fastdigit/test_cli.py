@@ -67,7 +67,7 @@ def error_of(capsys, arguments, status):
 # --- help and usage -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "calibrate", "predict", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "calibrate", "predict", "attack", "info"])
 def test_help_shows_examples(command, capsys):
     assert main([command, "--help"]) == 0
     help_page = capsys.readouterr().out
@@ -79,7 +79,8 @@ def test_help_shows_examples(command, capsys):
 def test_help_names_all_commands(capsys):
     assert main(["--help"]) == 0
     page = capsys.readouterr().out
-    assert all(f"│ {command} " in page for command in ("train", "evaluate", "calibrate", "predict", "info"))
+    commands = ("train", "evaluate", "calibrate", "predict", "attack", "info")
+    assert all(f"│ {command} " in page for command in commands)
 
 
 def test_no_arguments_show_the_help(capsys):
@@ -127,6 +128,12 @@ def test_help_is_light():
         (["train", "--members", "2", "--seed", "4294967295"], ["seed", "4294967296"]),
         (["train", "--validation", "2"], ["validation", "2"]),
         (["train", "--clip-norm", "0"], ["clip_norm", "0"]),
+        (["train", "--adversary", "cw"], ["cw", "fgsm", "pgd"]),
+        (["train", "--adversary", "pgd"], ["--epsilon", "0.1"]),
+        (["train", "--adversary", "pgd", "--epsilon", "0"], ["epsilon", "0.0"]),
+        (["train", "--epsilon", "0.1", "--clean-share", "0"], ["--epsilon, --clean-share", "--adversary"]),
+        (["train", "--adversary", "fgsm", "--epsilon", "1", "--adversary-step", "2"], ["belong to pgd"]),
+        (["train", "--adversary", "fgsm", "--epsilon", "1", "--clean-share", "1"], ["clean_share", "1.0"]),
         (["train", "--backend", "quantum"], ["quantum", "numpy"]),
         (["train", "--series", "0"], ["digits", "--data mnist"]),
         (["train", "--balance", "writer"], ["digits", "--data mnist"]),
@@ -222,7 +229,8 @@ def test_train_with_every_option(tmp_path):
         "--hidden 24,16 --epochs 3 --batch-size 64 --optimizer adamw --learning-rate 0.002 "
         "--weight-decay 0.1 --schedule cosine --dropout 0.1 --clip-norm 2 --validation 0.2 "
         "--early-stopping 2 --seed 5 --checkpoint-every 7 --backend numpy --out here --classes 1,7,8 "
-        "--balance class --augment shift=1"
+        "--balance class --augment shift=1 "
+        "--adversary pgd --epsilon 0.1 --adversary-steps 2 --adversary-step 0.05 --clean-share 0.5"
     )
     assert main(["train", *options.split()]) == 0
     settings = json.loads((tmp_path / "here" / "settings.json").read_text())
@@ -240,6 +248,11 @@ def test_train_with_every_option(tmp_path):
         "schedule": "cosine",
         "dropout": 0.1,
         "clip_norm": 2.0,
+        "adversary": "pgd",
+        "epsilon": 0.1,
+        "adversary_steps": 2,
+        "adversary_step": 0.05,
+        "clean_share": 0.5,
         "validation": 0.2,
         "early_stopping": 2,
         "seed": 5,

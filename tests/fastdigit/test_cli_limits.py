@@ -83,7 +83,7 @@ def test_evaluate_corruptions(trained, capsys):
     files = ["--corruptions-png", "c.png", "--json", "a.json"]
     assert main(["evaluate", str(trained), "--backend", "numpy", *files]) == 0
     output = capsys.readouterr().out
-    found = fd.robustness(
+    found = fd.corruption_robustness(
         fd.Network.load(trained / "model.safetensors", backend="numpy"), fd.load_digits().test
     )
     result = figures("a.json")

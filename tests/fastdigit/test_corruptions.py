@@ -234,7 +234,7 @@ def test_what_makes_no_sense(corrupt, images, strength, more, error, words):
 class Brightness:
     """A stand-in for a network: says 1 where the mean of an image is at least 100, else 0."""
 
-    classes = np.array([0, 1])
+    classes, temperature = np.array([0, 1]), 1.0
 
     def as_inputs(self, images):
         return images
@@ -249,7 +249,7 @@ def test_robustness_is_the_accuracy_of_the_corrupted_images():
     images = random.integers(60, 140, (40, 1, 1)) + random.integers(-60, 60, (40, 12, 12))
     images = images.astype(np.uint8)
     labels = (images.mean(axis=(1, 2)) >= 100).astype(np.uint8)
-    found = fd.robustness(Brightness(), (images, labels), strengths=(2, 5), seed=3)
+    found = fd.corruption_robustness(Brightness(), (images, labels), strengths=(2, 5), seed=3)
     assert (found.clean, found.images, found.strengths, found.seed) == (1.0, 40, (2, 5), 3)
     assert list(found.accuracy) == NAMES
     for name, values in found.accuracy.items():
@@ -269,14 +269,14 @@ def test_robustness_is_the_accuracy_of_the_corrupted_images():
 def test_robustness_of_what_makes_no_sense():
     net = fd.Network([16, 2], backend="numpy")
     images, labels = np.zeros((2, 4, 4), np.uint8), np.array([0, 1])
-    assert fd.robustness(net, (images, labels), strengths=[1]).images == 2
+    assert fd.corruption_robustness(net, (images, labels), strengths=[1]).images == 2
     with pytest.raises(fd.ConfigError, match="1 … 5"):
-        fd.robustness(net, (images, labels), strengths=(1, 9))
+        fd.corruption_robustness(net, (images, labels), strengths=(1, 9))
     with pytest.raises(fd.ConfigError, match="no strength"):
-        fd.robustness(net, (images, labels), strengths=())
+        fd.corruption_robustness(net, (images, labels), strengths=())
     with pytest.raises(fd.DataError, match="uint8"):
-        fd.robustness(net, (images / 255, labels))
+        fd.corruption_robustness(net, (images / 255, labels))
     with pytest.raises(fd.DataError, match="2 images need 2 labels"):
-        fd.robustness(net, (images, labels[:1]))
+        fd.corruption_robustness(net, (images, labels[:1]))
     with pytest.raises(fd.DataError, match="no images"):
-        fd.robustness(net, (images[:0], labels[:0]))
+        fd.corruption_robustness(net, (images[:0], labels[:0]))

@@ -237,3 +237,47 @@ def test_deformed_digits_stand_beside_their_originals(drawn, tmp_path):
     np.testing.assert_array_equal(shown[:, 3], augment.apply(first, seed=4, step=2))
     assert (shown[:, 1:] != shown[:, :1]).any(axis=(2, 3)).all()
     assert "rotation=30,shift=2" in drawn()._suptitle.get_text()
+
+
+def attacked(target=None):
+    """Figures of attacks that were never made."""
+    method = fd.PGD(0.1, norm="l2", targeted=target is not None)
+    reached = (None, None) if target is None else (0.25, 0.75)
+    at = [fd.UnderAttack(e, 40, a, r) for e, a, r in zip((0.5, 2.0), (0.6, 0.1), reached, strict=True)]
+    return fd.AdversarialRobustness(method, 0.9, 40, tuple(at), target=target)
+
+
+@pytest.mark.parametrize("target", [None, 3])
+def test_adversarial_examples_and_the_curve(drawn, tmp_path, target):
+    random = np.random.default_rng(0)
+    before = random.uniform(0.3, 0.6, (2, 9, 7))
+    after = before + random.uniform(-0.1, 0.1, before.shape)
+    after[:, 0, 0] = before[:, 0, 0] + 0.125
+    examples = [(before[i], after[i], label, guess, 0.8) for i, label, guess in ((0, 7, 2), (1, 4, 9))]
+    plots.adversarial_examples(attacked(target), examples, 2.0, tmp_path / "a.png")
+    figure = drawn()
+    *grid, curve = figure.axes
+    assert [axes.get_title() for axes in grid] == ["7", "4", "× 8", "× 8", "→ 2", "→ 9"]
+    assert [axes.get_xlabel() for axes in grid[4:]] == ["80 %", "80 %"]
+    for column in range(2):
+        shown = [grid[column + 2 * row].images[0].get_array() for row in range(3)]
+        np.testing.assert_allclose(shown, [before[column], after[column] - before[column], after[column]])
+    left, *reached = curve.lines
+    np.testing.assert_allclose(left.get_xydata(), [(0, 90), (0.5, 60), (2, 10)])
+    assert [line.get_ydata().tolist() for line in reached] == ([] if target is None else [[25, 75]])
+    assert "length of at most 2" in figure.subfigs[0].get_suptitle()
+    assert "PGD, 40 images" in titles(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()  # at the resolution of this renderer
+    width, height = figure.canvas.get_width_height()
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text():
+            box = text.get_window_extent(renderer)
+            assert 0 <= box.x0 < box.x1 <= width, text
+            assert 0 <= box.y0 < box.y1 <= height, text
+
+
+def test_no_adversarial_example(drawn, tmp_path):
+    plots.adversarial_examples(attacked(), [], 0.5, tmp_path / "a.png")
+    assert "nothing is misread within 0.5" in drawn().subfigs[0].get_suptitle()
+    assert len(drawn().axes) == 1

@@ -65,7 +65,7 @@ def test_sheet_of_corruptions(drawn, tmp_path):
 
 def test_curves_of_robustness(drawn, tmp_path):
     values = {name: (0.9 - number / 20, 0.3) for number, name in enumerate(CORRUPTIONS)}
-    found = fd.Robustness(images=40, strengths=(2, 5), seed=0, clean=0.95, accuracy=values)
+    found = fd.CorruptionRobustness(images=40, strengths=(2, 5), seed=0, clean=0.95, accuracy=values)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8)).astype(np.uint8)
     plots_limits.robustness(found, images, tmp_path / "a.png")
     curves, sheet = drawn().axes

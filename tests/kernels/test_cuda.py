@@ -28,7 +28,7 @@ OPERATIONS = {
 def test_the_backend_is_complete_and_has_the_protocols_parameters():
     for name, parameters in OPERATIONS.items():
         assert list(inspect.signature(getattr(backend(), name)).parameters) == parameters
-    assert len(OPERATIONS) == 11
+    assert len(OPERATIONS) == 14
 
 
 MATMUL = [
@@ -63,6 +63,7 @@ def test_dense_passes_nan_on():
 
 
 OTHERS = ("gather", "gather_values", "softmax", "softmax_xent", "dropout", "sgd", "adam", "clip_norm")
+OTHERS += ("log_odds", "ascend", "add_noise")
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,18 @@ def test_a_training_ends_with_the_weights_of_the_reference(optimizer, options):
     assert len(emulator.reports) > 50
     for name, expected in weights[1].items():
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
+
+
+def test_an_attack_is_that_of_the_reference():
+    random = np.random.default_rng(3)
+    images, found = random.random((12, 36)).astype(np.float32), []
+    with emulated():
+        for side in (backend(), "numpy"):
+            net = fd.Network([36, 20, 4], backend=side, seed=3)
+            labels = fd.Network([36, 20, 4], backend="numpy", seed=3).predict(images)
+            found.append(fd.attack(net, images, labels, fd.PGD(0.02, steps=2)))
+    assert (found[1] != images).any()
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 # --- faults that must be found --------------------------------------------------------------------

@@ -8,6 +8,7 @@ from numba import njit
 
 import fastdigit as fd
 from fastdigit.bench.checks import CHECKS
+from fastdigit.kernels.attack import cpu as attack
 from fastdigit.kernels.common.memory import float_of
 from fastdigit.kernels.dropout import cpu as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
@@ -20,7 +21,7 @@ from fastdigit.kernels.softmax_xent import reference as softmax_xent_reference
 from .helpers import for_python
 
 NUMPY = fd.get_backend("numpy")
-MODULES = (relu, softmax_xent, dropout, gather, optimizer)
+MODULES = (relu, softmax_xent, dropout, gather, optimizer, attack)
 OPERATIONS = {
     "relu": relu.relu,
     "relu_grad": relu.relu_grad,
@@ -32,6 +33,10 @@ OPERATIONS = {
     "sgd": optimizer.sgd,
     "adam": optimizer.adam,
     "clip_norm": optimizer.clip_norm,
+    "log_odds": attack.log_odds,
+    "ascend": attack.ascend,
+    "ascend, l2": attack.ascend,
+    "add_noise": attack.add_noise,
 }
 
 
@@ -53,7 +58,7 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_checks(operation, threads, small_work_is_shared, record_property):
     function = partial(OPERATIONS[operation], threads=threads)
-    for check, of_check in CHECKS[operation]:
+    for check, of_check in CHECKS[operation.partition(",")[0]]:
         worst = max(check(function, NUMPY, case) for case in of_check)
         record_property(f"worst error/bound of {check.__name__}", worst)
 
@@ -82,6 +87,10 @@ def results(operation, threads):
         "sgd": (optimizer.sgd, (p, g, v, 0.1, 0.9, 0.01, True, False), (p, v)),
         "adam": (optimizer.adam, (p, g, m, np.abs(v), 7, 0.01, 0.9, 0.999, 1e-8, 0.1, True), (p, m, v)),
         "clip_norm": (optimizer.clip_norm, (g, 1.0), (g,)),
+        "log_odds": (attack.log_odds, (x, t, p[:1009], np.zeros(1009, np.uint8), y), (y, p)),
+        "ascend": (attack.ascend, (x, y, normal(1009, 50, seed=2), 0.1, 0.2, "linf"), (x,)),
+        "ascend, l2": (attack.ascend, (x, y, normal(1009, 50, seed=2), 0.1, 0.2, "l2"), (x,)),
+        "add_noise": (attack.add_noise, (x[:1001], order, 8, 0.3, (1, 2), 3), (x,)),
     }
     function, arguments, written = outputs[operation]
     function(*arguments, threads=threads)
@@ -272,6 +281,9 @@ def test_nothing_to_do():
     gather.gather(np.zeros((3, 5), np.uint8), np.arange(3), 3, none)
     optimizer.sgd(nothing, nothing, None, 0.1, 0.9, 0.0, False, False)
     optimizer.clip_norm(nothing, 1.0)
+    attack.log_odds(none, np.empty(0, np.int32), nothing, np.empty(0, np.uint8), none)
+    attack.ascend(none, none.copy(), none.copy(), 0.1, 0.1, "l2")
+    attack.add_noise(none, np.arange(3), 3, 0.1, (0, 0), 0)
 
 
 # --- what does not fit ----------------------------------------------------------------------------

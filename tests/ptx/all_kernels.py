@@ -7,6 +7,7 @@ from fastdigit.kernels.common.cuda import KERNELS
 MODULES = (
     *(
         "augment.cuda",
+        "attack.cuda",
         "dropout.cuda",
         "epoch.cuda",
         "epoch.cuda_steps",
@@ -22,6 +23,7 @@ MODULES = (
         "relu.cuda",
         "softmax_xent.cuda",
     ),
+    *("matmul.cuda_wgmma", "optimizer.cuda", "relu.cuda", "softmax_xent.cuda"),
 )
 for module in MODULES:
     import_module(f"fastdigit.kernels.{module}")

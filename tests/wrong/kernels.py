@@ -919,6 +919,185 @@ def infinity_clipped(g, limit):
     right.clip_norm(g, limit)
 
 
+# --- attacks ------------------------------------------------------------------------------------
+
+
+def odds(z, t, loss, correct, dz, *, kept=False, shifted=True):
+    """The pieces of log_odds spelled out, to change one of them."""
+    rows, others = np.arange(len(t)), z.copy()
+    correct[...] = z.argmax(axis=1) == t
+    own = z[rows, t]
+    if not kept:
+        others[rows, t] = -np.inf
+    largest = others.max(axis=1) if shifted else np.zeros_like(own)
+    powers = np.exp(others - largest[:, None])
+    loss[...] = np.log(powers.sum(axis=1)) + (largest - own)
+    dz[...] = powers / powers.sum(axis=1, keepdims=True)
+    dz[rows, t] = dz[rows, t] - 1 if kept else -1
+
+
+@wrong("log_odds", check_log_odds="loss: ")
+def cross_entropy_instead(z, t, loss, correct, dz):
+    odds(z, t, loss, correct, dz, kept=True)
+
+
+@wrong("log_odds", check_log_odds="loss: ")
+def no_maximum_of_the_others(z, t, loss, correct, dz):
+    odds(z, t, loss, correct, dz, shifted=False)
+
+
+@wrong("log_odds", check_log_odds="loss: ")
+def maximum_of_all(z, t, loss, correct, dz):
+    """Where the target is far above, all others vanish."""
+    rows, powers = np.arange(len(t)), np.exp(z - z.max(axis=1, keepdims=True))
+    own = np.log(powers[rows, t])
+    powers[rows, t] = 0
+    total = powers.sum(axis=1)
+    correct[...] = z.argmax(axis=1) == t
+    loss[...] = np.log(total) - own
+    dz[...] = powers / total[:, None]
+    dz[rows, t] = -1
+
+
+@wrong("log_odds", check_log_odds="dz: ")
+def averaged_over_the_batch(z, t, loss, correct, dz):
+    right.log_odds(z, t, loss, correct, dz)
+    dz /= len(t)
+
+
+@wrong("log_odds", check_log_odds="correct: ")
+def correct_from_the_last_of_the_largest(z, t, loss, correct, dz):
+    last = z.shape[1] - 1 - z[:, ::-1].argmax(axis=1)
+    right.log_odds(z, t, loss, correct, dz)
+    correct[...] = last == t
+
+
+@wrong("log_odds", check_log_odds="z: an input was written to")
+def target_taken_out_of_the_logits(z, t, loss, correct, dz):
+    right.log_odds(z, t, loss, correct, dz)
+    if dz is not z:
+        z[np.arange(len(t)), t] = -np.inf
+
+
+def step_of(x, dx, origin, step, epsilon, norm, *, first_box=False, ball=True, each=False, guard=True):
+    """The pieces of ascend spelled out, to change one of them."""
+    if norm == "linf":
+        moved = x + step * np.sign(dx)
+        low, high = origin - epsilon, origin + epsilon
+        moved = np.clip(moved, low, high) if ball else moved
+    else:
+        length = np.linalg.norm(dx.astype(np.float64), axis=None if each else 1, keepdims=True)
+        if guard:
+            length[length == 0] = 1
+        far = x + step * (dx / length) - origin
+        if first_box:
+            far = np.clip(origin + far, 0, 1) - origin
+        distance = np.linalg.norm(far, axis=1, keepdims=True)
+        moved = origin + far * (np.minimum(1, epsilon / distance) if ball else 1)
+    x[...] = np.clip(moved, 0, 1)
+
+
+@wrong("ascend", check_ascend="x: ")
+def descends(x, dx, origin, step, epsilon, norm):
+    right.ascend(x, dx, origin, -step, epsilon, norm)
+
+
+@wrong("ascend", check_ascend="x: ")
+def ball_forgotten(x, dx, origin, step, epsilon, norm):
+    step_of(x, dx, origin, step, epsilon, norm, ball=False)
+
+
+@wrong("ascend", check_ascend="x: a pixel outside of 0 … 1")
+def box_kept_up_to_rounding(x, dx, origin, step, epsilon, norm):
+    right.ascend(x, dx, origin, step, epsilon, norm)
+    x -= np.float32(1e-8)
+
+
+@wrong("ascend", check_ascend="x: ")
+def box_forgotten(x, dx, origin, step, epsilon, norm):
+    move = step * np.sign(dx) if norm == "linf" else x * 0
+    far = np.clip(x + move, origin - epsilon, origin + epsilon)
+    right.ascend(x, dx, origin, step, epsilon, norm)
+    if norm == "linf":
+        x[...] = far
+
+
+@wrong("ascend", check_ascend="x: ")
+def box_before_the_ball(x, dx, origin, step, epsilon, norm):
+    step_of(x, dx, origin, step, epsilon, norm, first_box=True)
+
+
+@wrong("ascend", check_ascend="x: ")
+def ball_around_where_it_is(x, dx, origin, step, epsilon, norm):
+    """Drifts further with every step."""
+    right.ascend(x, dx, x.copy(), step, epsilon, norm)
+
+
+@wrong("ascend", check_ascend="x: ", check_ascend_passes_nan_on="x: a NaN of one image is in another")
+def one_length_for_the_whole_batch(x, dx, origin, step, epsilon, norm):
+    step_of(x, dx, origin, step, epsilon, norm, each=True)
+
+
+@wrong("ascend", check_ascend="is nan", check_ascend_passes_nan_on="x: a NaN of one image is in another")
+def divides_by_a_length_of_zero(x, dx, origin, step, epsilon, norm):
+    with np.errstate(invalid="ignore"):
+        step_of(x, dx, origin, step, epsilon, norm, guard=False)
+
+
+@wrong("ascend", check_ascend="x: ")
+def squares_in_float32(x, dx, origin, step, epsilon, norm):
+    """A gradient that is small everywhere has no length then."""
+    if norm == "l2":
+        length = np.sqrt(np.square(dx).sum(axis=1, keepdims=True))
+        dx = dx / np.where(length > 0, length, 1)
+        dx[length[:, 0] == 0] = 0
+    right.ascend(x, dx, origin, step, epsilon, norm)
+
+
+@wrong("ascend", check_ascend="x: ")
+def a_gradient_of_zero_counts_as_positive(x, dx, origin, step, epsilon, norm):
+    right.ascend(x, np.where(dx == 0, np.float32(1e-30), dx), origin, step, epsilon, norm)
+
+
+@wrong("ascend", check_ascend_passes_nan_on="x: a NaN in the gradient disappeared")
+def nan_in_a_gradient_ignored(x, dx, origin, step, epsilon, norm):
+    right.ascend(x, np.nan_to_num(dx), origin, step, epsilon, norm)
+
+
+@wrong("ascend", check_ascend="dx: an input was written to")
+def gradient_normalised_in_place(x, dx, origin, step, epsilon, norm):
+    np.sign(dx, out=dx)
+    right.ascend(x, dx, origin, step, epsilon, norm)
+
+
+@wrong("add_noise", check_add_noise="x: ")
+def noise_of_the_row(x, order, start, size, key, step):
+    """Another batch, other numbers."""
+    right.add_noise(x, np.arange(len(order)), start, size, key, step)
+
+
+@wrong("add_noise", check_add_noise="x: ")
+def noise_of_the_first_images(x, order, start, size, key, step):
+    right.add_noise(x, order, 0, size, key, step)
+
+
+@wrong("add_noise", check_add_noise="x: ")
+def noise_of_one_sign(x, order, start, size, key, step):
+    right.add_noise(x, order, start, size / 2, key, step)
+    x += size / 2
+
+
+@wrong("add_noise", check_add_noise="x: ")
+def late_steps_forgotten(x, order, start, size, key, step):
+    right.add_noise(x, order, start, size, key, step % 2**32)
+
+
+@wrong("add_noise", check_add_noise="x: ")
+def noise_in_place_of_the_pixels(x, order, start, size, key, step):
+    x[...] = 0
+    right.add_noise(x, order, start, size, key, step)
+
+
 # Not faulty: these must pass every check, or the rejections above say nothing.
 RIGHT = {
     operation: getattr(right, operation)
@@ -935,9 +1114,14 @@ RIGHT = {
         "sgd",
         "adam",
         "clip_norm",
+        "log_odds",
+        "ascend",
+        "add_noise",
     )
 } | {
     "relu": partial(relu_reference.relu, np),
     "relu_grad": partial(relu_reference.relu_grad, np),
     "adam, spelled out": adam_variant(),
+    "log_odds, spelled out": odds,
+    "ascend, spelled out": step_of,
 }

@@ -324,21 +324,25 @@ def check_softmax(softmax, backend, case, dtype, spread):
 
 @_both_layouts
 def check_softmax_xent(softmax_xent, backend, case, dtype, spread):
-    """loss, correct and dz against float64, with and without weights; also with dz = z."""
+    """loss, correct and dz against float64, with and without weights, for labels that are certain and
+    smoothed ones; also with dz = z."""
     z, t, weight = logits_of(case, dtype)
-    rows = np.arange(case.batch)
     exact = z.astype(np.float64)
     p = softmax_float64(z)
-    target = exact[rows, t]
-    largest = exact.max(axis=1)
-    plain_loss = np.log(np.exp(exact - largest[:, None]).sum(axis=1)) + (largest - target)
-    plain_dz = p.copy()
-    plain_dz[rows, t] -= 1
+    depths = exact.max(axis=1, keepdims=True) - exact
+    logs = np.log(np.exp(-depths).sum(axis=1))
     roundoff = unit_roundoff(dtype) + unit_roundoff(np.float64)
-    loss_bound = roundoff * (4 * plain_loss + case.classes + 16)
-    dz_bound = _softmax_bound(z, p, dtype) + 8 * roundoff * np.abs(plain_dz)
     worst = 0.0
-    for weighted in (False, True):
+    for smoothing, weighted in ((0.0, False), (0.0, True), (0.1, True)):
+        wanted = np.full_like(p, smoothing / case.classes)
+        wanted[np.arange(case.batch), t] += 1 - smoothing
+        plain_loss = logs + (wanted * depths).sum(axis=1)
+        plain_dz = p - wanted
+        # The rounding of what is wanted stays when p cancels it; without smoothing it is exact.
+        dz_error = 8 * roundoff * (np.abs(plain_dz) + (wanted if smoothing else 0))
+        terms = 4 + (case.classes if smoothing else 0)
+        loss_bound = roundoff * (terms * plain_loss + case.classes + 16)
+        dz_bound = _softmax_bound(z, p, dtype) + dz_error
         factor = weight.astype(np.float64) if weighted else np.ones(case.batch)
         for in_place in (False, True):
             source = Operand("z", backend, z, spread=spread)
@@ -355,6 +359,7 @@ def check_softmax_xent(softmax_xent, backend, case, dtype, spread):
                 loss.array,
                 correct.array,
                 dz.array,
+                smoothing,
             )
             backend.synchronize()
             result = dz.read()

@@ -43,7 +43,7 @@ class Backend:
     dense_grad_input: Callable[..., None]  # (dy, w, y_below, dx, scale)
     dense_grad_weight: Callable[..., None]  # (x, dy, dw, db)
     softmax: Callable[..., None]  # (z, p)
-    softmax_xent: Callable[..., None]  # (z, t, weight, loss, correct, dz)
+    softmax_xent: Callable[..., None]  # (z, t, weight, loss, correct, dz, smoothing=0.0)
     dropout: Callable[..., None]  # (y, p, key, step)
     sgd: Callable[..., None]  # (p, g, v, lr, momentum, decay, nesterov, decoupled)
     adam: Callable[..., None]  # (p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled)
@@ -86,6 +86,7 @@ class TrainPlan:
     batch_size: int
     dropout: tuple[float, ...]  # one for each hidden layer
     seed: int
+    label_smoothing: float
     clip_norm: float | None
     weight: Any  # [N] or None
     threads: int | None  # None: as the backend thinks best

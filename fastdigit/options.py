@@ -69,6 +69,7 @@ class FitOptions:
     epochs: int
     batch_size: int
     early_stopping: EarlyStopping | None
+    label_smoothing: float
     clip_norm: float | None
     seed: int
     optimizer_state: OptimizerState
@@ -101,6 +102,7 @@ class FitOptions:
         need(
             "early_stopping", isinstance(self.early_stopping, EarlyStopping | None), "EarlyStopping(patience)"
         )
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, "(0, inf)")
         need("optimizer_state", isinstance(self.optimizer_state, OptimizerState), "an OptimizerState")
@@ -135,6 +137,8 @@ class FitOptions:
             "schedule": _name_of(self.schedule),
             "epochs": int(self.epochs),
             "batch_size": int(self.batch_size),
+            # None for 0: checkpoints from before there was any say the same.
+            "label_smoothing": float(self.label_smoothing) or None,
             "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
             "early_stopping": None if self.early_stopping is None else repr(self.early_stopping),
             "seed": int(self.seed),

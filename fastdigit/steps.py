@@ -107,6 +107,7 @@ def train_steps(backend, plan, images, labels, order, loss, correct):
             loss[start:stop],
             correct[start:stop],
             buffers.dy[-1],
+            plan.label_smoothing,
         )
         backward(backend, layers, gradients, buffers, dropout)
         if plan.clip_norm is not None:

@@ -39,6 +39,7 @@ def fit(
     validation=None,
     early_stopping=None,
     sample_weight=None,
+    label_smoothing=0.0,
     clip_norm=None,
     seed=0,
     optimizer_state=None,
@@ -64,6 +65,8 @@ def fit(
     - ``validation``: a fraction of the training images to hold back (stratified, seeded), or data
       of its own. ``early_stopping``: an EarlyStopping record, needs ``validation``.
     - ``sample_weight`` [N]: weights of the images, brought to a mean of 1.
+    - ``label_smoothing``: the share of each label that is spread evenly over all classes, in the
+      training loss and its gradient (Szegedy et al., CVPR 2016); validation is without.
     - ``clip_norm``: shorten gradients to this length.
     - ``seed``: of the shuffling and the validation split. Same seed, same backend, same data: the
       same weights, bit for bit.
@@ -99,6 +102,7 @@ def fit(
             epochs=epochs,
             batch_size=batch_size,
             early_stopping=early_stopping,
+            label_smoothing=label_smoothing,
             clip_norm=clip_norm,
             seed=seed,
             optimizer_state=OptimizerState() if optimizer_state is None else optimizer_state,
@@ -324,6 +328,7 @@ class _Training:
                 batch_size=options.batch_size,
                 dropout=net.dropout,
                 seed=net.seed,
+                label_smoothing=float(options.label_smoothing),
                 clip_norm=options.clip_norm,
                 weight=self.weight,
                 threads=options.threads,

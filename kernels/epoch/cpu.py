@@ -130,8 +130,10 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     TURNED_ROW,
     LAYER,
 ) = range(22)
-# The float64 numbers of an optimizer, and the largest share of hidden outputs that is worth lists.
-MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, MOST_LISTED, ALL_NUMBERS = range(10)
+# The float64 numbers: of the optimizer, of the loss, and the largest share of hidden outputs that is worth
+# lists.
+MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, SMOOTHING = range(9)
+MOST_LISTED, ALL_NUMBERS = 9, 10
 
 
 NOTHING, MASK, UPDATE_WEIGHTS, UPDATE_PANELS = range(4)
@@ -443,6 +445,7 @@ def _loss(thread, threads, plan, x, start, count, room):
         bytes_at(plan[CORRECT] + start, count),
         matrix(layer[DY], layer[DY_ROW], count, layer[OUTPUTS]),
         np.float32(1 / count),
+        doubles(plan[NUMBERS], ALL_NUMBERS)[SMOOTHING],
         first,
         last,
     )
@@ -768,6 +771,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[EPSILON] = getattr(optimizer, "epsilon", 0.0)
     numbers[DECAY], numbers[DECOUPLED] = optimizer.weight_decay, optimizer.decoupled
     numbers[LIMIT] = plan.clip_norm or 0.0
+    numbers[SMOOTHING] = plan.label_smoothing
     numbers[MOST_LISTED] = 1 if plan.sparse_hidden else HIDDEN_SHARE
     numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
     numbers[ALL_NUMBERS + len(hidden) :] = 1

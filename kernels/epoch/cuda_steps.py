@@ -41,7 +41,7 @@ from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
 from ..matmul.cuda import sum_columns
 from ..matmul.cuda_epilogue import words_of
 from ..optimizer.cuda import CHUNK, NUMBERS, clip_norm_with, step_numbers, stepped
-from ..softmax_xent.cuda import largest_of
+from ..softmax_xent.cuda import expected_logit, largest_of, smoothed
 
 PRECISIONS = ("float32", "tf32", "bf16")
 THREADS = 128
@@ -111,7 +111,9 @@ def _taker(images, halves):
 def _losses(halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
-    def losses(z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row):
+    def losses(
+        z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row, smoothing
+    ):
         """Loss, gradient and whether it is right: a thread for each image, as in kernels/softmax_xent."""
         row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         if row >= batch:
@@ -126,21 +128,28 @@ def _losses(halves):
         best = largest_of(z, at, classes)
         largest = z[at + best]
         own = weight[image] if weight.size > 0 else float32(1)
-        total = zero
+        each, right = smoothed(smoothing, classes)
+        total, depths = zero, zero
         for c in range(classes):
-            total += math.exp(z[at + c] - largest)
+            depth = z[at + c] - largest
+            total += math.exp(depth)
+            depths += depth
         share = own / float32(min(batch, order.size - _place(position, batch, 0)))
         for c in range(0, classes, 2):
             both = c + 1 < classes
             first = math.exp(z[at + c] - largest) / total
             second = math.exp(z[at + c + 1] - largest) / total if both else zero
-            first = (first - (float32(1) if c == target else zero)) * share
-            second = (second - (float32(1) if c + 1 == target else zero)) * share
+            first = (first - (right if c == target else each)) * share
+            second = (second - (right if c + 1 == target else each)) * share
             put(dz, row * dz_row + c, first, second, both)
-        loss[place] = (math.log(total) - (z[at + target] - largest)) * own
+        expected = expected_logit(z[at + target] - largest, depths, smoothing, each)
+        loss[place] = (math.log(total) - expected) * own
         correct[place] = 1 if best == target else 0
 
-    arguments = FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64
+    arguments = (
+        *(FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64),
+        float32,
+    )
     name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
     return _kernel(losses, *arguments, name=name, halves=halves)
 
@@ -307,7 +316,7 @@ class Steps:
         arrays = plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight
         places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
         numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm
-        return places, numbers, getattr(plan.optimizer, "nesterov", False)
+        return places, numbers, plan.label_smoothing, getattr(plan.optimizer, "nesterov", False)
 
     def _memory(self, plan, zeros):
         sizes, arena, batch = plan.layout.layer_sizes, Arena(), self.batch
@@ -369,7 +378,7 @@ class Steps:
             blocks_for(batch, THREADS),
             *(flat(y[-1]), row_distance(y[-1]), sizes[-1], labels),
             *(nothing if plan.weight is None else plan.weight, order, position, batch, loss, correct),
-            *(numbers_of(dy[-1]), row_distance(dy[-1])),
+            *(numbers_of(dy[-1]), row_distance(dy[-1]), plan.label_smoothing),
         )
         for layer in reversed(range(last + 1)):
             below, (dw, db) = y[layer - 1] if layer else x, gradients[layer]

@@ -57,6 +57,7 @@ OPTIONS = {
     "clipped adam": {"clip_norm": 0.1, "optimizer": fd.Adam(0.01)},
     "weighted": {"sample_weight": np.linspace(0, 2, COUNT)},
     "dropout": {"network": {"dropout": 0.4}},
+    "smoothed labels": {"label_smoothing": 0.1, "sample_weight": np.linspace(0, 2, COUNT)},
     "batch of 1": {"batch_size": 1, "epochs": 1},
     "batch of 7": {"batch_size": 7},
     "one batch": {"batch_size": 1000},

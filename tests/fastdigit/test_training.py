@@ -90,6 +90,18 @@ def test_sample_weights_weigh(make_network, blobs):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_smoothed_labels_are_for_the_training_loss_alone(make_network, blobs):
+    """The first step, of all images, has the loss of the formula; validation has the plain one."""
+    net, held = make_network(), blobs.take(np.arange(100))
+    z = net.logits(blobs.images).astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    target = log_p[np.arange(300), blobs.labels]
+    expected = -(0.8 * target + 0.2 * log_p.mean(axis=1)).mean()
+    log = fd.fit(net, blobs, epochs=1, batch_size=300, validation=held, label_smoothing=0.2)
+    assert log.step_losses == [pytest.approx(expected, rel=1e-5)]
+    assert log.epochs[0].validation_loss == fd.evaluate(net, held).loss
+
+
 def test_it_learns_and_the_log_tells(make_network, blobs):
     net = make_network()
     log = fd.fit(net, blobs, epochs=8, batch_size=32, validation=0.2)
@@ -322,6 +334,8 @@ def test_weights_that_overflow_in_the_very_last_step_are_noticed(make_network, b
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"batch_size": 2.5}, "batch_size must be an integer"),
         ({"clip_norm": 0}, "clip_norm must be a number in"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be a number in"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be a number in"),
         ({"validation": 1.5}, "validation must be a fraction"),
         ({"early_stopping": fd.EarlyStopping()}, "needs validation data"),
         ({"resume": True}, "needs the checkpoint"),

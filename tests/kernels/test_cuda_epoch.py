@@ -27,29 +27,34 @@ def with_persistent_epochs(shared=SHARED):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "shared", "weighted"),
+    ("optimizer", "shared", "weighted", "smoothing"),
     [
-        (fd.SGD(0.1), SHARED, False),
-        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True),
-        (fd.SGD(0.1, momentum=0.9), 9_000, False),
-        (fd.Adam(0.01), SHARED, False),
-        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False),
+        (fd.SGD(0.1), SHARED, False, 0.0),
+        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True, 0.2),
+        (fd.SGD(0.1, momentum=0.9), 9_000, False, 0.0),
+        (fd.Adam(0.01), SHARED, False, 0.0),
+        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False, 0.0),
     ],
-    ids=["sgd", "nesterov, L2, weighted", "momentum, one buffer", "adam", "adamw"],
+    ids=["sgd", "nesterov, L2, weighted, smoothed", "momentum, one buffer", "adam", "adamw"],
 )
-def test_weights_as_of_the_reference(optimizer, shared, weighted):
+def test_weights_as_of_the_reference(optimizer, shared, weighted, smoothing):
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
     )
     weight = random.uniform(0.5, 2, 37) if weighted else None
+    options = {
+        "epochs": 2,
+        "batch_size": 16,
+        "seed": 1,
+        "sample_weight": weight,
+        "label_smoothing": smoothing,
+    }
     weights, losses, paths = [], [], []
     with emulated() as emulator:
         for each in (with_persistent_epochs(shared), "numpy"):
             net = fd.Network([64, 10, 5], backend=each, seed=3)
-            log = fd.fit(
-                net, images, optimizer=optimizer, epochs=2, batch_size=16, seed=1, sample_weight=weight
-            )
+            log = fd.fit(net, images, optimizer=optimizer, **options)
             weights.append(net.get_parameters())
             losses.append([entry.loss for entry in log.epochs])
             paths.append(log.path)

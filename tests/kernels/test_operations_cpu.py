@@ -73,7 +73,7 @@ def results(operation, threads):
         "softmax": (softmax_xent.softmax, (x, y), (y,)),
         "softmax_xent": (
             softmax_xent.softmax_xent,
-            (x, t, p[:1009], m[:1009], np.zeros(1009, np.uint8), y),
+            (x, t, p[:1009], m[:1009], np.zeros(1009, np.uint8), y, 0.1),
             (y, m),
         ),
         "dropout": (dropout.dropout, (y, 0.3, (1, 2), 3), (y,)),
@@ -224,7 +224,7 @@ def test_a_target_that_is_no_class_is_not_written_to():
     before, z = whole.copy(), whole[1:5, 2:12]
     loss, correct = np.zeros(4, np.float32), np.full(4, 7, np.uint8)
     t, no_weight = np.array([-1, 10, 2**31 - 1, 3], np.int32), np.empty(0, np.float32)
-    softmax_xent.softmax_xent_rows(z, t, no_weight, loss, correct, z, np.float32(1), 0, 4)
+    softmax_xent.softmax_xent_rows(z, t, no_weight, loss, correct, z, np.float32(1), 0.0, 0, 4)
     assert np.isnan(loss).tolist() == [True, True, True, False]
     assert not correct[:3].any()
     np.testing.assert_allclose(z.sum(axis=1), [1, 1, 1, 0], atol=1e-6)

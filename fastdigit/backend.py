@@ -85,6 +85,7 @@ class TrainPlan:
     first_step: int
     batch_size: int
     dropout: tuple[float, ...]  # one for each hidden layer
+    input_dropout: float
     seed: int
     label_smoothing: float
     clip_norm: float | None

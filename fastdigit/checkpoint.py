@@ -35,10 +35,13 @@ NETWORK_SCHEMA = {
     "layer_sizes": [int],
     "classes": [int],
     "dropout": [float],
+    "input_dropout": float,
     "precision": str,
     "seed": int,
     "pixels": bool,
 }
+# What files of earlier versions do not say of their network, and what it was.
+NETWORK_BEFORE = {"input_dropout": 0.0}
 TRAINING_SCHEMA = {
     "epochs_done": int,
     "steps_done": int,
@@ -178,6 +181,7 @@ def _describe(net):
         "layer_sizes": list(net.layer_sizes),
         "classes": net.classes.tolist(),
         "dropout": list(net.dropout),
+        "input_dropout": net.input_dropout,
         "precision": net.precision,
         "seed": net.seed,
         "pixels": net.pixels,
@@ -217,7 +221,10 @@ def _metadata(path, file):
         raise CheckpointError(f"{path}: its metadata is not JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: its metadata is not a JSON object")
-    found = metadata.get("network", {}).get("format") if isinstance(metadata.get("network"), dict) else None
+    network = metadata.get("network")
+    if isinstance(network, dict):
+        metadata["network"] = network = {**NETWORK_BEFORE, **network}
+    found = network.get("format") if isinstance(network, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise CheckpointError(
             f"{path} has format {found}, this version reads up to {FORMAT}: upgrade fastdigit"

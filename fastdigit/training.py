@@ -327,6 +327,7 @@ class _Training:
                 first_step=start,
                 batch_size=options.batch_size,
                 dropout=net.dropout,
+                input_dropout=net.input_dropout,
                 seed=net.seed,
                 label_smoothing=float(options.label_smoothing),
                 clip_norm=options.clip_norm,

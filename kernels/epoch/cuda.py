@@ -407,7 +407,7 @@ def unsuited(plan, images, blocks, shared):
         return f"it needs one hidden layer, there are {len(sizes) - 2}"
     if plan.precision != "float32":
         return f"it computes in float32, not in {plan.precision}"
-    if any(plan.dropout):
+    if any(plan.dropout) or plan.input_dropout:
         return "it has no dropout"
     if plan.clip_norm is not None:
         return "it does not clip gradients"

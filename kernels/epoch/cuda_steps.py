@@ -36,7 +36,7 @@ from ..common.cuda import (
     row_distance,
 )
 from ..common.philox import MASK, SHIFT, philox4x32
-from ..dropout.reference import keep_threshold
+from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
 from ..matmul.cuda import sum_columns
 from ..matmul.cuda_epilogue import words_of
@@ -86,10 +86,27 @@ def _kernel(function, *arguments, name, halves):
     )
 
 
+@device
+def _kept(random, threshold, scale, value):
+    return value * scale if random >= threshold else float32(0)
+
+
+@device
+def _drop_inputs(first, second, row, column, position, threshold, scale, seed):
+    """Dropout, as in kernels/dropout, of two pixels that are half of a block of four."""
+    update = uint64(position[UPDATE] + position[STEP])
+    words = _philox(
+        uint64(column // 4), uint64(row), update & MASK, update >> SHIFT, seed, uint64(INPUT_LAYER)
+    )
+    begins = column % 4 == 0
+    first = _kept(words[0] if begins else words[2], threshold, scale, first)
+    return first, _kept(words[1] if begins else words[3], threshold, scale, second)
+
+
 def _taker(images, halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
-    def take(images, pixels, order, position, batch, out, out_row, scale):
+    def take(images, pixels, order, position, batch, out, out_row, scale, threshold, kept_scale, seed):
         """Two pixels each of the batch's images; none where the epoch has ended."""
         column, row = 2 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
         if column < pixels:
@@ -101,10 +118,13 @@ def _taker(images, halves):
                 first = float32(images[at]) * scale
                 if both:
                     second = float32(images[at + 1]) * scale
+            if threshold > 0 and (first != float32(0) or second != float32(0)):
+                drop = threshold, kept_scale, seed
+                first, second = _drop_inputs(first, second, row, column, position, *drop)
             put(out, row * out_row + column, first, second, both)
 
     given, kept = "uint8" if images is BYTES else "float32", "bfloat16" if halves else "float32"
-    arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32
+    arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32, uint64, float32, uint64
     return _kernel(take, *arguments, name=f"step: images of {given} to {kept}", halves=halves)
 
 
@@ -152,11 +172,6 @@ def _losses(halves):
     )
     name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
     return _kernel(losses, *arguments, name=name, halves=halves)
-
-
-@device
-def _kept(random, threshold, scale, value):
-    return value * scale if random >= threshold else float32(0)
 
 
 def _thinner(halves):
@@ -316,7 +331,8 @@ class Steps:
         arrays = plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight
         places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
         numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm
-        return places, numbers, plan.label_smoothing, getattr(plan.optimizer, "nesterov", False)
+        numbers += plan.input_dropout, plan.label_smoothing
+        return places, numbers, getattr(plan.optimizer, "nesterov", False)
 
     def _memory(self, plan, zeros):
         sizes, arena, batch = plan.layout.layer_sizes, Arena(), self.batch
@@ -363,6 +379,7 @@ class Steps:
             (blocks_for(blocks_for(sizes[0], 2), THREADS), batch),
             *(flat(images.reshape(-1)), sizes[0], order, position, batch),
             *(numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1),
+            *(keep_threshold(plan.input_dropout), 1 / (1 - plan.input_dropout), plan.seed),
         )
         y = [self._matrix(f"y{layer}", sizes[layer + 1]) for layer in range(last)]
         y.append(self._matrix("z", sizes[-1]))

@@ -57,6 +57,7 @@ OPTIONS = {
     "clipped adam": {"clip_norm": 0.1, "optimizer": fd.Adam(0.01)},
     "weighted": {"sample_weight": np.linspace(0, 2, COUNT)},
     "dropout": {"network": {"dropout": 0.4}},
+    "dropout of inputs": {"network": {"dropout": 0.4, "input_dropout": 0.2}, "batch_size": 33},
     "smoothed labels": {"label_smoothing": 0.1, "sample_weight": np.linspace(0, 2, COUNT)},
     "batch of 1": {"batch_size": 1, "epochs": 1},
     "batch of 7": {"batch_size": 7},
@@ -76,7 +77,9 @@ def test_whole_epochs_and_single_operations_agree_bit_for_bit(name, dtype, ink):
     assert train(data, path="epoch", **OPTIONS[name]) == train(data, path="step", **OPTIONS[name])
 
 
-@pytest.mark.parametrize("name", ["nesterov with decay", "adam", "clipped", "three hidden layers", "wide"])
+@pytest.mark.parametrize(
+    "name", ["nesterov with decay", "adam", "clipped", "three hidden layers", "wide", "dropout of inputs"]
+)
 def test_neither_threads_nor_skipped_zeros_change_a_bit(name):
     data = pictures(0.15)
     expected = train(data, threads=1, sparse_input=False, **OPTIONS[name])

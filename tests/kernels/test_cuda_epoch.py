@@ -69,7 +69,7 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, smoothing):
     ("sizes", "options", "reason"),
     [
         ((64, 10, 9, 5), {}, "one hidden layer, there are 2"),
-        ((64, 10, 5), {"dropout": 0.5}, "no dropout"),
+        ((64, 10, 5), {"input_dropout": 0.5}, "no dropout"),
         ((36, 10, 5), {}, "multiple of 16 pixels, there are 36"),
         ((64, 10, 40), {}, "at most 32 classes, there are 40"),
         ((64, 3_000, 5), {}, "do not fit in 200,000 bytes"),

@@ -42,14 +42,14 @@ def trained(side, images, sizes=(36, 20, 12, 5), precision="float32", network=()
         (fd.SGD(0.1), {}, {}),
         (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), {"dropout": 0.2}, {"clip_norm": 0.5}),
         (fd.SGD(0.1, momentum=0.9), {}, {"sample_weight": np.linspace(0.5, 2, 40), "label_smoothing": 0.2}),
-        (fd.Adam(0.01), {"dropout": 0.3}, {}),
+        (fd.Adam(0.01), {"dropout": 0.3, "input_dropout": 0.2}, {}),
         (fd.AdamW(0.01, weight_decay=0.1), {}, {"clip_norm": 0.1}),
     ],
     ids=[
         "sgd",
         "nesterov, L2, dropout, clipped",
         "momentum, weighted, smoothed",
-        "adam, dropout",
+        "adam, dropout of inputs too",
         "adamw, clipped",
     ],
 )

@@ -242,6 +242,18 @@ def test_a_piece_does_its_rows_only():
     assert (y[2:5] == whole[2:5]).all()
 
 
+@pytest.mark.parametrize("columns", [1, 3, 4, 35, 784])
+@pytest.mark.parametrize("ink", [0.0, 0.2, 1.0])
+def test_dropout_of_sparse_rows_has_the_same_bits(columns, ink):
+    y = normal(9, columns) * (np.random.default_rng(1).random((9, columns)) < ink).astype(np.float32)
+    y[0, 0], y[1, -1], y[2, columns // 2] = -0.0, np.nan, -np.inf
+    expected = y.copy()
+    arguments = dropout_reference.keep_threshold(0.4), 1 / 0.6, 3, dropout_reference.INPUT_LAYER, 2**33 + 1
+    dropout.dropout_sparse_rows(y, *arguments, 0, 8)
+    dropout.dropout_rows(expected, *arguments, 0, 8)
+    assert y.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("step", [2**32 - 1, 2**63 + 5, 2**64 - 1])
 def test_dropout_of_late_steps(step):
     y, expected = np.ones((2, 37, 101), np.float32)

@@ -772,6 +772,63 @@ def check_clip_norm(clip_norm, backend, case=None, dtype="float32"):
     return worst
 
 
+# --- max-norm ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaxNorm:
+    """Weights [inputs, outputs], about half of whose columns are too long."""
+
+    inputs: int
+    outputs: int
+
+    def __str__(self):
+        return f"{self.inputs}x{self.outputs}"
+
+
+MAX_NORM = tuple(
+    MaxNorm(*shape) for shape in ((1, 1), (3, 2), (5, 17), (37, 33), (64, 16), (101, 65), (784, 10))
+)
+
+
+@_both_layouts
+def check_max_norm(max_norm, backend, case, dtype, spread):
+    """Long columns shortened to the limit in the same direction, the others kept bit for bit."""
+    random = random_for(case)
+    w = random.standard_normal((case.inputs, case.outputs)) * random.uniform(0.1, 3, case.outputs)
+    w[:, case.outputs // 2] *= case.outputs == 1  # nothing comes in to one unit of several
+    w = w.astype(dtype)
+    lengths = np.sqrt(np.square(w, dtype=np.float64).sum(axis=0))
+    worst = 0.0
+    for limit in (np.quantile(lengths, 0.4), 1e-3, 1e6):
+        operand = Operand("w", backend, w, spread=spread, around=SENTINEL)
+        max_norm(operand.array, float(limit))
+        backend.synchronize()
+        result, long = operand.read(), lengths > limit
+        same("w of short columns", result[:, ~long], w[:, ~long])
+        expected = w[:, long] * (limit / lengths[long])
+        bound = gamma(case.inputs + 4, dtype) * np.abs(expected) + np.finfo(dtype).tiny
+        worst = max(worst, within("w of long columns", result[:, long], expected, bound))
+    return worst
+
+
+def check_max_norm_of_extremes(max_norm, backend, case=None, dtype="float32"):
+    """Numbers whose squares overflow or vanish in float32; columns that are not finite become NaN, and
+    their neighbours stay."""
+    w = np.array([[1e20, 1e-30, np.nan, np.inf, 3], [1e20, -1e-30, 1, 2, 4]], dtype)
+    operand = Operand("w", backend, w, around=SENTINEL)
+    with np.errstate(invalid="ignore"):  # inf · 0 is the NaN that is wanted
+        max_norm(operand.array, 1e-30)
+    backend.synchronize()
+    result, root = operand.read(), math.sqrt(0.5)
+    expected = 1e-30 * np.array([[root, root, 0.6], [root, -root, 0.8]])
+    within("w that is huge or tiny", result[:, [0, 1, 4]], expected, gamma(8, dtype) * np.abs(expected))
+    for column, what in ((2, "nan"), (3, "inf")):
+        if not np.isnan(result[:, column]).any():
+            raise Rejected(f"w: {what} disappeared")
+    return 0.0
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 _SMALL = cases.Matmul(5, 7, 3)
@@ -797,6 +854,7 @@ CHECKS = {
     "sgd": ((check_sgd, SGD),),
     "adam": ((check_adam, ADAM),),
     "clip_norm": ((check_clip_norm, ONCE),),
+    "max_norm": ((check_max_norm, MAX_NORM), (check_max_norm_of_extremes, ONCE)),
 }
 
 

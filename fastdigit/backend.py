@@ -48,6 +48,7 @@ class Backend:
     sgd: Callable[..., None]  # (p, g, v, lr, momentum, decay, nesterov, decoupled)
     adam: Callable[..., None]  # (p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled)
     clip_norm: Callable[..., None]  # (g, limit)
+    max_norm: Callable[..., None]  # (w, limit)
 
     # (plan, images, labels, order, loss, correct): the steps of a TrainPlan in one call, or None
     # where the backend has only single operations. Returns in words how it was done, if there are
@@ -100,6 +101,7 @@ def _reference_operations(xp):
     from .kernels.dropout import reference as dropout
     from .kernels.gather import reference as gather
     from .kernels.matmul import reference as matmul
+    from .kernels.max_norm import reference as max_norm
     from .kernels.optimizer import reference as optimizer
     from .kernels.softmax_xent import reference as softmax_xent
 
@@ -115,6 +117,7 @@ def _reference_operations(xp):
         optimizer.sgd,
         optimizer.adam,
         optimizer.clip_norm,
+        max_norm.max_norm,
     )
     return {function.__name__: partial(function, xp) for function in functions}
 
@@ -168,6 +171,7 @@ def _load_cpu():
     from .kernels.gather import cpu as gather
     from .kernels.inference import cpu as inference
     from .kernels.matmul import cpu as matmul
+    from .kernels.max_norm import cpu as max_norm
     from .kernels.optimizer import cpu as optimizer
     from .kernels.softmax_xent import cpu as softmax_xent
 
@@ -192,6 +196,7 @@ def _load_cpu():
         sgd=optimizer.sgd,
         adam=optimizer.adam,
         clip_norm=optimizer.clip_norm,
+        max_norm=max_norm.max_norm,
         train_epoch=epoch.train_epoch,
         predictor=inference.predictor,
     )
@@ -202,6 +207,7 @@ def _cuda_operations():
     from .kernels.dropout import cuda as dropout
     from .kernels.gather import cuda as gather
     from .kernels.matmul import cuda as matmul
+    from .kernels.max_norm import cuda as max_norm
     from .kernels.optimizer import cuda as optimizer
     from .kernels.softmax_xent import cuda as softmax_xent
 
@@ -217,6 +223,7 @@ def _cuda_operations():
         "sgd": optimizer.sgd,
         "adam": optimizer.adam,
         "clip_norm": optimizer.clip_norm,
+        "max_norm": max_norm.max_norm,
     }
 
 

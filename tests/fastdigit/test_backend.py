@@ -27,6 +27,7 @@ OPERATIONS = {
     "sgd": "p g v lr momentum decay nesterov decoupled",
     "adam": "p g m v t lr beta1 beta2 epsilon decay decoupled",
     "clip_norm": "g limit",
+    "max_norm": "w limit",
 }
 MEMORY = {"zeros", "to_device", "to_host", "synchronize"}
 

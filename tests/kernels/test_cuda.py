@@ -28,7 +28,7 @@ OPERATIONS = {
 def test_the_backend_is_complete_and_has_the_protocols_parameters():
     for name, parameters in OPERATIONS.items():
         assert list(inspect.signature(getattr(backend(), name)).parameters) == parameters
-    assert len(OPERATIONS) == 11
+    assert len(OPERATIONS) == 12
 
 
 MATMUL = [
@@ -62,7 +62,17 @@ def test_dense_passes_nan_on():
         checks.check_dense_passes_nan_on(backend().dense, backend(), cases.Matmul(5, 37, 19))
 
 
-OTHERS = ("gather", "gather_values", "softmax", "softmax_xent", "dropout", "sgd", "adam", "clip_norm")
+OTHERS = (
+    "gather",
+    "gather_values",
+    "softmax",
+    "softmax_xent",
+    "dropout",
+    "sgd",
+    "adam",
+    "clip_norm",
+    "max_norm",
+)
 
 
 @pytest.mark.parametrize(

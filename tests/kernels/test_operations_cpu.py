@@ -12,6 +12,7 @@ from fastdigit.kernels.common.memory import float_of
 from fastdigit.kernels.dropout import cpu as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
 from fastdigit.kernels.gather import cpu as gather
+from fastdigit.kernels.max_norm import cpu as max_norm
 from fastdigit.kernels.optimizer import cpu as optimizer
 from fastdigit.kernels.relu import cpu as relu
 from fastdigit.kernels.softmax_xent import cpu as softmax_xent
@@ -20,7 +21,7 @@ from fastdigit.kernels.softmax_xent import reference as softmax_xent_reference
 from .helpers import for_python
 
 NUMPY = fd.get_backend("numpy")
-MODULES = (relu, softmax_xent, dropout, gather, optimizer)
+MODULES = (relu, softmax_xent, dropout, gather, max_norm, optimizer)
 OPERATIONS = {
     "relu": relu.relu,
     "relu_grad": relu.relu_grad,
@@ -32,6 +33,7 @@ OPERATIONS = {
     "sgd": optimizer.sgd,
     "adam": optimizer.adam,
     "clip_norm": optimizer.clip_norm,
+    "max_norm": max_norm.max_norm,
 }
 
 
@@ -82,6 +84,7 @@ def results(operation, threads):
         "sgd": (optimizer.sgd, (p, g, v, 0.1, 0.9, 0.01, True, False), (p, v)),
         "adam": (optimizer.adam, (p, g, m, np.abs(v), 7, 0.01, 0.9, 0.999, 1e-8, 0.1, True), (p, m, v)),
         "clip_norm": (optimizer.clip_norm, (g, 1.0), (g,)),
+        "max_norm": (max_norm.max_norm, (x, 30.0), (x,)),
     }
     function, arguments, written = outputs[operation]
     function(*arguments, threads=threads)
@@ -284,6 +287,8 @@ def test_nothing_to_do():
     gather.gather(np.zeros((3, 5), np.uint8), np.arange(3), 3, none)
     optimizer.sgd(nothing, nothing, None, 0.1, 0.9, 0.0, False, False)
     optimizer.clip_norm(nothing, 1.0)
+    max_norm.max_norm(none, 1.0)
+    max_norm.max_norm(none.T, 1.0)
 
 
 # --- what does not fit ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from fastdigit.kernels.common.cuda import KERNELS
 
 MODULES = (
     *("dropout.cuda", "epoch.cuda", "epoch.cuda_steps", "gather.cuda", "matmul.cuda", "matmul.cuda_mma"),
-    *("matmul.cuda_wgmma", "optimizer.cuda", "relu.cuda", "softmax_xent.cuda"),
+    *("matmul.cuda_wgmma", "max_norm.cuda", "optimizer.cuda", "relu.cuda", "softmax_xent.cuda"),
 )
 for module in MODULES:
     import_module(f"fastdigit.kernels.{module}")

@@ -890,6 +890,70 @@ def infinity_clipped(g, limit):
     right.clip_norm(g, limit)
 
 
+# --- max-norm ---------------------------------------------------------------------------------
+
+
+@wrong("max_norm", check_max_norm="w of ", check_max_norm_of_extremes="w that is huge")
+def rows_shortened(w, limit):
+    """What goes out of a unit, not what comes in."""
+    right.max_norm(w.T, limit)
+
+
+@wrong("max_norm", check_max_norm="w of ", check_max_norm_of_extremes="w that is huge")
+def whole_matrix_shortened(w, limit):
+    w *= limit / max(float(np.sqrt(np.square(w, dtype=np.float64).sum())), limit)
+
+
+@wrong("max_norm", check_max_norm="w of short columns")
+def short_columns_lengthened(w, limit):
+    lengths = np.sqrt(np.square(w, dtype=np.float64).sum(axis=0))
+    w *= limit / np.maximum(lengths, 1e-300)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def square_root_of_the_sum_forgotten(w, limit):
+    w *= limit / np.maximum(np.square(w, dtype=np.float64).sum(axis=0), limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def each_weight_clipped(w, limit):
+    np.clip(w, -limit, limit, out=w)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def largest_weight_as_length(w, limit):
+    w *= limit / np.maximum(np.abs(w).max(axis=0), limit)
+
+
+@wrong("max_norm", check_max_norm_of_extremes="w that is huge")
+def squares_in_float32(w, limit):
+    with np.errstate(over="ignore"):
+        lengths = np.sqrt(np.square(w).sum(axis=0))
+    w *= limit / np.maximum(lengths, limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def last_column_forgotten(w, limit):
+    right.max_norm(w[:, :-1], limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns")
+def sum_cut_to_whole_pieces_of_2_rows(w, limit):
+    lengths = np.sqrt(np.square(w[: len(w) // 2 * 2], dtype=np.float64).sum(axis=0))
+    w *= limit / np.maximum(lengths, limit)
+
+
+@wrong("max_norm", check_max_norm="w: elements outside", check_max_norm_of_extremes="w: elements outside")
+def padding_shortened_too(w, limit):
+    right.max_norm(whole_vectors(w), limit)
+
+
+@wrong("max_norm", check_max_norm_of_extremes="w: nan disappeared")
+def broken_weights_made_zero(w, limit):
+    right.max_norm(w, limit)
+    np.nan_to_num(w, copy=False)
+
+
 # Not faulty: these must pass every check, or the rejections above say nothing.
 RIGHT = {
     operation: getattr(right, operation)
@@ -905,6 +969,7 @@ RIGHT = {
         "sgd",
         "adam",
         "clip_norm",
+        "max_norm",
     )
 } | {
     "relu": partial(relu_reference.relu, np),

@@ -47,7 +47,7 @@ _HOME = {
     "optimizers": ("SGD", "Adam", "AdamW"),
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
-    "options": ("EarlyStopping", "OptimizerState"),
+    "options": ("EarlyStopping", "OptimizerState", "WeightAverage"),
     "training": ("fit",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

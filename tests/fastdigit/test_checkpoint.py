@@ -58,7 +58,7 @@ def test_a_file_from_before_there_was_input_dropout(make_network, blobs, tmp_pat
 
     def as_it_was(description, tensors):
         del description["network"]["input_dropout"]
-        for name in ("label_smoothing",):
+        for name in ("label_smoothing", "max_norm", "average"):
             del description["training"]["settings"][name]
 
     rewrite(file, as_it_was)

@@ -59,6 +59,7 @@ OPTIONS = {
     "dropout": {"network": {"dropout": 0.4}},
     "dropout of inputs": {"network": {"dropout": 0.4, "input_dropout": 0.2}, "batch_size": 33},
     "smoothed labels": {"label_smoothing": 0.1, "sample_weight": np.linspace(0, 2, COUNT)},
+    "max-norm, averaged": {"max_norm": 0.8, "average": fd.WeightAverage(0.9), "batch_size": 7},
     "batch of 1": {"batch_size": 1, "epochs": 1},
     "batch of 7": {"batch_size": 7},
     "one batch": {"batch_size": 1000},

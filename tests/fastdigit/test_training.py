@@ -15,8 +15,13 @@ from fastdigit.streams import ORDER, random_stream
 from .conftest import same_bits
 
 
-def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=0.0, weight=None):
-    """Float64 minibatch SGD with nothing of fastdigit but the starting point and the order."""
+def plain_training(
+    net, images, labels, *, rates, batch, epochs, seed, momentum=0.0, weight=None, after=lambda *step: None
+):
+    """Float64 minibatch SGD with nothing of fastdigit but the starting point and the order.
+
+    ``after`` is called with the tensors and the step of the epoch, from 1.
+    """
     x = images.reshape(len(images), -1) / 255
     tensors = {name: value.astype(np.float64) for name, value in net.get_parameters().items()}
     layers = len(tensors) // 2
@@ -46,6 +51,7 @@ def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=
             for name, gradient in gradients.items():
                 velocity[name] = momentum * velocity[name] + gradient
                 tensors[name] -= rate * velocity[name]
+            after(tensors, start // batch + 1)
     return tensors, losses
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import fastdigit as fd
 from fastdigit import training
+from fastdigit.log import Epoch
 from fastdigit.options import UPKEEP_EVERY
 
 from .conftest import same_bits
@@ -150,7 +151,7 @@ def test_a_resumed_training_has_the_same_bits(make_network, blobs, tmp_path, sto
             if first + len(losses) > stop_after:
                 raise KeyboardInterrupt
 
-        epoch = close = lambda self, *record: None
+        epoch = close = begin
 
     with pytest.raises(KeyboardInterrupt):
         descend(
@@ -220,3 +221,95 @@ def test_a_training_that_diverges_leaves_the_weights_of_its_start(make_network, 
 def test_options_that_make_no_sense(make_network, blobs, options, said):
     with pytest.raises(fd.ConfigError, match=said):
         descend(make_network(), blobs, **options)
+
+
+# --- seeing it ------------------------------------------------------------------------------------
+
+
+def log_of(losses, validation_losses):
+    epochs = [
+        Epoch(n, float(loss), 0.9, 0.1, 1.0, 100.0, other if other is None else float(other), 0.9)
+        for n, (loss, other) in enumerate(zip(losses, validation_losses, strict=True), start=1)
+    ]
+    return fd.TrainingLog(epochs=epochs)
+
+
+def first_alarm(losses, validation_losses):
+    """The epoch that the rule speaks up in, as a training goes on; None if never."""
+    for n in range(1, len(losses) + 1):
+        if log_of(losses[:n], validation_losses[:n]).overfitting:
+            return n
+    return None
+
+
+EPOCHS = np.arange(1, 61)
+FALLING = np.exp(-EPOCHS / 10)
+TURNING = 0.3 + 0.02 * np.abs(EPOCHS - 15)  # lowest in epoch 15
+
+
+def test_a_gap_that_opens_is_seen_and_dated():
+    assert log_of(FALLING, TURNING).overfitting == 15
+    assert 20 <= first_alarm(FALLING, TURNING) <= 30
+
+
+@pytest.mark.parametrize(
+    ("losses", "validation_losses"),
+    [
+        (FALLING, 0.3 + FALLING),
+        (FALLING, np.full(60, 0.3)),
+        (FALLING, 0.3 + 0.0001 * EPOCHS),  # rises, by too little to matter
+        (0.3 + TURNING, TURNING),  # both rise: another trouble
+        (FALLING[:9], TURNING[10:19]),  # too few to tell
+        (FALLING, [None] * 60),
+        ([], []),
+    ],
+    ids=["healthy", "flat", "hardly", "both rise", "too few", "no validation", "nothing"],
+)
+def test_no_alarm(losses, validation_losses):
+    assert first_alarm(losses, validation_losses) is None
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.03, 0.3])
+def test_noise_is_no_alarm(noise):
+    """Forty trainings of a hundred epochs, looked at after each."""
+    random, n = np.random.default_rng(0), np.arange(1, 101)
+    for _ in range(40):
+        losses = np.exp(-n / 10) * np.exp(0.05 * random.standard_normal(100))
+        validation_losses = (0.3 + np.exp(-n / 6)) * np.exp(noise * random.standard_normal(100))
+        assert first_alarm(losses, validation_losses) is None
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.03, 0.1])
+def test_a_gap_is_seen_through_noise(noise):
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        validation_losses = TURNING * np.exp(noise * random.standard_normal(60))
+        assert first_alarm(FALLING, validation_losses) is not None
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    data = fd.load_digits()
+    return data.train.take(np.arange(200)), data.test
+
+
+def test_a_real_overfitting(few_digits):
+    """A wide network without dropout, on few images."""
+    train, held = few_digits
+    net = fd.Network([784, 256, 10], backend="cpu", seed=0)
+    options = {"optimizer": fd.Adam(3e-3), "schedule": fd.Constant(), "batch_size": 25}
+    log = fd.fit(net, train, validation=held, epochs=60, **options)
+    losses = [epoch.validation_loss for epoch in log.epochs]
+    assert losses[-1] > 1.05 * min(losses)
+    assert abs(log.overfitting - 1 - np.argmin(losses)) <= 5
+
+
+def test_a_real_training_that_is_healthy(few_digits):
+    """The defaults for small data."""
+    train, held = few_digits
+    net = fd.Network([784, 128, 10], backend="cpu", seed=0, dropout=0.3)
+    optimizer = fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    seen = []
+    options = {"callbacks": lambda net, log: seen.append(log.overfitting), "batch_size": 32}
+    fd.fit(net, train, validation=held, optimizer=optimizer, epochs=60, **options)
+    assert seen == [None] * 60

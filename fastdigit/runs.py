@@ -26,7 +26,7 @@ from .errors import CheckpointError, ConfigError, DataError, check_number
 from .files import atomic_write
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
-from .options import EarlyStopping
+from .options import EarlyStopping, WeightAverage
 from .schedules import Constant, Cosine, OneCycle, Step
 from .schema import mismatch
 
@@ -104,6 +104,10 @@ class Settings:
     weight_decay: float
     schedule: str = "onecycle"
     dropout: float = 0.0
+    input_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    max_norm: float | None = None
+    average: float | None = None
     clip_norm: float | None = None
     validation: float | None = None
     early_stopping: int | None = None
@@ -142,6 +146,8 @@ class Settings:
         settings = {**defaults, **chosen}
         if settings.get("validation") is not None:
             check_number("--validation", settings["validation"], "(0, 1)")
+        if settings.get("average") is not None:
+            check_number("--average", settings["average"], "(0, 1)")
         if "epochs" not in settings:
             trained = images * (1 - settings.get("validation", 0))
             steps = max(1, math.ceil(trained / settings["batch_size"]))
@@ -156,6 +162,7 @@ class Settings:
             backend=self.backend,
             seed=self.seed,
             dropout=self.dropout,
+            input_dropout=self.input_dropout,
             classes=self.classes,
         )
 
@@ -170,10 +177,17 @@ class Settings:
             "batch_size": self.batch_size,
             "validation": self.validation,
             "early_stopping": None if patience is None else EarlyStopping(patience),
+            "label_smoothing": self.label_smoothing,
+            "max_norm": self.max_norm,
+            "average": None if self.average is None else WeightAverage(self.average),
             "clip_norm": self.clip_norm,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
         }
+
+
+# What settings of earlier versions do not say: it was as it is by default.
+NOT_SAID_BEFORE = ("input_dropout", "label_smoothing", "max_norm", "average")
 
 
 def _schema():
@@ -235,6 +249,8 @@ class Run:
             settings = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged ({error}): start a new training") from error
+        if isinstance(settings, dict):
+            settings = {**{name: getattr(Settings, name) for name in NOT_SAID_BEFORE}, **settings}
         problem = mismatch(settings, _schema(), "settings")
         if problem:
             raise CheckpointError(f"{file}: {problem}: start a new training")

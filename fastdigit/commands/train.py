@@ -41,6 +41,9 @@ def train(
         float | None,
         _option("Network", "--dropout", "SHARE", "Of hidden outputs to drop.", "0, small data 0.3"),
     ] = None,
+    input_dropout: Annotated[
+        float | None, _option("Network", "--input-dropout", "SHARE", "Of pixels to drop.", "0")
+    ] = None,
     epochs: Annotated[
         int | None,
         _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),
@@ -84,6 +87,17 @@ def train(
             "onecycle",
         ),
     ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        _option("Training", "--label-smoothing", "SHARE", "Of each label to spread over all classes.", "0"),
+    ] = None,
+    max_norm: Annotated[
+        float | None, _option("Training", "--max-norm", "LENGTH", "Shorten each unit's weights to this.")
+    ] = None,
+    average: Annotated[
+        float | None,
+        _option("Training", "--average", "DECAY", "Keep a running mean of the weights: 0.999, say."),
+    ] = None,
     clip_norm: Annotated[
         float | None, _option("Training", "--clip-norm", "LENGTH", "Shorten longer gradients to this.")
     ] = None,
@@ -123,6 +137,9 @@ def train(
             "Go on with an interrupted run, bit for bit; --epochs may be raised.",
         ),
     ] = None,
+    png: Annotated[
+        Path | None, _option("Run", "--png", "FILE", "Draw the curves at the end (needs matplotlib).")
+    ] = None,
     quiet: Annotated[bool, _option("Run", "--quiet", None, "Show only the result.")] = False,
     debug: Debug = False,
 ):
@@ -141,6 +158,10 @@ def train(
 
     from ..runs import Run, Settings
 
+    if png:
+        from .. import plots
+
+        plots.check(png)
     names = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in context.params.items() if name in names and value is not None}
     if resume is None:
@@ -159,8 +180,9 @@ def train(
         _check_resumable(run, net, settings)
     if not quiet:
         _show_plan(run, settings, dataset, net, automatic=backend is None and resume is None)
+        options["callbacks"] = _tell_of_overfitting(settings)
     try:
-        _train(run, dataset, net, options, resume is not None, quiet)
+        _train(run, dataset, net, options, resume is not None, quiet, png)
     except KeyboardInterrupt:
         print(f"interrupted; go on with: fastdigit train --resume {quoted(run.folder)}", file=sys.stderr)
         return 130
@@ -246,14 +268,41 @@ def _show_plan(run, settings, dataset, net, automatic):
     say("folder", run.folder)
 
 
-def _train(run, dataset, net, options, resumed, quiet):
+def _tell_of_overfitting(settings):
+    """A callback of ``fit`` that says so once, with what helps and is not used yet."""
+    unused = [
+        option
+        for option, used in (
+            ("--dropout 0.5", settings.dropout),
+            ("--input-dropout 0.2", settings.input_dropout),
+            ("--early-stopping 5", settings.early_stopping),
+        )
+        if not used
+    ]
+    told = []
+
+    def tell(net, log):
+        if log.overfitting and not told:
+            told.append(log.overfitting)
+            say(
+                "overfit",
+                f"since epoch {log.overfitting} the validation loss rises while the training loss falls: "
+                f"try {', '.join([*unused, 'or more images'] if unused else ['more images'])}",
+            )
+
+    return tell
+
+
+def _train(run, dataset, net, options, resumed, quiet, png):
     """Train what is not trained yet, then test, save and show the result."""
+    from ..checkpoint import load_checkpoint
     from ..evaluation import evaluate
     from ..network import Network
     from ..progress import Progress
     from ..training import fit
 
     if run.complete:
+        log = load_checkpoint(run.checkpoint, net).log if png else None
         net = Network.load(run.model, backend=net.backend)
         say("complete", "this run is trained to its end; --epochs N trains it further")
     else:
@@ -279,5 +328,10 @@ def _train(run, dataset, net, options, resumed, quiet):
     write_json(run.result, result_of(evaluation, run.model, dataset.name, "test"))
     say("test", accuracy_of(evaluation))
     say("model", run.model)
+    if png:
+        from .. import plots
+
+        plots.training_curve(log, png)
+        say("picture", png)
     if not quiet:
         say("next", f"{this_command()} evaluate {quoted(run.folder)}")

@@ -326,21 +326,25 @@ def check_softmax(softmax, backend, case, dtype, spread):
 
 @_both_layouts
 def check_softmax_xent(softmax_xent, backend, case, dtype, spread):
-    """loss, correct and dz against float64, with and without weights; also with dz = z."""
+    """loss, correct and dz against float64, with and without weights, for labels that are certain and
+    smoothed ones; also with dz = z."""
     z, t, weight = logits_of(case, dtype)
-    rows = np.arange(case.batch)
     exact = z.astype(np.float64)
     p = softmax_float64(z)
-    target = exact[rows, t]
-    largest = exact.max(axis=1)
-    plain_loss = np.log(np.exp(exact - largest[:, None]).sum(axis=1)) + (largest - target)
-    plain_dz = p.copy()
-    plain_dz[rows, t] -= 1
+    depths = exact.max(axis=1, keepdims=True) - exact
+    logs = np.log(np.exp(-depths).sum(axis=1))
     roundoff = unit_roundoff(dtype) + unit_roundoff(np.float64)
-    loss_bound = roundoff * (4 * plain_loss + case.classes + 16)
-    dz_bound = _softmax_bound(z, p, dtype) + 8 * roundoff * np.abs(plain_dz)
     worst = 0.0
-    for weighted in (False, True):
+    for smoothing, weighted in ((0.0, False), (0.0, True), (0.1, True)):
+        wanted = np.full_like(p, smoothing / case.classes)
+        wanted[np.arange(case.batch), t] += 1 - smoothing
+        plain_loss = logs + (wanted * depths).sum(axis=1)
+        plain_dz = p - wanted
+        # The rounding of what is wanted stays when p cancels it; without smoothing it is exact.
+        dz_error = 8 * roundoff * (np.abs(plain_dz) + (wanted if smoothing else 0))
+        terms = 4 + (case.classes if smoothing else 0)
+        loss_bound = roundoff * (terms * plain_loss + case.classes + 16)
+        dz_bound = _softmax_bound(z, p, dtype) + dz_error
         factor = weight.astype(np.float64) if weighted else np.ones(case.batch)
         for in_place in (False, True):
             source = Operand("z", backend, z, spread=spread)
@@ -357,6 +361,7 @@ def check_softmax_xent(softmax_xent, backend, case, dtype, spread):
                 loss.array,
                 correct.array,
                 dz.array,
+                smoothing,
             )
             backend.synchronize()
             result = dz.read()
@@ -994,6 +999,63 @@ def check_add_noise(add_noise, backend, case, dtype, spread):
     return within("x", images.read(), expected, gamma(4, dtype) * (1 + case.size))
 
 
+# --- max-norm ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaxNorm:
+    """Weights [inputs, outputs], about half of whose columns are too long."""
+
+    inputs: int
+    outputs: int
+
+    def __str__(self):
+        return f"{self.inputs}x{self.outputs}"
+
+
+MAX_NORM = tuple(
+    MaxNorm(*shape) for shape in ((1, 1), (3, 2), (5, 17), (37, 33), (64, 16), (101, 65), (784, 10))
+)
+
+
+@_both_layouts
+def check_max_norm(max_norm, backend, case, dtype, spread):
+    """Long columns shortened to the limit in the same direction, the others kept bit for bit."""
+    random = random_for(case)
+    w = random.standard_normal((case.inputs, case.outputs)) * random.uniform(0.1, 3, case.outputs)
+    w[:, case.outputs // 2] *= case.outputs == 1  # nothing comes in to one unit of several
+    w = w.astype(dtype)
+    lengths = np.sqrt(np.square(w, dtype=np.float64).sum(axis=0))
+    worst = 0.0
+    for limit in (np.quantile(lengths, 0.4), 1e-3, 1e6):
+        operand = Operand("w", backend, w, spread=spread, around=SENTINEL)
+        max_norm(operand.array, float(limit))
+        backend.synchronize()
+        result, long = operand.read(), lengths > limit
+        same("w of short columns", result[:, ~long], w[:, ~long])
+        expected = w[:, long] * (limit / lengths[long])
+        bound = gamma(case.inputs + 4, dtype) * np.abs(expected) + np.finfo(dtype).tiny
+        worst = max(worst, within("w of long columns", result[:, long], expected, bound))
+    return worst
+
+
+def check_max_norm_of_extremes(max_norm, backend, case=None, dtype="float32"):
+    """Numbers whose squares overflow or vanish in float32; columns that are not finite become NaN, and
+    their neighbours stay."""
+    w = np.array([[1e20, 1e-30, np.nan, np.inf, 3], [1e20, -1e-30, 1, 2, 4]], dtype)
+    operand = Operand("w", backend, w, around=SENTINEL)
+    with np.errstate(invalid="ignore"):  # inf · 0 is the NaN that is wanted
+        max_norm(operand.array, 1e-30)
+    backend.synchronize()
+    result, root = operand.read(), math.sqrt(0.5)
+    expected = 1e-30 * np.array([[root, root, 0.6], [root, -root, 0.8]])
+    within("w that is huge or tiny", result[:, [0, 1, 4]], expected, gamma(8, dtype) * np.abs(expected))
+    for column, what in ((2, "nan"), (3, "inf")):
+        if not np.isnan(result[:, column]).any():
+            raise Rejected(f"w: {what} disappeared")
+    return 0.0
+
+
 # --- all of them ------------------------------------------------------------------------------
 
 _SMALL = cases.Matmul(5, 7, 3)
@@ -1026,6 +1088,7 @@ CHECKS = {
         (check_ascend_passes_nan_on, (Ascent(5, 17, "linf"), Ascent(5, 17, "l2"))),
     ),
     "add_noise": ((check_add_noise, NOISE),),
+    "max_norm": ((check_max_norm, MAX_NORM), (check_max_norm_of_extremes, ONCE)),
 }
 
 

@@ -64,7 +64,7 @@ _HOME = {
     "optimizers": ("SGD", "Adam", "AdamW"),
     "progress": ("Progress",),
     "schedules": ("Constant", "Cosine", "OneCycle", "Step"),
-    "options": ("EarlyStopping", "OptimizerState"),
+    "options": ("EarlyStopping", "OptimizerState", "WeightAverage"),
     "robust": ("AdversarialRobustness", "UnderAttack", "adversarial_robustness"),
     "training": ("fit",),
 }

@@ -44,7 +44,7 @@ class Backend:
     dense_grad_input: Callable[..., None]  # (dy, w, y_below, dx, scale)
     dense_grad_weight: Callable[..., None]  # (x, dy, dw, db)
     softmax: Callable[..., None]  # (z, p)
-    softmax_xent: Callable[..., None]  # (z, t, weight, loss, correct, dz)
+    softmax_xent: Callable[..., None]  # (z, t, weight, loss, correct, dz, smoothing=0.0)
     dropout: Callable[..., None]  # (y, p, key, step)
     sgd: Callable[..., None]  # (p, g, v, lr, momentum, decay, nesterov, decoupled)
     adam: Callable[..., None]  # (p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled)
@@ -52,6 +52,7 @@ class Backend:
     log_odds: Callable[..., None]  # (z, t, loss, correct, dz)
     ascend: Callable[..., None]  # (x, dx, origin, step, epsilon, norm)
     add_noise: Callable[..., None]  # (x, order, start, size, key, step)
+    max_norm: Callable[..., None]  # (w, limit)
 
     # (plan, images, labels, order, loss, correct): the steps of a TrainPlan in one call, or None
     # where the backend has only single operations. Returns in words how it was done, if there are
@@ -89,7 +90,9 @@ class TrainPlan:
     first_step: int
     batch_size: int
     dropout: tuple[float, ...]  # one for each hidden layer
+    input_dropout: float
     seed: int
+    label_smoothing: float
     clip_norm: float | None
     adversary: Any  # a fastdigit.attacks.Adversary, or None: then images are trained on as they are
     weight: Any  # [N] or None
@@ -106,6 +109,7 @@ def _reference_operations(xp):
     from .kernels.dropout import reference as dropout
     from .kernels.gather import reference as gather
     from .kernels.matmul import reference as matmul
+    from .kernels.max_norm import reference as max_norm
     from .kernels.optimizer import reference as optimizer
     from .kernels.softmax_xent import reference as softmax_xent
 
@@ -125,6 +129,7 @@ def _reference_operations(xp):
         attack.log_odds,
         attack.ascend,
         attack.add_noise,
+        max_norm.max_norm,
     )
     return {function.__name__: partial(function, xp) for function in functions}
 
@@ -180,6 +185,7 @@ def _load_cpu():
     from .kernels.gather import cpu as gather
     from .kernels.inference import cpu as inference
     from .kernels.matmul import cpu as matmul
+    from .kernels.max_norm import cpu as max_norm
     from .kernels.optimizer import cpu as optimizer
     from .kernels.softmax_xent import cpu as softmax_xent
 
@@ -208,6 +214,7 @@ def _load_cpu():
         log_odds=attack.log_odds,
         ascend=attack.ascend,
         add_noise=attack.add_noise,
+        max_norm=max_norm.max_norm,
         train_epoch=epoch.train_epoch,
         predictor=inference.predictor,
     )
@@ -220,6 +227,7 @@ def _cuda_operations():
     from .kernels.dropout import cuda as dropout
     from .kernels.gather import cuda as gather
     from .kernels.matmul import cuda as matmul
+    from .kernels.max_norm import cuda as max_norm
     from .kernels.optimizer import cuda as optimizer
     from .kernels.softmax_xent import cuda as softmax_xent
 
@@ -239,6 +247,7 @@ def _cuda_operations():
         "log_odds": attack.log_odds,
         "ascend": attack.ascend,
         "add_noise": attack.add_noise,
+        "max_norm": max_norm.max_norm,
     }
 
 

@@ -6,6 +6,8 @@ its members as ``member1.w1`` …, ``member2.w1`` …, each with its description
 is the file of a network with more in it, so it can be used as a network too:
 
 - ``state.<name>.w1`` …: the optimizer's state
+- ``average.w1`` …: the running mean of the weights, where there is one (the parameters are those that
+  are being trained)
 - ``best.w1`` …: the best parameters so far, where early stopping keeps them
 - ``log.step_losses`` [steps so far], and in an unfinished epoch ``epoch.loss`` and
   ``epoch.correct`` [images so far]
@@ -36,12 +38,15 @@ NETWORK_SCHEMA = {
     "layer_sizes": [int],
     "classes": [int],
     "dropout": [float],
+    "input_dropout": float,
     "precision": str,
     "seed": int,
     "pixels": bool,
     "temperature": float,
 }
 COMMITTEE_SCHEMA = {"temperature": float, "members": [NETWORK_SCHEMA]}
+# What files of the first format do not say of their network, and what it was.
+NETWORK_BEFORE = {"temperature": 1.0, "input_dropout": 0.0}
 TRAINING_SCHEMA = {
     "epochs_done": int,
     "steps_done": int,
@@ -67,8 +72,8 @@ TRAINING_SCHEMA = {
 class TrainingState:
     """A training between two steps: all that is needed to go on as if nothing had happened.
 
-    ``parameters``, ``state`` (by name of the state) and ``best`` hold named host tensors; ``best``
-    is None without early stopping.
+    ``parameters``, ``state`` (by name of the state), ``average`` and ``best`` hold named host tensors;
+    ``average`` is None without one, ``best`` without early stopping.
     ``epoch_loss`` and ``epoch_correct`` cover the images of the unfinished epoch so far.
     """
 
@@ -79,6 +84,7 @@ class TrainingState:
     log: TrainingLog
     parameters: dict[str, np.ndarray]
     state: dict[str, dict[str, np.ndarray]]
+    average: dict[str, np.ndarray] | None = None
     best: dict[str, np.ndarray] | None = None
     epoch_loss: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     epoch_correct: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
@@ -105,8 +111,8 @@ def save_checkpoint(path, net, training):
     tensors = dict(training.parameters)
     for state, named in training.state.items():
         tensors.update({f"state.{state}.{name}": value for name, value in named.items()})
-    if training.best is not None:
-        tensors.update({f"best.{name}": value for name, value in training.best.items()})
+    for kind, named in (("average", training.average), ("best", training.best)):
+        tensors.update({f"{kind}.{name}": value for name, value in (named or {}).items()})
     tensors["log.step_losses"] = np.asarray(training.log.step_losses, np.float64)
     tensors["epoch.loss"] = training.epoch_loss
     tensors["epoch.correct"] = training.epoch_correct
@@ -203,8 +209,10 @@ def load_checkpoint(path, net):
             raise CheckpointError(f"{path} belongs to another network: {'; '.join(differing)}")
         states = sorted({name.split(".")[1] for name in file.keys() if name.startswith("state.")})  # noqa: SIM118
         state = {name: _named(path, file, f"state.{name}.", net) for name in states}
-        has_best = any(name.startswith("best.") for name in file.keys())  # noqa: SIM118
-        best = _named(path, file, "best.", net) if has_best else None
+        kinds = {name.split(".")[0] for name in file.keys()}  # noqa: SIM118
+        average, best = (
+            _named(path, file, f"{kind}.", net) if kind in kinds else None for kind in ("average", "best")
+        )
         log = TrainingLog(
             epochs=[Epoch(**epoch) for epoch in training["epochs"]],
             step_losses=_tensor(path, file, "log.step_losses", "float64", vector=True).tolist(),
@@ -218,6 +226,7 @@ def load_checkpoint(path, net):
             log=log,
             parameters=parameters,
             state=state,
+            average=average,
             best=best,
             epoch_loss=_tensor(path, file, "epoch.loss", net.dtype, vector=True),
             epoch_correct=_tensor(path, file, "epoch.correct", "uint8", vector=True),
@@ -230,6 +239,7 @@ def _describe(net):
         "layer_sizes": list(net.layer_sizes),
         "classes": net.classes.tolist(),
         "dropout": list(net.dropout),
+        "input_dropout": net.input_dropout,
         "precision": net.precision,
         "seed": net.seed,
         "pixels": net.pixels,
@@ -277,7 +287,7 @@ def _metadata(path, file):
                 f"{path} has format {found}, this version reads up to {FORMAT}: upgrade fastdigit"
             )
         if type(found) is int and found == 1:
-            described.update(format=FORMAT, temperature=1.0)
+            described.update({**NETWORK_BEFORE, **described, "format": FORMAT})
     schema = {"committee": COMMITTEE_SCHEMA} if "committee" in metadata else {"network": NETWORK_SCHEMA}
     if "training" in metadata:
         schema["training"] = TRAINING_SCHEMA

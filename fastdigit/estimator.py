@@ -48,7 +48,8 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
 
     And what MLPClassifier lacks:
 
-    - ``backend``, ``dropout``: as in :class:`~fastdigit.network.Network`.
+    - ``backend``, ``dropout``, ``input_dropout``: as in :class:`~fastdigit.network.Network`.
+    - ``label_smoothing``, ``max_norm``: as in :func:`~fastdigit.training.fit`.
     - ``class_weight``: None, "balanced" (every class gets the same total weight), or
       ``{label: weight}``.
 
@@ -86,6 +87,9 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         early_stopping=False,
         validation_fraction=0.1,
         dropout=0.0,
+        input_dropout=0.0,
+        label_smoothing=0.0,
+        max_norm=None,
         class_weight=None,
         random_state=None,
         verbose=False,
@@ -104,6 +108,9 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.dropout = dropout
+        self.input_dropout = input_dropout
+        self.label_smoothing = label_smoothing
+        self.max_norm = max_norm
         self.class_weight = class_weight
         self.random_state = random_state
         self.verbose = verbose
@@ -148,6 +155,8 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
             epochs=self.max_iter,
             batch_size=batch_size,
             sample_weight=weight,
+            label_smoothing=self.label_smoothing,
+            max_norm=self.max_norm,
             seed=self._seed,
             optimizer_state=self._optimizer_state,
             progress=Progress() if self.verbose else None,
@@ -198,6 +207,8 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
             epochs=1,
             batch_size=batch_size,
             sample_weight=weight,
+            label_smoothing=self.label_smoothing,
+            max_norm=self.max_norm,
             seed=self._seed + self.n_iter_,  # another order in every call
             optimizer_state=self._optimizer_state,
             progress=Progress() if self.verbose else None,
@@ -218,6 +229,7 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
             backend=self.backend,
             seed=self._seed,
             dropout=self.dropout,
+            input_dropout=self.input_dropout,
             pixels=False,
         )
         self.classes_ = classes

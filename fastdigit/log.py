@@ -4,7 +4,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from .files import atomic_write
+
+SMOOTHED = 5  # epochs whose mean loss is compared, so that a single one does not count
+NOISE_EPOCHS = 20  # at least, where there are: the latest, whose ups and downs say how noisy a loss is
+LEAST_RISE = 0.05  # of a validation loss: less is not worth a word
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,32 @@ class TrainingLog:
     def accuracy(self):
         """The training accuracy of the last epoch."""
         return self.epochs[-1].accuracy
+
+    @property
+    def overfitting(self):
+        """The epoch (from 1) since which the network has learnt its training images by heart: the
+        validation loss has risen since, while the training loss fell. None if it is not so, or if too
+        few epochs or no validation images can tell.
+
+        Means of SMOOTHED epochs are compared, the last with the lowest. The rise must be three times the
+        noise, and LEAST_RISE of the loss; the fall must be more than the noise. Noise is the standard
+        deviation of the changes from one epoch to the next, since the lowest.
+        """
+        count = len(self.epochs)
+        if count < 2 * SMOOTHED or self.epochs[0].validation_loss is None:
+            return None
+        losses, validation = np.array([(e.loss, e.validation_loss) for e in self.epochs]).T
+        window = np.full(SMOOTHED, 1 / SMOOTHED)
+        means, validation_means = (np.convolve(each, window, "valid") for each in (losses, validation))
+        best = validation_means.argmin()
+        if best + SMOOTHED >= len(means):
+            return None
+        fall, rise = means[best] - means[-1], validation_means[-1] - validation_means[best]
+        noise = np.diff(losses[best:]).std()
+        validation_noise = np.diff(validation[max(0, min(best, count - NOISE_EPOCHS)) :]).std()
+        if fall <= noise or rise <= max(3 * validation_noise, LEAST_RISE * validation_means[best]):
+            return None
+        return self.epochs[best + validation[best : best + SMOOTHED].argmin()].epoch
 
 
 class JsonLines:

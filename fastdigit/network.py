@@ -28,7 +28,7 @@ class Network:
     - ``seed``: 0 … 2**32 - 1. Weights start from N(0, 2 / inputs) (He, Zhang, Ren, Sun, ICCV 2015),
       biases from 0: the same numbers on every backend.
     - ``dropout``: the probability to drop a hidden output while training; one number for all
-      hidden layers or one for each.
+      hidden layers or one for each. ``input_dropout``: the same for an input.
     - ``precision``: "float32", or what else the backend offers (``net.backend.precisions``). With
       "bf16" a training rounds the operands of its products to bfloat16 (on the cpu backend those of large
       products; not of the output layer), with "tf32" tensor cores look at the first 19 bits of each;
@@ -55,6 +55,7 @@ class Network:
         backend="auto",
         seed=0,
         dropout=0.0,
+        input_dropout=0.0,
         precision="float32",
         classes=None,
         pixels=True,
@@ -65,6 +66,8 @@ class Network:
         self.layout = Layout(sizes, self.backend.row_align)
         self.seed = _checked_seed(seed)
         self.dropout = _checked_dropout(dropout, len(sizes) - 2)
+        check_number("input_dropout", input_dropout, "[0, 1)")
+        self.input_dropout = float(input_dropout)
         self.classes = _checked_classes(classes, sizes[-1])
         if precision not in self.backend.precisions:
             offered = ", ".join(self.backend.precisions)
@@ -340,6 +343,7 @@ class Network:
             "backend": self.backend.name if is_registered(self.backend) else self.backend,
             "seed": self.seed,
             "dropout": self.dropout,
+            "input_dropout": self.input_dropout,
             "precision": self.precision,
             "classes": self.classes,
             "pixels": self.pixels,

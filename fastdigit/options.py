@@ -12,6 +12,10 @@ from .augmentation import Augment
 from .errors import ConfigError, check_count, check_number
 from .optimizers import SGD, Adam
 
+# Steps of an epoch between which max-norm and averaging have their turn; and at the epoch's end. So many
+# that whole-epoch kernels are seldom left, so few that weights do not get far in between.
+UPKEEP_EVERY = 16
+
 
 @dataclass(frozen=True)
 class EarlyStopping:
@@ -32,6 +36,27 @@ class EarlyStopping:
         """Why to stop now, or None."""
         waited = len(log.epochs) - self.best_epoch(log)
         return f"no better validation accuracy in {waited} epochs" if waited >= self.patience else None
+
+
+@dataclass(frozen=True)
+class WeightAverage:
+    """Validate with, and end with, a running mean of the weights: m ← d·m + (1 - d)·w after a step.
+
+    ``decay``, in (0, 1): the mean remembers about the last 1 / (1 - decay) steps. At the start it
+    remembers fewer: after t steps d = min(decay, (1 + t) / (10 + t)), so that the weights of the
+    beginning do not stay in it. It looks at the weights every UPKEEP_EVERY steps, with d to the power
+    of the steps in between. Source: Polyak, Juditsky, SIAM J. Control Optim. 30 (1992).
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self):
+        check_number("decay", self.decay, "(0, 1)")
+        object.__setattr__(self, "decay", float(self.decay))
+
+    def kept(self, steps, since):
+        """What the mean keeps of itself after ``steps`` steps, ``since`` of them since it last looked."""
+        return min(self.decay, (1 + steps) / (10 + steps)) ** since
 
 
 @dataclass
@@ -72,6 +97,9 @@ class FitOptions:
     batch_size: int
     augment: Augment | None
     early_stopping: EarlyStopping | None
+    label_smoothing: float
+    max_norm: float | None
+    average: WeightAverage | None
     clip_norm: float | None
     adversary: FGSM | PGD | None
     clean_share: float
@@ -107,6 +135,10 @@ class FitOptions:
         need(
             "early_stopping", isinstance(self.early_stopping, EarlyStopping | None), "EarlyStopping(patience)"
         )
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
+        if self.max_norm is not None:
+            check_number("max_norm", self.max_norm, "(0, inf)")
+        need("average", isinstance(self.average, WeightAverage | None), "WeightAverage(decay)")
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, "(0, inf)")
         self._check_adversary(need)
@@ -150,6 +182,11 @@ class FitOptions:
         """Why no whole-epoch kernel can do what is asked for, or None."""
         return None if self.adversary is None else "an adversary attacks each batch by single operations"
 
+    @property
+    def upkeep_every(self):
+        """After how many steps of an epoch weights are shortened or averaged; None: never."""
+        return None if self.max_norm is None and self.average is None else UPKEEP_EVERY
+
     def settings(self):
         """What a resumed training must agree on, readable in the file."""
         return {
@@ -158,6 +195,10 @@ class FitOptions:
             "epochs": int(self.epochs),
             "batch_size": int(self.batch_size),
             **({} if self.augment is None else {"augment": str(self.augment)}),
+            # None for 0: checkpoints from before there was any say the same.
+            "label_smoothing": float(self.label_smoothing) or None,
+            "max_norm": None if self.max_norm is None else float(self.max_norm),
+            "average": None if self.average is None else repr(self.average),
             "clip_norm": None if self.clip_norm is None else float(self.clip_norm),
             "adversary": self.adversary and f"{self.adversary}, clean share {self.clean_share:g}",
             "early_stopping": None if self.early_stopping is None else repr(self.early_stopping),

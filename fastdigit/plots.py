@@ -17,7 +17,7 @@ from .errors import ConfigError, DataError, MissingExtraError
 from .evaluation import wilson_interval
 from .files import atomic_write
 
-RIGHT, WRONG = "#1a7f5a", "#c0392b"
+RIGHT, WRONG, VALIDATION = "#1a7f5a", "#c0392b", "#2c5d9b"
 DPI = 150
 FORMATS = ("png", "jpg", "pdf", "svg")
 
@@ -192,7 +192,10 @@ def deformed_digits(images, augment, path, *, seed=0, columns=12):
 
 
 def training_curve(log, path):
-    """The loss of every step, and the accuracy after every epoch, of a ``TrainingLog``."""
+    """The loss of every step, and loss and accuracy after every epoch, of a ``TrainingLog``.
+
+    Those of the validation images beside them, and a line where overfitting began.
+    """
     if not log.epochs:
         raise DataError("the log has no epoch yet: train first")
     figure = _figure(11, 4.4)
@@ -204,6 +207,10 @@ def training_curve(log, path):
     loss.plot(
         epochs, [r.loss for r in log.epochs], color=WRONG, marker="o", markersize=4, label="epoch's mean"
     )
+    validated = log.epochs[0].validation_loss is not None
+    if validated:
+        held_back = [r.validation_loss for r in log.epochs]
+        loss.plot(epochs, held_back, color=VALIDATION, marker="o", markersize=4, label="validation")
     loss.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
 
     accuracy.plot(
@@ -214,11 +221,14 @@ def training_curve(log, path):
         markersize=4,
         label="training",
     )
-    if log.epochs[0].validation_accuracy is not None:
+    if validated:
         held_back = [100 * r.validation_accuracy for r in log.epochs]
-        accuracy.plot(epochs, held_back, color="#2c5d9b", marker="o", markersize=4, label="validation")
+        accuracy.plot(epochs, held_back, color=VALIDATION, marker="o", markersize=4, label="validation")
     accuracy.set(xlabel="epoch", ylabel="accuracy, %")
     for axes in (loss, accuracy):
+        if log.overfitting:
+            since = f"overfitting since epoch {log.overfitting}"
+            axes.axvline(log.overfitting, color="0.4", linestyle="--", linewidth=1, label=since)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -34,7 +34,7 @@ from .groups import balanced_sample, balanced_weights, read_groups
 from .inputs import TrainingData
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
-from .options import EarlyStopping
+from .options import EarlyStopping, WeightAverage
 from .schedules import Constant, Cosine, OneCycle, Step
 from .schema import mismatch
 
@@ -179,6 +179,10 @@ class Settings:
     schedule: str = "onecycle"
     dropout: float = 0.0
     augment: str | None = None
+    input_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    max_norm: float | None = None
+    average: float | None = None
     clip_norm: float | None = None
     adversary: str | None = None
     epsilon: float | None = None
@@ -248,6 +252,8 @@ class Settings:
         settings = {**defaults, **chosen}
         if settings.get("validation") is not None:
             check_number("--validation", settings["validation"], "(0, 1)")
+        if settings.get("average") is not None:
+            check_number("--average", settings["average"], "(0, 1)")
         if "epochs" not in settings:
             trained = images * (1 - settings.get("validation", 0))
             steps = max(1, math.ceil(trained / settings["batch_size"]))
@@ -266,6 +272,7 @@ class Settings:
                 backend=self.backend,
                 seed=self.seed + member,
                 dropout=self.dropout,
+                input_dropout=self.input_dropout,
                 classes=self.classes,
             )
             for member in range(self.members)
@@ -293,6 +300,9 @@ class Settings:
             "batch_size": self.batch_size,
             "augment": None if self.augment is None else Augment.parse(self.augment),
             "early_stopping": None if patience is None else EarlyStopping(patience),
+            "label_smoothing": self.label_smoothing,
+            "max_norm": self.max_norm,
+            "average": None if self.average is None else WeightAverage(self.average),
             "clip_norm": self.clip_norm,
             "adversary": self._adversary(),
             "clean_share": self.clean_share,
@@ -323,7 +333,11 @@ def _adversary_defaults(chosen):
 LATER = (
     *("series", "balance", "balance_by", "augment", "members"),
     *("adversary", "epsilon", "adversary_steps", "adversary_step", "clean_share"),
+    *("input_dropout", "label_smoothing", "max_norm", "average"),
 )
+
+
+# What settings of earlier versions do not say: it was as it is by default.
 
 
 def _schema():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .kernels.augment.reference import KEY
+from .kernels.dropout.reference import INPUT_LAYER
 from .layout import row_distance
 
 
@@ -55,8 +56,10 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Dropout:
-    """The masks of one step: the rates of the hidden layers, and what the random numbers count."""
+    """The masks of one step: the rates of the inputs and the hidden layers, and what the random numbers
+    count."""
 
+    inputs: float
     rates: tuple[float, ...]
     seed: int
     update: int
@@ -65,9 +68,12 @@ class Dropout:
 def forward(backend, layers, buffers, dropout=None):
     """From the gathered batch ``buffers.x`` to the logits ``buffers.y[-1]``.
 
-    ``layers`` is [(w, b), …]; with a :class:`Dropout` the hidden outputs are thinned out.
+    ``layers`` is [(w, b), …]; with a :class:`Dropout` the inputs and the hidden outputs are thinned out,
+    where they are.
     """
     below = buffers.x
+    if dropout is not None and dropout.inputs:
+        backend.dropout(below, dropout.inputs, (dropout.seed, INPUT_LAYER), dropout.update)
     for layer, ((w, b), y) in enumerate(zip(layers, buffers.y, strict=True)):
         hidden = layer < len(layers) - 1
         backend.dense(below, w, b, y, hidden)
@@ -103,7 +109,7 @@ def train_steps(backend, plan, images, labels, order, loss, correct):
         stop = min(start + plan.batch_size, len(order))
         full = stop - start == len(plan.buffers.x)
         buffers = plan.buffers if full else plan.buffers.first(stop - start)
-        dropout = Dropout(plan.dropout, plan.seed, plan.update + i)
+        dropout = Dropout(plan.input_dropout, plan.dropout, plan.seed, plan.update + i)
         if plan.deformation is None:
             backend.gather(images, order, start, buffers.x)
         else:
@@ -122,6 +128,7 @@ def train_steps(backend, plan, images, labels, order, loss, correct):
             loss[start:stop],
             correct[start:stop],
             buffers.dy[-1],
+            plan.label_smoothing,
         )
         backward(backend, layers, gradients, buffers, dropout)
         if plan.clip_norm is not None:

@@ -23,7 +23,7 @@ from .kernels.augment.reference import ARRAYS
 from .log import Epoch, JsonLines, TrainingLog
 from .network import Network
 from .optimizers import SGD
-from .options import EarlyStopping, FitOptions, OptimizerState, as_path
+from .options import UPKEEP_EVERY, EarlyStopping, FitOptions, OptimizerState, as_path
 from .schedules import OneCycle
 from .steps import train_steps
 from .streams import ORDER, random_stream
@@ -43,6 +43,9 @@ def fit(
     validation=None,
     early_stopping=None,
     sample_weight=None,
+    label_smoothing=0.0,
+    max_norm=None,
+    average=None,
     clip_norm=None,
     adversary=None,
     clean_share=0.0,
@@ -73,6 +76,12 @@ def fit(
     - ``validation``: a fraction of the training images to hold back (stratified, seeded), or data
       of its own. ``early_stopping``: an EarlyStopping record, needs ``validation``.
     - ``sample_weight`` [N]: weights of the images, brought to a mean of 1.
+    - ``label_smoothing``: the share of each label that is spread evenly over all classes, in the
+      training loss and its gradient (Szegedy et al., CVPR 2016); validation is without.
+    - ``max_norm``: the weights that come in to a hidden or output unit are shortened to this length (3,
+      say), every 16 steps and at the end of an epoch (Srivastava et al., JMLR 15, 2014).
+    - ``average``: a WeightAverage record: validation, early stopping and the weights at the end are
+      those of a running mean. Callbacks see the weights that are being trained.
     - ``clip_norm``: shorten gradients to this length.
     - ``adversary``: FGSM(0.1) or PGD(0.1, steps=7), say: each batch is attacked with the weights as they
       are, without dropout, and then trained on, so loss and accuracy of the log are those under attack
@@ -112,6 +121,9 @@ def fit(
             batch_size=batch_size,
             augment=Augment.standard() if augment is True else augment or None,
             early_stopping=early_stopping,
+            label_smoothing=label_smoothing,
+            max_norm=max_norm,
+            average=average,
             clip_norm=clip_norm,
             adversary=adversary,
             clean_share=clean_share,
@@ -174,6 +186,10 @@ class _Training:
         size = (net.layout.size,)
         self.state = tuple(backend.zeros(size, net.dtype) for _ in options.optimizer.state_names)
         self._fill_state(options.optimizer_state.tensors)
+        self.average = None
+        if options.average is not None:
+            self.average = backend.zeros(size, net.dtype)
+            self.average[...] = net._parameters
         self.loss = backend.zeros((self.count,), net.dtype)
         self.correct = backend.zeros((self.count,), "uint8")
         self.deformation = None
@@ -226,6 +242,8 @@ class _Training:
         self._check_saved(file, saved)
         net.set_parameters(saved.parameters)
         self._fill_state(saved.state)
+        if saved.average is not None:
+            backend.to_device(net.layout.flatten(saved.average, net.dtype), out=self.average)
         seen = len(saved.epoch_loss)
         backend.to_device(saved.epoch_loss, out=self.loss[:seen])
         backend.to_device(saved.epoch_correct, out=self.correct[:seen])
@@ -260,6 +278,7 @@ class _Training:
             and len(saved.log.step_losses) == saved.epochs_done * self.steps_per_epoch + saved.steps_done
             and len(saved.epoch_loss) == len(saved.epoch_correct) == seen
             and all((e.validation_accuracy is None) == (self.data.validation is None) for e in epochs)
+            and (saved.average is None) == (self.average is None)
             and (saved.best is not None) == (stopping is not None and bool(epochs))
         )
         if not sound:
@@ -276,6 +295,7 @@ class _Training:
             log=self.log,
             parameters=parameters,
             state=self._named_state(),
+            average=self._averaged_parameters(),
             best=self.best,
             epoch_loss=np.array(to_host(self.loss[:seen])),
             epoch_correct=np.array(to_host(self.correct[:seen])),
@@ -303,6 +323,8 @@ class _Training:
         if self.best is not None:
             self.log.best_epoch = EarlyStopping.best_epoch(self.log)
             self.net.set_parameters(self.best)
+        elif self.average is not None:
+            self.net.set_parameters(self._averaged_parameters())
         options.optimizer_state.updates += self.epochs_done * self.steps_per_epoch
         options.optimizer_state.tensors = self._named_state()
         return self.log
@@ -314,11 +336,11 @@ class _Training:
         seconds = 0.0
         while self.steps_done < self.steps_per_epoch:
             start = self.steps_done
-            stop = min(start + self.stretch, self.steps_per_epoch)
-            if options.checkpoint_every:
-                stop = min(stop, start - start % options.checkpoint_every + options.checkpoint_every)
+            stop = min(start + self.stretch, self._next_due(start))
             began = time.perf_counter()
             losses, rates = self._stretch(order, start, stop)
+            if self._is_due(stop, options.upkeep_every):
+                self._keep_up(stop)
             took = time.perf_counter() - began
             seconds += took
             self.stretch = max(1, int((stop - start) * min(4.0, STRETCH_SECONDS / max(took, 1e-9))))
@@ -328,10 +350,32 @@ class _Training:
             for observer in observers:
                 observer.steps(self.epochs_done * self.steps_per_epoch + start, losses)
             unfinished = stop < self.steps_per_epoch
-            if options.checkpoint_every and unfinished and stop % options.checkpoint_every == 0:
+            if unfinished and self._is_due(stop, options.checkpoint_every):
                 self._save(self._finite_parameters())
         images = self.count - first * options.batch_size
         self._end_of_epoch(rates[-1], seconds, images / max(seconds, 1e-9), observers)
+
+    def _next_due(self, start):
+        """The step of the epoch that a stretch from ``start`` on ends with at the latest."""
+        every = self.options.checkpoint_every, self.options.upkeep_every
+        return min([self.steps_per_epoch, *(start - start % n + n for n in every if n)])
+
+    def _is_due(self, stop, every):
+        """Whether step ``stop`` of the epoch ends with what is done every so many steps, if it is done."""
+        return every is not None and (stop % every == 0 or stop == self.steps_per_epoch)
+
+    def _keep_up(self, stop):
+        """Shorten the weights and have the average look at them, as is due after step ``stop``."""
+        net, options = self.net, self.options
+        with net._lock, np.errstate(all="ignore"):
+            if options.max_norm is not None:
+                for w, _ in net._layers:
+                    net.backend.max_norm(w, float(options.max_norm))
+            if self.average is not None:
+                steps, since = self.epochs_done * self.steps_per_epoch + stop, (stop - 1) % UPKEEP_EVERY + 1
+                change = net._parameters - self.average
+                change *= 1 - options.average.kept(steps, since)
+                self.average += change
 
     def _stretch(self, order, start, stop):
         """Steps ``start`` … ``stop - 1`` of the epoch: their losses and learning rates."""
@@ -359,7 +403,9 @@ class _Training:
                 first_step=start,
                 batch_size=options.batch_size,
                 dropout=net.dropout,
+                input_dropout=net.input_dropout,
                 seed=net.seed,
+                label_smoothing=float(options.label_smoothing),
                 clip_norm=options.clip_norm,
                 adversary=self.adversary,
                 weight=self.weight,
@@ -383,12 +429,8 @@ class _Training:
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
         net, options, to_host = self.net, self.options, self.net.backend.to_host
         parameters = self._finite_parameters()
-        validation = None
-        if self.data.validation:
-            with np.errstate(all="ignore"):
-                validation = evaluate(net, self.data.validation)
-            if not np.isfinite(validation.loss):
-                self._diverged(f"the validation loss became {validation.loss}", self.steps_done - 1, None)
+        averaged = self._averaged_parameters()
+        validation = self._validation(parameters, averaged) if self.data.validation else None
         record = Epoch(
             epoch=self.epochs_done + 1,
             loss=float(np.mean(to_host(self.loss), dtype=np.float64)),
@@ -403,7 +445,7 @@ class _Training:
         self.epochs_done, self.steps_done = record.epoch, 0
         if options.early_stopping:
             if EarlyStopping.best_epoch(self.log) == record.epoch:
-                self.best = parameters
+                self.best = parameters if averaged is None else averaged
             self.log.stopped = options.early_stopping.reason(self.log)
         for observer in observers:
             observer.epoch(record)
@@ -415,6 +457,18 @@ class _Training:
         if options.checkpoint:
             self._save(self.last_good)
 
+    def _validation(self, parameters, averaged):
+        """How good the network is with its average, if there is one; then it has its parameters again."""
+        if averaged is not None:
+            self.net.set_parameters(averaged)
+        with np.errstate(all="ignore"):
+            validation = evaluate(self.net, self.data.validation)
+        if not np.isfinite(validation.loss):
+            self._diverged(f"the validation loss became {validation.loss}", self.steps_done - 1, None)
+        if averaged is not None:
+            self.net.set_parameters(parameters)
+        return validation
+
     # --- divergence -------------------------------------------------------------------------
 
     def _check_losses(self, losses, start, rates):
@@ -424,7 +478,16 @@ class _Training:
 
     def _finite_parameters(self):
         """The parameters on the host, if they are what one may go on with."""
-        parameters = self.net.get_parameters()
+        return self._finite(self.net.get_parameters())
+
+    def _averaged_parameters(self):
+        """The same of their average; None where there is none."""
+        net = self.net
+        if self.average is None:
+            return None
+        return self._finite(net.layout.named(net.backend.to_host(self.average)))
+
+    def _finite(self, parameters):
         for name, value in parameters.items():
             if not np.isfinite(value).all():
                 self._diverged(f"{name} is no longer finite", self.steps_done - 1, None)

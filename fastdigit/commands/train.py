@@ -77,6 +77,9 @@ def train(
             "noise; see [bold]fastdigit show augment[/bold].",
         ),
     ] = None,
+    input_dropout: Annotated[
+        float | None, _option("Network", "--input-dropout", "SHARE", "Of pixels to drop.", "0")
+    ] = None,
     epochs: Annotated[
         int | None,
         _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),
@@ -119,6 +122,17 @@ def train(
             "Of the learning rate: constant, step, cosine or onecycle.",
             "onecycle",
         ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None,
+        _option("Training", "--label-smoothing", "SHARE", "Of each label to spread over all classes.", "0"),
+    ] = None,
+    max_norm: Annotated[
+        float | None, _option("Training", "--max-norm", "LENGTH", "Shorten each unit's weights to this.")
+    ] = None,
+    average: Annotated[
+        float | None,
+        _option("Training", "--average", "DECAY", "Keep a running mean of the weights: 0.999, say."),
     ] = None,
     clip_norm: Annotated[
         float | None, _option("Training", "--clip-norm", "LENGTH", "Shorten longer gradients to this.")
@@ -179,6 +193,9 @@ def train(
             "Go on with an interrupted run, bit for bit; --epochs may be raised.",
         ),
     ] = None,
+    png: Annotated[
+        Path | None, _option("Run", "--png", "FILE", "Draw the curves at the end (needs matplotlib).")
+    ] = None,
     quiet: Annotated[bool, _option("Run", "--quiet", None, "Show only the result.")] = False,
     debug: Debug = False,
 ):
@@ -201,6 +218,10 @@ def train(
 
     from ..runs import Run, Settings
 
+    if png:
+        from .. import plots
+
+        plots.check(png)
     names = {field.name for field in fields(Settings)}
     chosen = {name: value for name, value in context.params.items() if name in names and value is not None}
     if resume is None:
@@ -220,7 +241,7 @@ def train(
     if not quiet:
         _show_plan(run, settings, dataset, networks[0], automatic=backend is None and resume is None)
     try:
-        _train(run, settings, dataset, networks, options, resume is not None, quiet)
+        _train(run, settings, dataset, networks, options, resume is not None, quiet, png)
     except KeyboardInterrupt:
         print(f"interrupted; go on with: fastdigit train --resume {quoted(run.folder)}", file=sys.stderr)
         return 130
@@ -322,17 +343,45 @@ def _adversary_in_words(settings):
     return f"{settings.adversary}, epsilon {settings.epsilon:g}{steps}{clean}: figures below are under attack"
 
 
-def _train(run, settings, dataset, networks, options, resumed, quiet):
+def _tell_of_overfitting(settings):
+    """A callback of ``fit`` that says so once, with what helps and is not used yet."""
+    unused = [
+        option
+        for option, used in (
+            ("--augment standard", settings.augment),
+            ("--dropout 0.5", settings.dropout),
+            ("--input-dropout 0.2", settings.input_dropout),
+            ("--early-stopping 5", settings.early_stopping),
+        )
+        if not used
+    ]
+    told = []
+
+    def tell(net, log):
+        if log.overfitting and not told:
+            told.append(log.overfitting)
+            say(
+                "overfit",
+                f"since epoch {log.overfitting} the validation loss rises while the training loss falls: "
+                f"try {', '.join([*unused, 'or more images'] if unused else ['more images'])}",
+            )
+
+    return tell
+
+
+def _train(run, settings, dataset, networks, options, resumed, quiet, png):
     """Train what is not trained yet, then test, save and show the result."""
-    from ..checkpoint import load_model
+    from ..checkpoint import load_checkpoint, load_model
     from ..committee import Committee
     from ..evaluation import evaluate
 
     if run.complete:
+        first, _ = run.trainings(len(networks))[0]
+        log = load_checkpoint(first, networks[0]).log if png else None
         model = load_model(run.model, backend=networks[0].backend)
         say("complete", "this run is trained to its end; --epochs N trains it further")
     else:
-        _fit(run, settings, dataset, networks, options, resumed, quiet)
+        log = _fit(run, settings, dataset, networks, options, resumed, quiet)
         model = networks[0] if len(networks) == 1 else Committee(networks)
         model.save(run.model)
     evaluation, members = evaluate(model, dataset.test), members_of(model, dataset.test)
@@ -340,15 +389,24 @@ def _train(run, settings, dataset, networks, options, resumed, quiet):
     say_members(members)
     say("test", accuracy_of(evaluation))
     say("model", run.model)
+    if png:
+        from .. import plots
+
+        plots.training_curve(log, png)
+        say("picture", png)
     if not quiet:
         say("next", f"{this_command()} evaluate {quoted(run.folder)}")
 
 
 def _fit(run, settings, dataset, networks, options, resumed, quiet):
-    """Train the networks one after the other, on the same data. What is trained to its end is only read."""
+    """Train the networks one after the other, on the same data: the log of the first.
+
+    What is trained to its end is only read.
+    """
     from ..progress import Progress
     from ..training import fit
 
+    logs = []
     try:
         data = settings.prepare(networks[0], dataset)
         for number, (checkpoint, log_file) in enumerate(run.trainings(len(networks))):
@@ -363,8 +421,10 @@ def _fit(run, settings, dataset, networks, options, resumed, quiet):
                 log_file=log_file,
                 resume=resumed,
                 progress=None if quiet else Progress(),
+                callbacks=() if quiet else _tell_of_overfitting(settings),
                 **options,
             )
+            logs.append(log)
             if log.stopped:
                 say("stopped", f"{log.stopped}; the weights of epoch {log.best_epoch} are kept")
     except (ConfigError, DataError):
@@ -372,3 +432,4 @@ def _fit(run, settings, dataset, networks, options, resumed, quiet):
         if not resumed:
             run.discard(len(networks))
         raise
+    return logs[0]

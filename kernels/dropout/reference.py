@@ -8,6 +8,9 @@ import math
 
 from ..common.philox import philox4x32
 
+# The layer of the key for the inputs of a network: hidden layers count from 0, however many there are.
+INPUT_LAYER = 2**32 - 1
+
 
 def keep_threshold(p):
     """The smallest 32-bit word that keeps an element when it is dropped with probability ``p``."""

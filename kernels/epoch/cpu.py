@@ -36,8 +36,8 @@ from ..common.memory import (
     prefetch_far,
 )
 from ..common.team import Kernel, call, thread_count, wait_for_all
-from ..dropout.cpu import dropout_rows
-from ..dropout.reference import keep_threshold
+from ..dropout.cpu import dropout_rows, dropout_sparse_rows
+from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..gather.cpu import gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
@@ -92,6 +92,8 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     DEFORM,  # the function that gathers deformed images, or 0; and what it needs
     DEFORMATION,
     DEFORM_ROOM,
+    DROP_INPUT,
+    INPUT_THRESHOLD,
     CLIP,
     FUSED,
     IS_SPARSE,
@@ -111,7 +113,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(46)
+) = range(48)
 (
     INPUTS,
     OUTPUTS,
@@ -136,8 +138,10 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     TURNED_ROW,
     LAYER,
 ) = range(22)
-# The float64 numbers of an optimizer, and the largest share of hidden outputs that is worth lists.
-MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, MOST_LISTED, ALL_NUMBERS = range(10)
+# The float64 numbers: of the optimizer, of the loss, and the largest share of hidden outputs that is worth
+# lists.
+MOMENTUM, DECAY, NESTEROV, DECOUPLED, BETA_1, BETA_2, EPSILON, LIMIT, SMOOTHING = range(9)
+INPUT_SCALE, MOST_LISTED, ALL_NUMBERS = 9, 10, 11
 
 
 NOTHING, MASK, UPDATE_WEIGHTS, UPDATE_PANELS = range(4)
@@ -261,6 +265,14 @@ def _gather(plan, start, count, x_address, first, last):
     else:
         pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
         gather_rows(pixels, order, start, x, first, last)
+
+
+@inner
+def _drop_inputs(plan, x_address, count, first, last, step):
+    """Dropout of the rows first … last - 1 of the batch."""
+    x = matrix(x_address, plan[X_ROW], count, plan[PIXELS])
+    scale = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS)[INPUT_SCALE])
+    dropout_sparse_rows(x, plan[INPUT_THRESHOLD], scale, plan[SEED], INPUT_LAYER, step, first, last)
 
 
 @inner
@@ -475,6 +487,7 @@ def _loss(thread, threads, plan, x, start, count, room):
         bytes_at(plan[CORRECT] + start, count),
         matrix(layer[DY], layer[DY_ROW], count, layer[OUTPUTS]),
         np.float32(1 / count),
+        doubles(plan[NUMBERS], ALL_NUMBERS)[SMOOTHING],
         first,
         last,
     )
@@ -643,12 +656,15 @@ def _steps(half):
             numbers = _numbers(plan, doubles(plan[RATES], plan[STEPS])[i], t)
             first, last = _pairs_of(count, thread, threads)
             behind = min(2 * last, count)
+            mine = 2 * first, behind
+            if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+                mine = ZERO, count
             if plan[DEFORM] != 0:
                 call(plan[DEFORM], thread, threads, arguments, i)
-            elif plan[X_OTHERS] != 0:  # a batch of its own for each thread
-                _gather(plan, start, count, x, ZERO, count)
             else:
-                _gather(plan, start, count, x, 2 * first, behind)
+                _gather(plan, start, count, x, *mine)
+            if plan[DROP_INPUT]:
+                _drop_inputs(plan, x, count, *mine, t - 1)
             _gather_targets(plan, start, count, 2 * first, behind)
             if plan[IS_SPARSE]:
                 if not fused:
@@ -803,6 +819,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[EPSILON] = getattr(optimizer, "epsilon", 0.0)
     numbers[DECAY], numbers[DECOUPLED] = optimizer.weight_decay, optimizer.decoupled
     numbers[LIMIT] = plan.clip_norm or 0.0
+    numbers[SMOOTHING] = plan.label_smoothing
+    numbers[INPUT_SCALE] = 1 / (1 - plan.input_dropout)
     numbers[MOST_LISTED] = 1 if plan.sparse_hidden else HIDDEN_SHARE
     numbers[ALL_NUMBERS : ALL_NUMBERS + len(hidden)] = [1 / (1 - rate) for rate in plan.dropout]
     numbers[ALL_NUMBERS + len(hidden) :] = 1
@@ -849,6 +867,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
         NUMBERS: address(numbers),
         UPDATE: plan.update,
         SEED: plan.seed,
+        DROP_INPUT: plan.input_dropout > 0,
+        INPUT_THRESHOLD: keep_threshold(plan.input_dropout),
         CLIP: plan.clip_norm is not None,
         FUSED: fused,
         IS_SPARSE: with_lists,

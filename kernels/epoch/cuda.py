@@ -25,6 +25,7 @@ from numba import float32, int64, uint8, uint32, uint64
 from ..common import ptx
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
 from ..optimizer.cuda import NUMBERS, step_numbers, stepped
+from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -197,13 +198,14 @@ def _logits(plan, memory, count, logits):
 
 
 @device
-def _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz):
+def _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz, smoothing):
     """Loss, gradient and whether it is right for a block's share of the images: a warp for each."""
     classes, blocks = plan[CLASSES], cuda.gridDim.x
     warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
     parts = 32 // classes  # lanes that share a class's sum
     part, c = lane // classes, lane % classes
     b2 = plan[SMALL] + plan[UNITS] * (1 + classes)
+    each, right = smoothed(smoothing, classes)
     first, last = count * cuda.blockIdx.x // blocks, count * (cuda.blockIdx.x + 1) // blocks
     for image in range(first + warp, last, WARPS):
         total = float32(0)
@@ -217,16 +219,20 @@ def _loss(plan, memory, start, count, logits, labels, order, weight, loss, corre
         largest = _warp_largest(z)
         power = math.exp(z - largest) if lane < classes else float32(0)
         whole = _warp_sum(power)
+        depths = float32(0)
+        if smoothing > float32(0):
+            depths = _warp_sum(z - largest if lane < classes else float32(0))
         place = order[start + image]
         target = labels[place]
         best = cuda.ffs(cuda.ballot_sync(ALL, lane < classes and z == largest)) - 1
         of_target = cuda.shfl_sync(ALL, z, target)
         own = weight[place] if plan[WEIGHTED] else float32(1)
         if lane < classes:
-            slope = power / whole - (float32(1) if lane == target else float32(0))
+            slope = power / whole - (right if lane == target else each)
             dz[image * classes + lane] = slope * own / float32(count)
         if lane == 0:
-            loss[start + image] = (math.log(whole) - (of_target - largest)) * own
+            expected = expected_logit(of_target - largest, depths, smoothing, each)
+            loss[start + image] = (math.log(whole) - expected) * own
             correct[start + image] = uint8(1) if best == target else uint8(0)
 
 
@@ -285,7 +291,20 @@ _shared_address = ptx.shared_address
 
 
 def _steps(
-    plan, images, labels, order, weight, parameters, state_0, state_1, numbers, logits, dz, loss, correct
+    plan,
+    images,
+    labels,
+    order,
+    weight,
+    parameters,
+    state_0,
+    state_1,
+    numbers,
+    smoothing,
+    logits,
+    dz,
+    loss,
+    correct,
 ):
     memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
     base = _shared_address(words)
@@ -310,7 +329,7 @@ def _steps(
         cuda.syncthreads()
         _logits(plan, memory, count, logits)
         grid.sync()
-        _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz)
+        _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz, smoothing)
         grid.sync()
         for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
             memory[plan[DZ] + item] = dz[item]
@@ -330,7 +349,8 @@ def _steps(
 
 persistent = Kernel(
     _steps,
-    *(LONGS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, BYTES),
+    *(LONGS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
+    *(FLOATS, FLOATS, FLOATS, BYTES),
     threads=THREADS,
     resident=1,
     name="epoch, persistent",
@@ -387,7 +407,7 @@ def unsuited(plan, images, blocks, shared):
         return f"it needs one hidden layer, there are {len(sizes) - 2}"
     if plan.precision != "float32":
         return f"it computes in float32, not in {plan.precision}"
-    if any(plan.dropout):
+    if any(plan.dropout) or plan.input_dropout:
         return "it has no dropout"
     if plan.clip_norm is not None:
         return "it does not clip gradients"
@@ -442,6 +462,7 @@ def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, t
         blocks,
         *(to_device(words), images.reshape(-1), labels, order),
         nothing if plan.weight is None else plan.weight,
-        *(plan.parameters, *state, to_device(step_numbers(plan).reshape(-1)), parts, dz, loss, correct),
+        *(plan.parameters, *state, to_device(step_numbers(plan).reshape(-1)), plan.label_smoothing),
+        *(parts, dz, loss, correct),
         shared=4 * values[SHARED_WORDS],
     )

@@ -38,12 +38,12 @@ from ..common.cuda import (
     row_distance,
 )
 from ..common.philox import MASK, SHIFT, philox4x32
-from ..dropout.reference import keep_threshold
+from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
 from ..matmul.cuda import sum_columns
 from ..matmul.cuda_epilogue import words_of
 from ..optimizer.cuda import CHUNK, NUMBERS, clip_norm_with, step_numbers, stepped
-from ..softmax_xent.cuda import largest_of
+from ..softmax_xent.cuda import expected_logit, largest_of, smoothed
 
 PRECISIONS = ("float32", "tf32", "bf16")
 THREADS = 128
@@ -88,10 +88,27 @@ def _kernel(function, *arguments, name, halves):
     )
 
 
+@device
+def _kept(random, threshold, scale, value):
+    return value * scale if random >= threshold else float32(0)
+
+
+@device
+def _drop_inputs(first, second, row, column, position, threshold, scale, seed):
+    """Dropout, as in kernels/dropout, of two pixels that are half of a block of four."""
+    update = uint64(position[UPDATE] + position[STEP])
+    words = _philox(
+        uint64(column // 4), uint64(row), update & MASK, update >> SHIFT, seed, uint64(INPUT_LAYER)
+    )
+    begins = column % 4 == 0
+    first = _kept(words[0] if begins else words[2], threshold, scale, first)
+    return first, _kept(words[1] if begins else words[3], threshold, scale, second)
+
+
 def _taker(images, halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
-    def take(images, pixels, order, position, batch, out, out_row, scale):
+    def take(images, pixels, order, position, batch, out, out_row, scale, threshold, kept_scale, seed):
         """Two pixels each of the batch's images; none where the epoch has ended."""
         column, row = 2 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
         if column < pixels:
@@ -103,10 +120,13 @@ def _taker(images, halves):
                 first = float32(images[at]) * scale
                 if both:
                     second = float32(images[at + 1]) * scale
+            if threshold > 0 and (first != float32(0) or second != float32(0)):
+                drop = threshold, kept_scale, seed
+                first, second = _drop_inputs(first, second, row, column, position, *drop)
             put(out, row * out_row + column, first, second, both)
 
     given, kept = "uint8" if images is BYTES else "float32", "bfloat16" if halves else "float32"
-    arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32
+    arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32, uint64, float32, uint64
     return _kernel(take, *arguments, name=f"step: images of {given} to {kept}", halves=halves)
 
 
@@ -114,8 +134,8 @@ def _deformer(halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
     def deform(
-        images, order, position, batch, seed, stream, height, width, tables, down, knots_down, across,
-        knots_across, thick, noise, out, out_row, scale,
+        images, order, position, batch, stream, height, width, tables, down, knots_down, across,
+        knots_across, thick, noise, out, out_row, scale, threshold, kept_scale, seed,
     ):  # fmt: skip
         """As kernels/augment, a block for each of the batch's images; none where the epoch has ended."""
         knots = cuda.shared.array(MOST_KNOTS, int32)
@@ -136,9 +156,14 @@ def _deformer(halves):
             if both:
                 x, y = (at + 1) % width, (at + 1) // width
                 other = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
-            put(out, row * out_row + at, float32(one) * scale, float32(other) * scale, both)
+            one, other = float32(one) * scale, float32(other) * scale
+            if threshold > 0:
+                drop = threshold, kept_scale, seed
+                one, other = _drop_inputs(one, other, row, at, position, *drop)
+            put(out, row * out_row + at, one, other, both)
 
-    arguments = BYTES, LONGS, LONGS, int64, uint64, uint64, *DEFORMATION, stored, int64, float32
+    arguments = BYTES, LONGS, LONGS, int64, uint64, *DEFORMATION, stored, int64, float32
+    arguments += uint64, float32, uint64
     name = f"step: images deformed, to {'bfloat16' if halves else 'float32'}"
     return _kernel(deform, *arguments, name=name, halves=halves)
 
@@ -146,7 +171,9 @@ def _deformer(halves):
 def _losses(halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
-    def losses(z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row):
+    def losses(
+        z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row, smoothing
+    ):
         """Loss, gradient and whether it is right: a thread for each image, as in kernels/softmax_xent."""
         row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         if row >= batch:
@@ -161,28 +188,30 @@ def _losses(halves):
         best = largest_of(z, at, classes)
         largest = z[at + best]
         own = weight[image] if weight.size > 0 else float32(1)
-        total = zero
+        each, right = smoothed(smoothing, classes)
+        total, depths = zero, zero
         for c in range(classes):
-            total += math.exp(z[at + c] - largest)
+            depth = z[at + c] - largest
+            total += math.exp(depth)
+            depths += depth
         share = own / float32(min(batch, order.size - _place(position, batch, 0)))
         for c in range(0, classes, 2):
             both = c + 1 < classes
             first = math.exp(z[at + c] - largest) / total
             second = math.exp(z[at + c + 1] - largest) / total if both else zero
-            first = (first - (float32(1) if c == target else zero)) * share
-            second = (second - (float32(1) if c + 1 == target else zero)) * share
+            first = (first - (right if c == target else each)) * share
+            second = (second - (right if c + 1 == target else each)) * share
             put(dz, row * dz_row + c, first, second, both)
-        loss[place] = (math.log(total) - (z[at + target] - largest)) * own
+        expected = expected_logit(z[at + target] - largest, depths, smoothing, each)
+        loss[place] = (math.log(total) - expected) * own
         correct[place] = 1 if best == target else 0
 
-    arguments = FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64
+    arguments = (
+        *(FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64),
+        float32,
+    )
     name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
     return _kernel(losses, *arguments, name=name, halves=halves)
-
-
-@device
-def _kept(random, threshold, scale, value):
-    return value * scale if random >= threshold else float32(0)
 
 
 def _thinner(halves):
@@ -348,6 +377,7 @@ class Steps:
             arrays += [getattr(plan.deformation, name) for name in ARRAYS]
         places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
         numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm
+        numbers += plan.input_dropout, plan.label_smoothing
         return places, numbers, strengths, getattr(plan.optimizer, "nesterov", False)
 
     def _memory(self, plan, zeros):
@@ -392,13 +422,14 @@ class Steps:
 
         x = self._matrix("x", sizes[0])
         taken = numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1
+        dropped = keep_threshold(plan.input_dropout), 1 / (1 - plan.input_dropout), plan.seed
         if plan.deformation is None:
             blocks = blocks_for(blocks_for(sizes[0], 2), THREADS), batch
             take = _TAKE[str(images.dtype), self.halves]
-            take(blocks, flat(images.reshape(-1)), sizes[0], order, position, batch, *taken)
+            take(blocks, flat(images.reshape(-1)), sizes[0], order, position, batch, *taken, *dropped)
         else:
-            how = plan.seed, KEY, *arguments_of(plan.deformation)
-            _DEFORM[self.halves](batch, flat(images.reshape(-1)), order, position, batch, *how, *taken)
+            how = KEY, *arguments_of(plan.deformation), *taken, *dropped
+            _DEFORM[self.halves](batch, flat(images.reshape(-1)), order, position, batch, *how)
         y = [self._matrix(f"y{layer}", sizes[layer + 1]) for layer in range(last)]
         y.append(self._matrix("z", sizes[-1]))
         for layer, out in enumerate(y):
@@ -413,7 +444,7 @@ class Steps:
             blocks_for(batch, THREADS),
             *(flat(y[-1]), row_distance(y[-1]), sizes[-1], labels),
             *(nothing if plan.weight is None else plan.weight, order, position, batch, loss, correct),
-            *(numbers_of(dy[-1]), row_distance(dy[-1])),
+            *(numbers_of(dy[-1]), row_distance(dy[-1]), plan.label_smoothing),
         )
         for layer in reversed(range(last + 1)):
             below, (dw, db) = y[layer - 1] if layer else x, gradients[layer]

@@ -20,9 +20,11 @@ from ..common.memory import (
     ints32,
     matrix,
     matrix_address,
+    number,
     row,
     share,
     vector_address,
+    word_of,
 )
 from ..common.team import Kernel, thread_count
 
@@ -121,8 +123,17 @@ def softmax_rows(z, p, first, last):
                 target[c] = powers[c, i]
 
 
+@inner
+def _sum_of_depths(logits, largest):
+    """Σ (z_c - largest) of one row."""
+    total = ZERO
+    for c in range(logits.size):
+        total += logits[c] - largest
+    return total
+
+
 @jit
-def softmax_xent_rows(z, t, weight, loss, correct, dz, factor, first, last):
+def softmax_xent_rows(z, t, weight, loss, correct, dz, factor, smoothing, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`softmax_xent`.
 
     ``weight`` has no elements where there are no weights; ``factor`` is 1/B of the whole batch. A
@@ -134,7 +145,9 @@ def softmax_xent_rows(z, t, weight, loss, correct, dz, factor, first, last):
     largest, total = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
     place, targets = np.empty(lanes, np.int32), np.zeros(lanes, np.int32)
     weights = np.ones(lanes, np.float32)
-    factor = np.float32(factor)
+    factor, smoothing = np.float32(factor), np.float32(smoothing)
+    each = smoothing / np.float32(columns)  # of a target's whole, what every class has; and the right one
+    right = ONE - smoothing + each
     for top in range(first, last, lanes):
         count = min(lanes, last - top)
         _exponentials(z, top, count, powers, largest, place, total)
@@ -143,6 +156,8 @@ def softmax_xent_rows(z, t, weight, loss, correct, dz, factor, first, last):
             target = t[r]
             known = 0 <= target < columns
             depth = row(z, r)[target] - largest[i] if known else NAN
+            if smoothing != ZERO:
+                depth = (ONE - smoothing) * depth + each * _sum_of_depths(row(z, r), largest[i])
             targets[i] = target
             weights[i] = weight[r] if weight.size else ONE
             loss[r] = (math.log(total[i]) - depth) * weights[i]
@@ -150,7 +165,7 @@ def softmax_xent_rows(z, t, weight, loss, correct, dz, factor, first, last):
         for c in range(columns):
             for i in range(lanes):
                 p = powers[c, i] / total[i]
-                powers[c, i] = (p - ONE if targets[i] == c else p) * factor * weights[i]
+                powers[c, i] = (p - (right if targets[i] == c else each)) * factor * weights[i]
         for i in range(count):
             gradient = row(dz, top + i)
             for c in range(columns):
@@ -168,13 +183,14 @@ def _softmax(thread, threads, barrier, arguments):
 
 @Kernel
 def _softmax_xent(thread, threads, barrier, arguments):
-    words = ints(arguments, 11)
+    words = ints(arguments, 12)
     rows, columns = words[0], words[1]
     z, dz = matrix(words[2], words[3], rows, columns), matrix(words[4], words[5], rows, columns)
     t, correct = ints32(words[6], rows), bytes_at(words[7], rows)
     loss, weight = floats(words[8], rows), floats(words[9], words[10])
     first, last = share(rows, thread, threads)
-    softmax_xent_rows(z, t, weight, loss, correct, dz, ONE / np.float32(rows), first, last)
+    factor, smoothing = ONE / np.float32(rows), number(arguments, 11)
+    softmax_xent_rows(z, t, weight, loss, correct, dz, factor, smoothing, first, last)
 
 
 def softmax(z, p, threads=None):
@@ -192,11 +208,11 @@ def softmax(z, p, threads=None):
         _softmax([*z.shape, *source, *target], min(thread_count(threads), max(1, z.size // SHARE)))
 
 
-def softmax_xent(z, t, weight, loss, correct, dz, threads=None):
+def softmax_xent(z, t, weight, loss, correct, dz, smoothing=0.0, threads=None):
     """Cross-entropy of each row, whether its (first) largest logit is the target's, the gradient.
 
     loss_i = weight_i · L_i and dz_i = weight_i · ∂L_i/∂z_i / B; L and ∂L/∂z are those of
-    :mod:`.reference`.
+    :mod:`.reference`, with labels smoothed by ``smoothing``.
 
     Shapes: z and dz [B, C], whose rows may be apart; t, weight, loss and correct [B]; weight may be
     None (all ones).
@@ -214,6 +230,7 @@ def softmax_xent(z, t, weight, loss, correct, dz, threads=None):
     words.append(vector_address("correct", correct, np.uint8, rows, written=True))
     words.append(vector_address("loss", loss, np.float32, rows, written=True))
     words += (0, 0) if weight is None else (vector_address("weight", weight, np.float32, rows), rows)
+    words.append(word_of(smoothing))
     if rows == 0:
         return
     if t.min() < 0 or t.max() >= columns:

@@ -37,7 +37,21 @@ def _softmax(z, z_row, p, p_row, rows, classes):
         p[row * p_row + c] /= total
 
 
-def _softmax_xent(z, z_row, t, weight, loss, correct, dz, dz_row, rows, classes, factor):
+@device
+def smoothed(smoothing, classes):
+    """Of a target's whole, what every class has, and the right one."""
+    each = smoothing / float32(classes)
+    return each, float32(1) - smoothing + each
+
+
+@device
+def expected_logit(of_target, sum_of_all, smoothing, each):
+    """The logit that a target expects, from that of its class and the sum of all, which counts only where
+    labels are smoothed: it may overflow."""
+    return (float32(1) - smoothing) * of_target + each * sum_of_all if smoothing > float32(0) else of_target
+
+
+def _softmax_xent(z, z_row, t, weight, loss, correct, dz, dz_row, rows, classes, factor, smoothing):
     row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
     if row >= rows:
         return
@@ -46,22 +60,25 @@ def _softmax_xent(z, z_row, t, weight, loss, correct, dz, dz_row, rows, classes,
     largest = z[row * z_row + best]
     of_target = z[row * z_row + target] - largest
     own = weight[row] if weight.size > 0 else float32(1)
-    total = float32(0)
+    each, right = smoothed(smoothing, classes)
+    total, depths = float32(0), float32(0)
     for c in range(classes):
-        power = math.exp(z[row * z_row + c] - largest)
+        depth = z[row * z_row + c] - largest
+        power = math.exp(depth)
         dz[row * dz_row + c] = power
         total += power
+        depths += depth
     for c in range(classes):
         p = dz[row * dz_row + c] / total
-        dz[row * dz_row + c] = (p - (float32(1) if c == target else float32(0))) * factor * own
-    loss[row] = (math.log(total) - of_target) * own
+        dz[row * dz_row + c] = (p - (right if c == target else each)) * factor * own
+    loss[row] = (math.log(total) - expected_logit(of_target, depths, smoothing, each)) * own
     correct[row] = uint8(1) if best == target else uint8(0)
 
 
 _probabilities = Kernel(_softmax, *[FLOATS, int64] * 2, int64, int64, threads=THREADS, name="softmax")
 _loss = Kernel(
     _softmax_xent,
-    *(FLOATS, int64, INTS, FLOATS, FLOATS, BYTES, FLOATS, int64, int64, int64, float32),
+    *(FLOATS, int64, INTS, FLOATS, FLOATS, BYTES, FLOATS, int64, int64, int64, float32, float32),
     threads=THREADS,
     name="softmax_xent",
 )
@@ -76,10 +93,10 @@ def softmax(z, p):
     _probabilities(blocks_for(len(z), THREADS), flat(z), row_distance(z), flat(p), row_distance(p), *z.shape)
 
 
-def softmax_xent(z, t, weight, loss, correct, dz):
+def softmax_xent(z, t, weight, loss, correct, dz, smoothing=0.0):
     """Cross-entropy of each row, whether its (first) largest logit is the target's, the gradient.
 
-    loss_i = weight_i · L_i and dz_i = weight_i · ∂L_i/∂z_i / B.
+    loss_i = weight_i · L_i and dz_i = weight_i · ∂L_i/∂z_i / B, with labels smoothed by ``smoothing``.
 
     Shapes: z and dz [B, C]; t, weight, loss and correct [B]; weight may be None (all ones).
     Dtypes: t int32, in 0 … C - 1 (not checked), correct uint8, the rest float32.
@@ -93,4 +110,5 @@ def softmax_xent(z, t, weight, loss, correct, dz):
         *(flat(loss), flat(correct), flat(dz), row_distance(dz)),
         *z.shape,
         1 / len(z),
+        smoothing,
     )

@@ -23,7 +23,7 @@ OPERATIONS = {
     "dense_grad_input": "dy w y_below dx scale",
     "dense_grad_weight": "x dy dw db",
     "softmax": "z p",
-    "softmax_xent": "z t weight loss correct dz",
+    "softmax_xent": "z t weight loss correct dz smoothing=0.0",
     "dropout": "y p key step",
     "sgd": "p g v lr momentum decay nesterov decoupled",
     "adam": "p g m v t lr beta1 beta2 epsilon decay decoupled",
@@ -31,6 +31,7 @@ OPERATIONS = {
     "log_odds": "z t loss correct dz",
     "ascend": "x dx origin step epsilon norm",
     "add_noise": "x order start size key step",
+    "max_norm": "w limit",
 }
 MEMORY = {"zeros", "to_device", "to_host", "synchronize"}
 
@@ -44,8 +45,7 @@ def test_operations_have_the_protocols_parameters(backend, operation):
     parameters = dict(inspect.signature(getattr(backend, operation)).parameters)
     if "threads" in parameters:
         assert parameters.pop("threads").default is None
-    assert list(parameters) == OPERATIONS[operation].split()
-    assert all(p.default is inspect.Parameter.empty for p in parameters.values())
+    assert list(map(str, parameters.values())) == OPERATIONS[operation].split()
 
 
 def test_nothing_of_the_record_is_missed_here():
@@ -292,7 +292,8 @@ def test_cupy_loads_and_says_on_what(fake_cupy):
     assert cupy.name == "cupy"
     assert cupy.device == "Imaginary GPU, CuPy 13.6.0"
     for operation, parameters in OPERATIONS.items():
-        assert list(inspect.signature(getattr(cupy, operation)).parameters) == parameters.split()
+        found = inspect.signature(getattr(cupy, operation)).parameters
+        assert list(map(str, found.values())) == parameters.split()
     assert type(cupy.zeros((2, 3), "float32")) is DeviceArray
     assert type(cupy.to_device(np.ones(3))) is DeviceArray
     assert type(cupy.to_host(cupy.zeros((2, 3), "float32"))) is np.ndarray

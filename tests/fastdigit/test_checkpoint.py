@@ -39,17 +39,37 @@ def rewrite(file, change):
 
 
 def test_a_network_comes_back_as_it_was(make_network, blobs, tmp_path):
-    net = make_network(dropout=(0.1, 0.2), classes=(0, 1, 2, 3))
+    net = make_network(dropout=(0.1, 0.2), input_dropout=0.3, classes=(0, 1, 2, 3))
     fd.fit(net, blobs, epochs=2)
     net.save(tmp_path / "net.safetensors")
     back = fd.Network.load(tmp_path / "net.safetensors", backend=net.backend)
     assert same_bits(net, back)
-    assert (back.layer_sizes, back.dropout, back.seed) == (net.layer_sizes, net.dropout, net.seed)
+    for name in ("layer_sizes", "dropout", "input_dropout", "seed"):
+        assert getattr(back, name) == getattr(net, name)
     net.temperature = 1.25
     net.save(tmp_path / "net.safetensors")
     back = fd.Network.load(tmp_path / "net.safetensors", backend=net.backend)
     assert back.temperature == 1.25
     np.testing.assert_array_equal(back.predict_proba(blobs.images), net.predict_proba(blobs.images))
+
+
+def test_a_file_from_before_there_was_input_dropout(make_network, blobs, tmp_path):
+    """A network, and a training to resume."""
+    file, options = tmp_path / "c.safetensors", {"batch_size": 30, "schedule": fd.Constant()}
+    whole, resumed = make_network(), make_network()
+    fd.fit(whole, blobs, epochs=2, **options)
+    fd.fit(make_network(), blobs, epochs=1, checkpoint=file, **options)
+
+    def as_it_was(description, tensors):
+        del description["network"]["input_dropout"], description["network"]["temperature"]
+        description["network"]["format"] = 1
+        for name in ("label_smoothing", "max_norm", "average"):
+            del description["training"]["settings"][name]
+
+    rewrite(file, as_it_was)
+    assert fd.Network.load(file).input_dropout == 0
+    fd.fit(resumed, blobs, epochs=2, checkpoint=file, resume=True, **options)
+    assert same_bits(whole, resumed)
 
 
 def test_a_file_is_plain_safetensors_with_unpadded_tensors(saved):
@@ -187,6 +207,8 @@ def test_overlapping_tensors(saved):
         ("layer_sizes", [6, -5, 2], "no usable network"),
         ("classes", [3, 3], "no usable network: classes must differ"),
         ("dropout", [1.5], "no usable network: dropout"),
+        ("input_dropout", 1.0, "no usable network: input_dropout"),
+        ("input_dropout", 0, "input_dropout is 0, expected float"),
         ("precision", "float8", "no usable network: .* precision 'float8'"),
         ("seed", -1, "no usable network: seed"),
         ("temperature", 0.0, "no usable network: temperature"),

@@ -134,6 +134,11 @@ def test_help_is_light():
         (["train", "--epsilon", "0.1", "--clean-share", "0"], ["--epsilon, --clean-share", "--adversary"]),
         (["train", "--adversary", "fgsm", "--epsilon", "1", "--adversary-step", "2"], ["belong to pgd"]),
         (["train", "--adversary", "fgsm", "--epsilon", "1", "--clean-share", "1"], ["clean_share", "1.0"]),
+        (["train", "--input-dropout", "1"], ["input_dropout", "1"]),
+        (["train", "--label-smoothing", "1"], ["label_smoothing", "1"]),
+        (["train", "--max-norm", "0"], ["max_norm", "0"]),
+        (["train", "--average", "1"], ["--average", "1"]),
+        (["train", "--png", "curves.txt"], ["curves.txt", ".png"]),
         (["train", "--backend", "quantum"], ["quantum", "numpy"]),
         (["train", "--series", "0"], ["digits", "--data mnist"]),
         (["train", "--balance", "writer"], ["digits", "--data mnist"]),
@@ -230,9 +235,11 @@ def test_train_with_every_option(tmp_path):
         "--weight-decay 0.1 --schedule cosine --dropout 0.1 --clip-norm 2 --validation 0.2 "
         "--early-stopping 2 --seed 5 --checkpoint-every 7 --backend numpy --out here --classes 1,7,8 "
         "--balance class --augment shift=1 "
-        "--adversary pgd --epsilon 0.1 --adversary-steps 2 --adversary-step 0.05 --clean-share 0.5"
+        "--adversary pgd --epsilon 0.1 --adversary-steps 2 --adversary-step 0.05 --clean-share 0.5 "
+        "--input-dropout 0.05 --label-smoothing 0.1 --max-norm 3 --average 0.99"
     )
     assert main(["train", *options.split()]) == 0
+    assert fd.Network.load("here/model.safetensors").input_dropout == 0.05
     settings = json.loads((tmp_path / "here" / "settings.json").read_text())
     assert settings == {
         "data": "digits",
@@ -247,6 +254,10 @@ def test_train_with_every_option(tmp_path):
         "weight_decay": 0.1,
         "schedule": "cosine",
         "dropout": 0.1,
+        "input_dropout": 0.05,
+        "label_smoothing": 0.1,
+        "max_norm": 3.0,
+        "average": 0.99,
         "clip_norm": 2.0,
         "adversary": "pgd",
         "epsilon": 0.1,
@@ -280,6 +291,23 @@ def test_early_stopping_says_so(capsys):
     stopped = re.search(r"^stopped .* the weights of epoch (\d+) are kept$", output, re.MULTILINE)
     assert stopped
     assert int(stopped[1]) < 100
+
+
+def test_overfitting_is_told_once_and_drawn(capsys, tmp_path):
+    """Only what is not used yet is advised. A run that is complete is drawn again."""
+    options = "--hidden 256 --dropout 0 --weight-decay 0 --optimizer adam --learning-rate 0.003 --out run"
+    options += " --schedule constant --validation 0.8 --epochs 40 --input-dropout 0.01"
+    assert main(["train", "--png", "curves.png", *options.split()]) == 0
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.startswith("overfit"))
+    assert re.search(r"since epoch \d+ .*: try --dropout 0.5, --early-stopping 5, or more images$", line)
+    assert output.count("picture    curves.png") == 1
+    assert main(["train", "--resume", "run", "--png", "again.png"]) == 0
+    for name in ("curves.png", "again.png"):
+        with Image.open(name) as image:
+            image.load()
+            assert min(image.size) > 3 * DPI
+    assert (tmp_path / "curves.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
 def test_divergence(capsys, tmp_path):

@@ -58,7 +58,10 @@ def test_scikit_learn_check(estimator, check):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"solver": "sgd", "learning_rate_init": 0.1}, {"hidden_layer_sizes": (24, 12), "dropout": 0.2}],
+    [
+        {"solver": "sgd", "learning_rate_init": 0.1, "label_smoothing": 0.1, "max_norm": 1.0},
+        {"hidden_layer_sizes": (24, 12), "dropout": 0.2, "input_dropout": 0.1},
+    ],
     ids=lambda parameters: " ".join(parameters),
 )
 def test_scikit_learn_sample_weight_check_with_other_parameters(parameters):
@@ -85,8 +88,27 @@ def test_as_accurate_as_mlp_classifier(digits, parameters):
 def test_parameters_shared_with_mlp_classifier_have_its_defaults():
     ours, theirs = DigitClassifier().get_params(), MLPClassifier().get_params()
     shared = ours.keys() & theirs.keys()
-    assert ours.keys() - shared == {"dropout", "class_weight", "backend"}
+    assert ours.keys() - shared == {
+        *("dropout", "input_dropout", "label_smoothing", "max_norm", "class_weight", "backend")
+    }
     assert {name for name in shared if ours[name] != theirs[name]} == {"hidden_layer_sizes"}
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_what_is_against_overfitting_is_passed_on(small, method):
+    X, y = small
+
+    def trained(**parameters):
+        options = {"classes": np.unique(y)} if method == "partial_fit" else {}
+        return getattr(quick(max_iter=1, **parameters), method)(X, y, **options)
+
+    plain = trained()
+    shortened = trained(max_norm=0.7).network_.get_parameters()
+    lengths = np.concatenate([np.linalg.norm(shortened[name], axis=0) for name in ("w1", "w2")])
+    assert lengths.max() == pytest.approx(0.7, rel=1e-6)
+    assert trained(input_dropout=0.5).network_.input_dropout == 0.5
+    assert trained(input_dropout=0.5).loss_ != plain.loss_
+    assert trained(label_smoothing=0.5).loss_ != plain.loss_
 
 
 def test_alpha_shrinks_the_weights_by_the_formula_of_mlp_classifier(small):
@@ -358,6 +380,9 @@ def test_partial_fit_errors(small):
         ({"momentum": 1.0, "solver": "sgd"}, "momentum must be"),
         ({"hidden_layer_sizes": (0,)}, "layer sizes must be"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"input_dropout": 1.0}, "input_dropout must be"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be"),
+        ({"max_norm": 0}, "max_norm must be"),
         ({"class_weight": "equal"}, "class_weight"),
         ({"early_stopping": True, "validation_fraction": 1.5}, "validation_fraction must be"),
     ],

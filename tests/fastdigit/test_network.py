@@ -206,7 +206,7 @@ def test_a_training_step_follows_the_slope_of_the_masked_loss(backend, precision
 
 def test_dropout_is_for_training_only(backend):
     sizes = [6, 9, 4]
-    plain, dropping = make(sizes, backend), make(sizes, backend, dropout=0.5)
+    plain, dropping = make(sizes, backend), make(sizes, backend, dropout=0.5, input_dropout=0.5)
     x, labels = features(sizes, 5)
     np.testing.assert_array_equal(plain.logits(x), dropping.logits(x))
     assert plain.loss(x, labels) == dropping.loss(x, labels)
@@ -501,6 +501,8 @@ def test_parameters_that_do_not_fit_change_nothing(backend, change, named):
         ({"dropout": "0.5"}, "dropout"),
         ({"dropout": (0.1, 0.2)}, "2 rates for 1 hidden"),
         ({"dropout": ()}, "0 rates for 1 hidden"),
+        ({"input_dropout": 1.0}, "input_dropout"),
+        ({"input_dropout": (0.1,)}, "input_dropout"),
         ({"precision": "float16"}, "precision"),
         ({"precision": "float"}, "precision"),
         ({"temperature": 0}, "temperature"),
@@ -560,15 +562,16 @@ def test_a_pickle_of_before_temperatures(backend):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_are_equal_and_independent(backend, copied):
-    options = {"classes": (7, 5, 3, 1), "dropout": 0.25, "seed": 12, "pixels": False, "temperature": 1.5}
+    options = {"classes": (7, 5, 3, 1), "dropout": 0.25, "input_dropout": 0.1, "seed": 12, "pixels": False}
+    options["temperature"] = 1.5
     net = make([6, 9, 4], backend, **options)
     net.predict(np.zeros((2, 6)))  # with buffers in use
     twin = copied(net)
     assert same_bits(net, twin)
     assert twin.backend is net.backend
     assert twin.classes.tolist() == [7, 5, 3, 1]
-    assert (twin.dropout, twin.seed, twin.precision, twin.pixels) == ((0.25,), 12, "float32", False)
-    assert twin.temperature == 1.5
+    assert (twin.dropout, twin.input_dropout, twin.seed) == ((0.25,), 0.1, 12)
+    assert (twin.precision, twin.pixels, twin.temperature) == ("float32", False, 1.5)
     x, targets = features([6, 4], 8)
     np.testing.assert_array_equal(twin.logits(x), net.logits(x))
     before = net.get_parameters()

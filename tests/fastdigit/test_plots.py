@@ -197,13 +197,25 @@ def test_training_curve(drawn, tmp_path, validation):
     log = fd.TrainingLog(epochs=epochs, step_losses=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
     plots.training_curve(log, tmp_path / "a.png")
     loss, accuracy = drawn().axes
-    steps, means = loss.lines
+    steps, means = loss.lines[:2]
     assert steps.get_xdata().tolist() == [0.5, 1, 1.5, 2, 2.5, 3]
     assert steps.get_ydata().tolist() == log.step_losses
     assert list(means.get_ydata()) == [1, 1 / 2, 1 / 3]
     assert len(accuracy.lines) == (1 if validation is None else 2)
+    assert len(loss.lines) == (2 if validation is None else 3)
+    assert all(list(line.get_ydata()) == [0.3] * 3 for line in loss.lines[2:])
     assert accuracy.lines[0].get_ydata() == pytest.approx([85, 90, 95])
     size_of(tmp_path / "a.png")
+
+
+def test_training_curve_shows_where_overfitting_began(drawn, tmp_path):
+    epochs = [
+        Epoch(n, 1 / n, 0.9, 0.1, 1.0, 100.0, 0.2 + abs(n - 7) / 20, 0.9 - n / 100) for n in range(1, 26)
+    ]
+    plots.training_curve(fd.TrainingLog(epochs=epochs, step_losses=[1.0] * 25), tmp_path / "a.png")
+    for axes in drawn().axes:
+        assert axes.lines[-1].get_xdata() == [7, 7]
+        assert "overfitting since epoch 7" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_training_curve_of_nothing(tmp_path):

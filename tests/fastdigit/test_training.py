@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 
 import fastdigit as fd
+from fastdigit.bench import checks
 from fastdigit.streams import ORDER, random_stream
 
 from .conftest import same_bits
 
 
-def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=0.0, weight=None):
-    """Float64 minibatch SGD with nothing of fastdigit but the starting point and the order."""
+def plain_training(
+    net, images, labels, *, rates, batch, epochs, seed, momentum=0.0, weight=None, after=lambda *step: None
+):
+    """Float64 minibatch SGD with nothing of fastdigit but the starting point and the order.
+
+    ``after`` is called with the tensors and the step of the epoch, from 1.
+    """
     x = images.reshape(len(images), -1) / 255
     tensors = {name: value.astype(np.float64) for name, value in net.get_parameters().items()}
     layers = len(tensors) // 2
@@ -45,6 +51,7 @@ def plain_training(net, images, labels, *, rates, batch, epochs, seed, momentum=
             for name, gradient in gradients.items():
                 velocity[name] = momentum * velocity[name] + gradient
                 tensors[name] -= rate * velocity[name]
+            after(tensors, start // batch + 1)
     return tensors, losses
 
 
@@ -88,6 +95,45 @@ def test_sample_weights_weigh(make_network, blobs):
     np.testing.assert_allclose(log.step_losses, losses, rtol=1e-4)
     for name, value in net.get_parameters().items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_are_dropped_by_the_definition_of_dropout(make_network, blobs):
+    """A step of gradient descent is that of the images with Philox's masks, scaled up, and no others."""
+    seed, layer, rate = 3, 2**32 - 1, 0.3
+    masked, plain = make_network(input_dropout=rate, pixels=False), make_network(pixels=False)
+    order = random_stream(5, ORDER, 0).permutation(300)
+    keep = checks.keep_mask((300, 36), rate, (seed, layer), 0)
+    images = blobs.images[order].reshape(300, 36) / 255 * keep / (1 - rate)
+    gradients = plain.gradients(images, blobs.labels[order])
+    options = {"batch_size": 300, "epochs": 1, "seed": 5, "schedule": fd.Constant()}
+    log = fd.fit(masked, blobs, optimizer=fd.SGD(0.5), **options)
+    assert log.loss == pytest.approx(plain.loss(images, blobs.labels[order]), rel=1e-5)
+    for name, value in plain.get_parameters().items():
+        expected = value - 0.5 * gradients[name]
+        np.testing.assert_allclose(masked.get_parameters()[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_dropping_inputs_leaves_the_masks_of_hidden_layers(make_network):
+    """Nothing can be dropped of blank images, so all that there is comes from hidden masks."""
+    blank = np.zeros((60, 6, 6), np.uint8), np.arange(60) % 4
+    a, b = make_network(dropout=0.5), make_network(dropout=0.5, input_dropout=0.5)
+    for net in (a, b):
+        bias = {name: value + 0.5 * name.startswith("b") for name, value in net.get_parameters().items()}
+        net.set_parameters(bias)
+        fd.fit(net, blank, epochs=3, batch_size=20)
+    assert same_bits(a, b)
+
+
+def test_smoothed_labels_are_for_the_training_loss_alone(make_network, blobs):
+    """The first step, of all images, has the loss of the formula; validation has the plain one."""
+    net, held = make_network(), blobs.take(np.arange(100))
+    z = net.logits(blobs.images).astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    target = log_p[np.arange(300), blobs.labels]
+    expected = -(0.8 * target + 0.2 * log_p.mean(axis=1)).mean()
+    log = fd.fit(net, blobs, epochs=1, batch_size=300, validation=held, label_smoothing=0.2)
+    assert log.step_losses == [pytest.approx(expected, rel=1e-5)]
+    assert log.epochs[0].validation_loss == fd.evaluate(net, held).loss
 
 
 def test_it_learns_and_the_log_tells(make_network, blobs):
@@ -322,6 +368,8 @@ def test_weights_that_overflow_in_the_very_last_step_are_noticed(make_network, b
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"batch_size": 2.5}, "batch_size must be an integer"),
         ({"clip_norm": 0}, "clip_norm must be a number in"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be a number in"),
+        ({"label_smoothing": -0.1}, "label_smoothing must be a number in"),
         ({"validation": 1.5}, "validation must be a fraction"),
         ({"early_stopping": fd.EarlyStopping()}, "needs validation data"),
         ({"resume": True}, "needs the checkpoint"),
@@ -454,6 +502,7 @@ def test_a_whole_epoch_that_is_not_there_is_refused(make_network, blobs):
     ("other", "message"),
     [
         ({"dropout": 0.5}, r"dropout was \[0.2, 0.2\], now \[0.5, 0.5\]"),
+        ({"dropout": 0.2, "input_dropout": 0.1}, "input_dropout was 0.0, now 0.1"),
         ({"dropout": 0.2, "seed": 4}, "seed was 3, now 4"),
         ({"dropout": 0.2, "classes": (3, 2, 1, 0)}, r"classes was \[0, 1, 2, 3\]"),
         ({"dropout": 0.2, "pixels": False}, "pixels was True, now False"),

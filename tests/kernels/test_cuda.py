@@ -28,7 +28,7 @@ OPERATIONS = {
 def test_the_backend_is_complete_and_has_the_protocols_parameters():
     for name, parameters in OPERATIONS.items():
         assert list(inspect.signature(getattr(backend(), name)).parameters) == parameters
-    assert len(OPERATIONS) == 14
+    assert len(OPERATIONS) == 15
 
 
 MATMUL = [
@@ -63,7 +63,7 @@ def test_dense_passes_nan_on():
 
 
 OTHERS = ("gather", "gather_values", "softmax", "softmax_xent", "dropout", "sgd", "adam", "clip_norm")
-OTHERS += ("log_odds", "ascend", "add_noise")
+OTHERS += ("log_odds", "ascend", "add_noise", "max_norm")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ..ptx.ptxrun import PTXError
 from .test_cuda import with_fault
 
 BLOCKS, SHARED = 4, 200_000
+AUGMENT = fd.Augment(rotation=20, elastic=1, thickness=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -27,33 +28,33 @@ def with_persistent_epochs(shared=SHARED):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "shared", "weighted", "augment"),
+    ("optimizer", "shared", "weighted", "more"),
     [
-        (fd.SGD(0.1), SHARED, False, None),
-        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True, None),
-        (fd.SGD(0.1, momentum=0.9), 9_000, False, fd.Augment(rotation=20, elastic=1, thickness=0.5)),
-        (fd.Adam(0.01), SHARED, False, None),
-        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False, None),
+        (fd.SGD(0.1), SHARED, False, {}),
+        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True, {"label_smoothing": 0.2}),
+        (fd.SGD(0.1, momentum=0.9), 9_000, False, {"augment": AUGMENT}),
+        (fd.Adam(0.01), SHARED, False, {}),
+        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False, {}),
     ],
-    ids=["sgd", "nesterov, L2, weighted", "momentum, one buffer, deformed", "adam", "adamw"],
+    ids=["sgd", "nesterov, L2, weighted, smoothed", "momentum, one buffer, deformed", "adam", "adamw"],
 )
-def test_weights_as_of_the_reference(optimizer, shared, weighted, augment):
+def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
     )
     weight = random.uniform(0.5, 2, 37) if weighted else None
+    options = {"epochs": 2, "batch_size": 16, "seed": 1, "sample_weight": weight, **more}
     weights, losses, paths = [], [], []
     with emulated() as emulator:
         for each in (with_persistent_epochs(shared), "numpy"):
             net = fd.Network([64, 10, 5], backend=each, seed=3)
-            how = {"optimizer": optimizer, "sample_weight": weight, "augment": augment}
-            log = fd.fit(net, images, epochs=2, batch_size=16, seed=1, **how)
+            log = fd.fit(net, images, optimizer=optimizer, **options)
             weights.append(net.get_parameters())
             losses.append([entry.loss for entry in log.epochs])
             paths.append(log.path)
     assert paths[0] == "epoch: one persistent kernel"
-    used = {"epoch, persistent"} | ({"augment, steps"} if augment else set())
+    used = {"epoch, persistent"} | ({"augment, steps"} if "augment" in more else set())
     assert {kernel.name for kernel, _ in emulator.reports} == used
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     for name, expected in weights[1].items():
@@ -64,7 +65,7 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, augment):
     ("sizes", "options", "reason"),
     [
         ((64, 10, 9, 5), {}, "one hidden layer, there are 2"),
-        ((64, 10, 5), {"dropout": 0.5}, "no dropout"),
+        ((64, 10, 5), {"input_dropout": 0.5}, "no dropout"),
         ((36, 10, 5), {}, "multiple of 16 pixels, there are 36"),
         ((64, 10, 40), {}, "at most 32 classes, there are 40"),
         ((64, 3_000, 5), {}, "do not fit in 200,000 bytes"),

@@ -42,17 +42,21 @@ def trained(side, images, sizes=(36, 20, 12, 5), precision="float32", network=()
 @pytest.mark.parametrize(
     ("optimizer", "network", "options"),
     [
-        (fd.SGD(0.1), {}, {}),
+        (fd.SGD(0.1), {}, {"max_norm": 1.2, "average": fd.WeightAverage(0.5)}),
         (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), {"dropout": 0.2}, {"clip_norm": 0.5}),
-        (fd.SGD(0.1, momentum=0.9), {}, {"sample_weight": np.linspace(0.5, 2, 40), "augment": AUGMENT}),
-        (fd.Adam(0.01), {"dropout": 0.3}, {}),
+        (
+            fd.SGD(0.1, momentum=0.9),
+            {"input_dropout": 0.1},
+            {"sample_weight": np.linspace(0.5, 2, 40), "label_smoothing": 0.2, "augment": AUGMENT},
+        ),
+        (fd.Adam(0.01), {"dropout": 0.3, "input_dropout": 0.2}, {}),
         (fd.AdamW(0.01, weight_decay=0.1), {}, {"clip_norm": 0.1}),
     ],
     ids=[
-        "sgd",
+        "sgd, max-norm, averaged",
         "nesterov, L2, dropout, clipped",
-        "momentum, weighted, deformed",
-        "adam, dropout",
+        "momentum, weighted, smoothed, deformed, dropout of inputs",
+        "adam, dropout of inputs too",
         "adamw, clipped",
     ],
 )
@@ -63,7 +67,7 @@ def test_weights_as_of_the_reference(optimizer, network, options):
     expected, reference = trained("numpy", images, network=network, optimizer=optimizer, **options)
     assert log.path.startswith("epoch: a graph of steps")
     assert {kernel.name.partition(":")[0].partition(" ")[0] for kernel, _ in emulator.reports} <= {
-        *("step", "matmul_simt", "column", "clip_norm,")
+        *("step", "matmul_simt", "column", "clip_norm,", "max_norm")
     }
     np.testing.assert_allclose(log.step_losses, reference.step_losses, rtol=1e-5)
     assert [e.accuracy for e in log.epochs] == [e.accuracy for e in reference.epochs]

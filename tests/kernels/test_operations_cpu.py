@@ -9,10 +9,13 @@ from numba import njit
 import fastdigit as fd
 from fastdigit.bench.checks import CHECKS
 from fastdigit.kernels.attack import cpu as attack
+from fastdigit.kernels.augment import cpu as augment
+from fastdigit.kernels.augment.reference import deformation
 from fastdigit.kernels.common.memory import float_of
 from fastdigit.kernels.dropout import cpu as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
 from fastdigit.kernels.gather import cpu as gather
+from fastdigit.kernels.max_norm import cpu as max_norm
 from fastdigit.kernels.optimizer import cpu as optimizer
 from fastdigit.kernels.relu import cpu as relu
 from fastdigit.kernels.softmax_xent import cpu as softmax_xent
@@ -21,7 +24,7 @@ from fastdigit.kernels.softmax_xent import reference as softmax_xent_reference
 from .helpers import for_python
 
 NUMPY = fd.get_backend("numpy")
-MODULES = (relu, softmax_xent, dropout, gather, optimizer, attack)
+MODULES = (relu, softmax_xent, dropout, gather, augment, max_norm, optimizer, attack)
 OPERATIONS = {
     "relu": relu.relu,
     "relu_grad": relu.relu_grad,
@@ -29,6 +32,7 @@ OPERATIONS = {
     "softmax_xent": softmax_xent.softmax_xent,
     "dropout": dropout.dropout,
     "gather": gather.gather,
+    "augment": augment.augment,
     "gather_values": gather.gather_values,
     "sgd": optimizer.sgd,
     "adam": optimizer.adam,
@@ -37,6 +41,7 @@ OPERATIONS = {
     "ascend": attack.ascend,
     "ascend, l2": attack.ascend,
     "add_noise": attack.add_noise,
+    "max_norm": max_norm.max_norm,
 }
 
 
@@ -72,17 +77,23 @@ def results(operation, threads):
     p, g, m, v = (normal(100_003, seed=seed) for seed in range(4))
     t = np.random.default_rng(4).integers(50, size=1009).astype(np.int32)
     order = np.random.default_rng(5).permutation(1009)
+    bent = deformation(5, 10, rotation=9, elastic=1, thickness=0.5, noise=9)
     outputs = {
         "relu": (relu.relu, (x, y), (y,)),
         "relu_grad": (relu.relu_grad, (x, y, y), (y,)),
         "softmax": (softmax_xent.softmax, (x, y), (y,)),
         "softmax_xent": (
             softmax_xent.softmax_xent,
-            (x, t, p[:1009], m[:1009], np.zeros(1009, np.uint8), y),
+            (x, t, p[:1009], m[:1009], np.zeros(1009, np.uint8), y, 0.1),
             (y, m),
         ),
         "dropout": (dropout.dropout, (y, 0.3, (1, 2), 3), (y,)),
         "gather": (gather.gather, (y, order, 8, x[:1001]), (x,)),
+        "augment": (
+            augment.augment,
+            (np.abs(9 * y).astype(np.uint8), order, 8, bent, (1, 2), 3, x[:1001]),
+            (x,),
+        ),
         "gather_values": (gather.gather_values, (t, order, 8, m[:1001].view(np.int32)), (m,)),
         "sgd": (optimizer.sgd, (p, g, v, 0.1, 0.9, 0.01, True, False), (p, v)),
         "adam": (optimizer.adam, (p, g, m, np.abs(v), 7, 0.01, 0.9, 0.999, 1e-8, 0.1, True), (p, m, v)),
@@ -91,6 +102,7 @@ def results(operation, threads):
         "ascend": (attack.ascend, (x, y, normal(1009, 50, seed=2), 0.1, 0.2, "linf"), (x,)),
         "ascend, l2": (attack.ascend, (x, y, normal(1009, 50, seed=2), 0.1, 0.2, "l2"), (x,)),
         "add_noise": (attack.add_noise, (x[:1001], order, 8, 0.3, (1, 2), 3), (x,)),
+        "max_norm": (max_norm.max_norm, (x, 30.0), (x,)),
     }
     function, arguments, written = outputs[operation]
     function(*arguments, threads=threads)
@@ -233,7 +245,7 @@ def test_a_target_that_is_no_class_is_not_written_to():
     before, z = whole.copy(), whole[1:5, 2:12]
     loss, correct = np.zeros(4, np.float32), np.full(4, 7, np.uint8)
     t, no_weight = np.array([-1, 10, 2**31 - 1, 3], np.int32), np.empty(0, np.float32)
-    softmax_xent.softmax_xent_rows(z, t, no_weight, loss, correct, z, np.float32(1), 0, 4)
+    softmax_xent.softmax_xent_rows(z, t, no_weight, loss, correct, z, np.float32(1), 0.0, 0, 4)
     assert np.isnan(loss).tolist() == [True, True, True, False]
     assert not correct[:3].any()
     np.testing.assert_allclose(z.sum(axis=1), [1, 1, 1, 0], atol=1e-6)
@@ -249,6 +261,18 @@ def test_a_piece_does_its_rows_only():
     whole = np.ones((8, 5), np.float32)
     dropout.dropout(whole, 0.5, (1, 0), 0)
     assert (y[2:5] == whole[2:5]).all()
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 35, 784])
+@pytest.mark.parametrize("ink", [0.0, 0.2, 1.0])
+def test_dropout_of_sparse_rows_has_the_same_bits(columns, ink):
+    y = normal(9, columns) * (np.random.default_rng(1).random((9, columns)) < ink).astype(np.float32)
+    y[0, 0], y[1, -1], y[2, columns // 2] = -0.0, np.nan, -np.inf
+    expected = y.copy()
+    arguments = dropout_reference.keep_threshold(0.4), 1 / 0.6, 3, dropout_reference.INPUT_LAYER, 2**33 + 1
+    dropout.dropout_sparse_rows(y, *arguments, 0, 8)
+    dropout.dropout_rows(expected, *arguments, 0, 8)
+    assert y.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("step", [2**32 - 1, 2**63 + 5, 2**64 - 1])
@@ -284,6 +308,8 @@ def test_nothing_to_do():
     attack.log_odds(none, np.empty(0, np.int32), nothing, np.empty(0, np.uint8), none)
     attack.ascend(none, none.copy(), none.copy(), 0.1, 0.1, "l2")
     attack.add_noise(none, np.arange(3), 3, 0.1, (0, 0), 0)
+    max_norm.max_norm(none, 1.0)
+    max_norm.max_norm(none.T, 1.0)
 
 
 # --- what does not fit ----------------------------------------------------------------------------

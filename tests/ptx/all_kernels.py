@@ -5,25 +5,9 @@ from importlib import import_module
 from fastdigit.kernels.common.cuda import KERNELS
 
 MODULES = (
-    *(
-        "augment.cuda",
-        "attack.cuda",
-        "dropout.cuda",
-        "epoch.cuda",
-        "epoch.cuda_steps",
-        "gather.cuda",
-        "matmul.cuda",
-        "matmul.cuda_mma",
-    ),
-    *(
-        "matmul.cuda",
-        "matmul.cuda_mma",
-        "matmul.cuda_wgmma",
-        "optimizer.cuda",
-        "relu.cuda",
-        "softmax_xent.cuda",
-    ),
-    *("matmul.cuda_wgmma", "optimizer.cuda", "relu.cuda", "softmax_xent.cuda"),
+    *("attack.cuda", "augment.cuda", "dropout.cuda", "epoch.cuda", "epoch.cuda_steps", "gather.cuda"),
+    *("matmul.cuda", "matmul.cuda_mma", "matmul.cuda_wgmma", "max_norm.cuda", "optimizer.cuda"),
+    *("relu.cuda", "softmax_xent.cuda"),
 )
 for module in MODULES:
     import_module(f"fastdigit.kernels.{module}")

@@ -388,41 +388,41 @@ def exponential_good_to_three_digits(z, p):
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def gradient_not_divided_by_the_batch(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def gradient_not_divided_by_the_batch(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     dz *= len(t)
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def gradient_divided_by_the_usual_batch(z, t, weight, loss, correct, dz):
+def gradient_divided_by_the_usual_batch(z, t, weight, loss, correct, dz, smoothing):
     """The last batch is shorter."""
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     dz *= len(t) / 128
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def gradient_divided_by_the_classes(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def gradient_divided_by_the_classes(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     dz *= len(t) / z.shape[1]
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def target_not_subtracted(z, t, weight, loss, correct, dz):
+def target_not_subtracted(z, t, weight, loss, correct, dz, smoothing):
     factor = 1 if weight is None else weight
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     dz[np.arange(len(t)), t] += np.float32(1 / len(t)) * factor
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def gradient_of_the_wrong_sign(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def gradient_of_the_wrong_sign(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     np.negative(dz, out=dz)
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def cross_entropy_without_the_row_maximum(z, t, weight, loss, correct, dz):
+def cross_entropy_without_the_row_maximum(z, t, weight, loss, correct, dz, smoothing):
     logits = z.copy()
-    right.softmax_xent(logits, t, weight, np.empty_like(loss), correct, dz)
+    right.softmax_xent(logits, t, weight, np.empty_like(loss), correct, dz, smoothing)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         loss[...] = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(t)), t]
         if weight is not None:
@@ -430,65 +430,96 @@ def cross_entropy_without_the_row_maximum(z, t, weight, loss, correct, dz):
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def logarithm_of_a_clamped_probability(z, t, weight, loss, correct, dz):
+def logarithm_of_a_clamped_probability(z, t, weight, loss, correct, dz, smoothing):
     """Finite for every logit, and wrong for confident mistakes: they should cost most."""
     p = np.empty_like(loss, shape=z.shape)
     right.softmax(z, p)
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     loss[...] = -np.log(np.maximum(p[np.arange(len(t)), t], 1e-7)) * (1 if weight is None else weight)
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def loss_is_the_mean(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def loss_is_the_mean(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     loss[...] = loss.mean()
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def loss_divided_by_the_batch(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def loss_divided_by_the_batch(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     loss /= len(t)
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def weights_ignored(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, None, loss, correct, dz)
+def weights_ignored(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, None, loss, correct, dz, smoothing)
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: ")
-def weights_in_the_loss_only(z, t, weight, loss, correct, dz):
+def weights_in_the_loss_only(z, t, weight, loss, correct, dz, smoothing):
     logits = z.copy()
-    right.softmax_xent(logits, t, None, loss, correct, dz)
-    right.softmax_xent(logits, t, weight, loss, correct, np.empty_like(logits))
+    right.softmax_xent(logits, t, None, loss, correct, dz, smoothing)
+    right.softmax_xent(logits, t, weight, loss, correct, np.empty_like(logits), smoothing)
 
 
 @wrong("softmax_xent", check_softmax_xent="correct: ")
-def every_tie_counts_as_correct(z, t, weight, loss, correct, dz):
+def every_tie_counts_as_correct(z, t, weight, loss, correct, dz, smoothing):
     largest = z[np.arange(len(t)), t] >= z.max(axis=1)
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     correct[...] = largest
 
 
 @wrong("softmax_xent", check_softmax_xent="correct: ")
-def correct_counts_up(z, t, weight, loss, correct, dz):
+def correct_counts_up(z, t, weight, loss, correct, dz, smoothing):
     before = correct.copy()
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     correct += before
 
 
 @wrong("softmax_xent", check_softmax_xent="loss: ")
-def target_logit_read_after_it_was_overwritten(z, t, weight, loss, correct, dz):
+def target_logit_read_after_it_was_overwritten(z, t, weight, loss, correct, dz, smoothing):
     """Right unless dz is z."""
     m, rows = z.max(axis=1), np.arange(len(t))
     total = np.exp(z - m[:, None]).sum(axis=1)
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     loss[...] = (np.log(total) + m - z[rows, t]) * (1 if weight is None else weight)
 
 
 @wrong("softmax_xent", check_softmax_xent="dz: elements outside")
-def gradient_stored_in_whole_vectors(z, t, weight, loss, correct, dz):
-    right.softmax_xent(z, t, weight, loss, correct, dz)
+def gradient_stored_in_whole_vectors(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, smoothing)
     whole_vectors(dz)[:, dz.shape[1] :] = 0
+
+
+@wrong("softmax_xent", check_softmax_xent="loss: ")
+def smoothing_ignored(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z, t, weight, loss, correct, dz, 0.0)
+
+
+@wrong("softmax_xent", check_softmax_xent="loss: ")
+def smoothing_in_the_gradient_only(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z.copy(), t, weight, loss, correct, np.empty_like(dz), 0.0)
+    right.softmax_xent(z, t, weight, np.empty_like(loss), correct, dz, smoothing)
+
+
+@wrong("softmax_xent", check_softmax_xent="dz: ")
+def smoothing_in_the_loss_only(z, t, weight, loss, correct, dz, smoothing):
+    right.softmax_xent(z.copy(), t, weight, loss, correct, np.empty_like(dz), smoothing)
+    right.softmax_xent(z, t, weight, np.empty_like(loss), correct, dz, 0.0)
+
+
+@wrong("softmax_xent", check_softmax_xent="loss: ")
+def smoothed_over_the_other_classes_alone(z, t, weight, loss, correct, dz, smoothing):
+    """The target keeps 1 - s in all, not 1 - s + s/C: another convention."""
+    classes = z.shape[1]
+    share = min(smoothing * classes / max(1, classes - 1), 0.999)
+    right.softmax_xent(z, t, weight, loss, correct, dz, share)
+
+
+@wrong("softmax_xent", check_softmax_xent="loss: ")
+def smoothed_by_the_share_of_one_class(z, t, weight, loss, correct, dz, smoothing):
+    """s for each class instead of s/C."""
+    right.softmax_xent(z, t, weight, loss, correct, dz, min(smoothing * z.shape[1], 0.999))
 
 
 # --- dropout ----------------------------------------------------------------------------------
@@ -1098,6 +1129,70 @@ def noise_in_place_of_the_pixels(x, order, start, size, key, step):
     right.add_noise(x, order, start, size, key, step)
 
 
+# --- max-norm ---------------------------------------------------------------------------------
+
+
+@wrong("max_norm", check_max_norm="w of ", check_max_norm_of_extremes="w that is huge")
+def rows_shortened(w, limit):
+    """What goes out of a unit, not what comes in."""
+    right.max_norm(w.T, limit)
+
+
+@wrong("max_norm", check_max_norm="w of ", check_max_norm_of_extremes="w that is huge")
+def whole_matrix_shortened(w, limit):
+    w *= limit / max(float(np.sqrt(np.square(w, dtype=np.float64).sum())), limit)
+
+
+@wrong("max_norm", check_max_norm="w of short columns")
+def short_columns_lengthened(w, limit):
+    lengths = np.sqrt(np.square(w, dtype=np.float64).sum(axis=0))
+    w *= limit / np.maximum(lengths, 1e-300)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def square_root_of_the_sum_forgotten(w, limit):
+    w *= limit / np.maximum(np.square(w, dtype=np.float64).sum(axis=0), limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def each_weight_clipped(w, limit):
+    np.clip(w, -limit, limit, out=w)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def largest_weight_as_length(w, limit):
+    w *= limit / np.maximum(np.abs(w).max(axis=0), limit)
+
+
+@wrong("max_norm", check_max_norm_of_extremes="w that is huge")
+def lengths_from_squares_in_float32(w, limit):
+    with np.errstate(over="ignore"):
+        lengths = np.sqrt(np.square(w).sum(axis=0))
+    w *= limit / np.maximum(lengths, limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns", check_max_norm_of_extremes="w that is huge")
+def last_column_forgotten(w, limit):
+    right.max_norm(w[:, :-1], limit)
+
+
+@wrong("max_norm", check_max_norm="w of long columns")
+def sum_cut_to_whole_pieces_of_2_rows(w, limit):
+    lengths = np.sqrt(np.square(w[: len(w) // 2 * 2], dtype=np.float64).sum(axis=0))
+    w *= limit / np.maximum(lengths, limit)
+
+
+@wrong("max_norm", check_max_norm="w: elements outside", check_max_norm_of_extremes="w: elements outside")
+def padding_shortened_too(w, limit):
+    right.max_norm(whole_vectors(w), limit)
+
+
+@wrong("max_norm", check_max_norm_of_extremes="w: nan disappeared")
+def broken_weights_made_zero(w, limit):
+    right.max_norm(w, limit)
+    np.nan_to_num(w, copy=False)
+
+
 # Not faulty: these must pass every check, or the rejections above say nothing.
 RIGHT = {
     operation: getattr(right, operation)
@@ -1117,6 +1212,7 @@ RIGHT = {
         "log_odds",
         "ascend",
         "add_noise",
+        "max_norm",
     )
 } | {
     "relu": partial(relu_reference.relu, np),

@@ -1,0 +1,1 @@
+"""Shortening the weights of each unit to a length at most."""

@@ -66,7 +66,7 @@ def deformed(image, strengths, words):
             block += 1
         return found[:count]
 
-    angle, wide, tall, lean, right, down, thick, _ = map(_level, (*words(0), *words(1)))
+    angle, wide, tall, lean, right, down, thick, noisy = map(_level, (*words(0), *words(1)))
     cos, sin = (_fixed(f(math.radians(s["rotation"]) * angle)) for f in (math.cos, math.sin))
     wide, tall = (_fixed(1 / (1 + s["scale"] * level)) for level in (wide, tall))
     lean = _fixed(s["shear"] * lean) * tall >> 16
@@ -93,6 +93,7 @@ def deformed(image, strengths, words):
     if s["elastic"]:
         fields = _fields(height, width, s["elastic"], s["smoothness"], random_bytes)
     noise = random_bytes(1 << 16, height * width) if s["noise"] else None
+    largest = round(s["noise"] * (1 + noisy) / 2)
     result = np.zeros_like(image)
     for y, x in np.ndindex(height, width):
         u, v = 2 * x - (width - 1), 2 * y - (height - 1)
@@ -110,6 +111,6 @@ def deformed(image, strengths, words):
         value = value + ONE // 2 >> 16
         value = 0 if value < PAPER else value
         if noise:
-            value = min(max(value + ((2 * noise[y * width + x] - 255) * s["noise"] >> 8), 0), 255)
+            value = min(max(value + ((2 * noise[y * width + x] - 255) * largest >> 8), 0), 255)
         result[y, x] = value
     return result

@@ -23,7 +23,7 @@ class Augment:
       standard deviation in pixels of the Gaussian that smoothes them (Simard, Steinkraus, Platt, ICDAR 2003;
       their α = 34, σ = 4 is elastic 1.4, smoothness 4).
     - ``thickness``: how much thicker or thinner strokes become, in pixels on each side, up to 1.
-    - ``noise``: grey levels, for each pixel by itself.
+    - ``noise``: grey levels, for each pixel by itself, up to what is drawn for the image.
 
     The same seed, image and step give the same deformation on every backend, bit for bit.
     Errors: ConfigError for a strength that makes no sense.

@@ -27,6 +27,7 @@ from .reference import (
     FIELD_BLOCK,
     LEVEL_BITS,
     LEVELS,
+    NOISE,
     NOISE_BLOCK,
     ONE,
     SHEAR,
@@ -68,7 +69,7 @@ BITS = np.uint64(LEVEL_BITS)
     KNOTS_DOWN,
     KNOTS_ACROSS,
     THICK,
-    NOISE,
+    NOISY,
     SEED,
     STREAM,
     ROOM,  # int32 numbers of working space that a thread needs
@@ -210,7 +211,7 @@ def _deform(plan, image, number, low, high, room, out):
 
     tables = ints32(plan[TABLE], TABLES * LEVELS)
     w0, w1, w2, w3 = _philox(np.uint64(0), number, low, high, seed, stream)
-    w4, w5, w6, _ = _philox(np.uint64(1), number, low, high, seed, stream)
+    w4, w5, w6, w7 = _philox(np.uint64(1), number, low, high, seed, stream)
     cos = np.int64(tables[np.uint64(COSINE * LEVELS) + (w0 >> BITS)])
     sin = np.int64(tables[np.uint64(SINE * LEVELS) + (w0 >> BITS)])
     stretch_x = np.int64(tables[np.uint64(STRETCH * LEVELS) + (w1 >> BITS)])
@@ -251,10 +252,10 @@ def _deform(plan, image, number, low, high, room, out):
             # What is too much of a row is written over by the next.
             sample(fours, maps, plan[PLACES] + 4 * left, both, both + 4 * LANES, own)
     pixels, target = ints32(result, height * width), floats(out, height * width)
-    if plan[NOISE] > 0:
+    if plan[NOISY]:
         words = ints32(random, 4 * ((height * width + 15) // 16))
         _random(words, words.size // 4, NOISE_BLOCK, number, low, high, seed, stream)
-        found, noise = bytes_at(random, height * width), np.int32(plan[NOISE])
+        found, noise = bytes_at(random, height * width), tables[np.uint64(NOISE * LEVELS) + (w7 >> BITS)]
         for i in range(height * width):
             change = ((2 * np.int32(found[i]) - np.int32(255)) * noise) >> np.int32(8)
             pixels[i] = min(max(pixels[i] + change, np.int32(0)), np.int32(255))

@@ -17,6 +17,7 @@ from .reference import (
     FIELD_BLOCK,
     LEVEL_BITS,
     LEVELS,
+    NOISE,
     NOISE_BLOCK,
     ONE,
     PAPER,
@@ -41,8 +42,10 @@ def _looked_up(tables, row, word):
 
 @device
 def prepare(image, step, key, deformation, knots, lines):
-    """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength), where ``lines`` of
-    shared memory hold its knots, spread over the rows, afterwards. For all threads of a block."""
+    """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength, noise).
+
+    Afterwards ``lines`` of shared memory hold its knots, spread over the rows. For all threads of a block.
+    """
     height, width, tables, down, knots_down, _, knots_across, _, _ = deformation
     low, high = step & MASK, step >> SHIFT
     seed, stream = key
@@ -64,7 +67,7 @@ def prepare(image, step, key, deformation, knots, lines):
         lines[item] = total >> DOWN_SHIFT
     cuda.syncthreads()
     w0, w1, w2, w3 = _philox(uint64(0), image, low, high, seed, stream)
-    w4, w5, w6, _ = _philox(uint64(1), image, low, high, seed, stream)
+    w4, w5, w6, w7 = _philox(uint64(1), image, low, high, seed, stream)
     cos, sin = _looked_up(tables, COSINE, w0), _looked_up(tables, SINE, w0)
     wide, tall = _looked_up(tables, STRETCH, w1), _looked_up(tables, STRETCH, w2)
     lean = (_looked_up(tables, SHEAR, w3) * tall) >> 16
@@ -76,6 +79,7 @@ def prepare(image, step, key, deformation, knots, lines):
         (width - 1) * (ONE // 2) + _looked_up(tables, SHIFT_BY, w4),
         (height - 1) * (ONE // 2) + _looked_up(tables, SHIFT_BY, w5),
         _looked_up(tables, THICKNESS, w6),
+        _looked_up(tables, NOISE, w7),
     )
 
 
@@ -107,8 +111,8 @@ def _thickened(images, first, height, width, x, y, strength):
 @device
 def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     """A pixel (x, y) of a deformed image, 0 … 255; ``first``: where the image begins in ``images``."""
-    height, width, _, _, _, across, knots_across, thick, noise = deformation
-    xx, xy, yx, yy, from_x, from_y, strength = prepared
+    height, width, _, _, _, across, knots_across, thick, noisy = deformation
+    xx, xy, yx, yy, from_x, from_y, strength, noise = prepared
     u, v = 2 * x - (width - 1), 2 * y - (height - 1)
     from_x += (xx * u + xy * v) >> 1
     from_y += (yx * u + yy * v) >> 1
@@ -130,7 +134,7 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     value = (top * (256 - below) + bottom * below + ONE // 2) >> 16
     if value < PAPER:
         value = int64(0)
-    if noise > 0:
+    if noisy:
         place = y * width + x
         seed, stream = key
         block = uint64(NOISE_BLOCK + place // 16)
@@ -144,11 +148,11 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
 
 def _augment(
     images, order, start, step, seed, stream, height, width, tables, down, knots_down, across, knots_across,
-    thick, noise, out, out_row, scale,
+    thick, noisy, out, out_row, scale,
 ):  # fmt: skip
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
     key, row = (seed, stream), cuda.blockIdx.x
     place = order[start + row]
     image, first = uint64(place) & MASK, place * height * width
@@ -161,11 +165,11 @@ def _augment(
 
 def _augment_steps(
     images, order, start, batch, update, seed, stream, height, width, tables, down, knots_down, across,
-    knots_across, thick, noise, out,
+    knots_across, thick, noisy, out,
 ):  # fmt: skip
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
     key, step = (seed, stream), update + uint64(cuda.blockIdx.x // batch)
     place = order[start + cuda.blockIdx.x]
     image, first = uint64(place) & MASK, place * height * width
@@ -207,7 +211,7 @@ def arguments_of(deformation):
     tables, down, across = (flat(getattr(deformation, name).reshape(-1)) for name in ARRAYS)
     return (
         *(height, width, tables, down, knots_down, across, knots_across),
-        *(int(deformation.thick), deformation.noise),
+        *(int(deformation.thick), int(deformation.noise)),
     )
 
 

@@ -24,8 +24,8 @@ PAPER = 16  # grey levels; what is fainter becomes paper, which kernels skip: me
 
 LEVELS = 1024  # so many angles, factors and shifts there are, evenly spaced
 
-# The rows of the tables, int32: functions of an angle, of a stretch, of a shear, a shift, a thickness.
-COSINE, SINE, STRETCH, SHEAR, SHIFT_BY, THICKNESS, TABLES = range(7)
+# The rows of the tables, int32: functions of an angle, of a stretch, of a shear, a shift, a thickness, noise.
+COSINE, SINE, STRETCH, SHEAR, SHIFT_BY, THICKNESS, NOISE, TABLES = range(8)
 
 # The random words of an image, by blocks of four: two for the tables, then bytes for the displacements,
 # then, far behind, bytes for the noise.
@@ -44,7 +44,7 @@ class Deformation(NamedTuple):
     """How strongly images of one size are deformed, as kernels need it; :func:`deformation` makes it.
 
     ``down`` [H, K] and ``across`` [W, L] spread K·L random knots over the image; both are empty where
-    nothing is bent. ``noise`` is the largest change of a pixel, in grey levels.
+    nothing is bent.
     """
 
     height: int
@@ -53,7 +53,7 @@ class Deformation(NamedTuple):
     down: np.ndarray  # int32 [H, K]
     across: np.ndarray  # int32 [W, L]
     thick: bool  # whether strokes change at all
-    noise: int
+    noise: bool  # whether there is any
 
 
 def _spread(length, smoothness):
@@ -73,15 +73,16 @@ def deformation(
     """The :class:`Deformation` for images of ``height`` × ``width`` pixels.
 
     ``rotation`` in degrees, ``scale`` and ``shear`` as shares, ``shift`` in pixels, ``thickness`` in pixels
-    (at most 1), ``noise`` in grey levels (whole): the largest values, in both directions, each drawn evenly;
-    scale and shift for both axes apart. ``elastic``: the root mean square, along each axis, of displacements
-    in pixels, and ``smoothness`` the standard deviation of the Gaussian in pixels. (Simard's α = 34 with
-    σ = 4 is elastic 1.4, smoothness 4.)
+    (at most 1), ``noise`` in grey levels: the largest values, in both directions, each drawn evenly; scale
+    and shift for both axes apart. Noise is drawn for each pixel, up to what is drawn for the image.
+    ``elastic``: the root mean square, along each axis, of displacements in pixels, and ``smoothness`` the
+    standard deviation of the Gaussian in pixels. (Simard's α = 34 with σ = 4 is elastic 1.4, smoothness 4.)
     """
     level = np.linspace(-1, 1, LEVELS)
     angle = np.radians(rotation) * level
     rows = [np.cos(angle), np.sin(angle), 1 / (1 + scale * level), shear * level, shift * level]
-    tables = np.round(ONE * np.stack([*rows, thickness * level / 256])).astype(np.int32)
+    rows += [thickness * level / 256, noise * (1 + level) / 2 / ONE]  # these in other units: 1/256, 1
+    tables = np.round(ONE * np.stack(rows)).astype(np.int32)
     down, across = np.zeros((height, 0), np.int32), np.zeros((width, 0), np.int32)
     if elastic:
         down, across = _spread(height, smoothness), _spread(width, smoothness)
@@ -90,7 +91,7 @@ def deformation(
         unit = DOWN_ONE / down.max() / 2**DOWN_SHIFT
         across *= elastic * ONE * 2**ACROSS_SHIFT / (unit * np.sqrt(share * KNOT_MEAN_SQUARE))
         down, across = (np.round(a).astype(np.int32) for a in (down * DOWN_ONE / down.max(), across))
-    return Deformation(height, width, tables, down, across, thickness != 0, int(noise))
+    return Deformation(height, width, tables, down, across, thickness != 0, noise != 0)
 
 
 def _bytes(xp, count, first_block, image, step, key):
@@ -167,7 +168,8 @@ def deformed(xp, images, places, deformation, key, step):
     result = xp.where(result < PAPER, 0, result).reshape(batch, height * width)
     if deformation.noise:
         random = 2 * _bytes(xp, height * width, NOISE_BLOCK, image, step, key) - 255
-        result = xp.clip(result + ((random * deformation.noise) >> 8), 0, 255)
+        largest = tables[NOISE][words[7]].reshape(batch, 1)
+        result = xp.clip(result + ((random * largest) >> 8), 0, 255)
     return result.astype(xp.uint8)
 
 

@@ -85,7 +85,7 @@ def fit(
     - ``clip_norm``: shorten gradients to this length.
     - ``adversary``: FGSM(0.1) or PGD(0.1, steps=7), say: each batch is attacked with the weights as they
       are, without dropout, and then trained on, so loss and accuracy of the log are those under attack
-      (Madry et al., ICLR 2018). ``clean_share`` of each batch is left as it is.
+      (Madry et al., ICLR 2018). ``clean_share`` of each batch is left as it is. Goes by single operations.
     - ``seed``: of the shuffling and the validation split. Same seed, same backend, same data: the
       same weights, bit for bit.
     - ``optimizer_state``: an OptimizerState to go on from; it is brought up to date at the end.

@@ -98,19 +98,32 @@ def ascend_rows(x, dx, origin, step, epsilon, euclidean, first, last):
                 here[c] = _clipped(moved, ZERO, ONE)
 
 
+@inner
+def _uniform(word):
+    """-1 ≤ u < 1 from 24 bits."""
+    return np.float32(np.int32(word >> UNUSED_BITS)) * UNIT - ONE
+
+
 @jit
 def add_noise_rows(x, images, size, seed, stream, step, first, last):
     """Rows ``first`` … ``last`` - 1 of :func:`add_noise`; ``images`` [B] are those that rows hold."""
     size = np.float32(size)
     low, high = np.uint64(step) & MASK, np.uint64(step) >> SHIFT
     seed, stream = np.uint64(seed) & MASK, np.uint64(stream) & MASK
+    blocks, rest = divmod(x.shape[1], 4)
     for r in range(first, last):
         numbers, image = row(x, r), np.uint64(images[r]) & MASK
-        for block in range((numbers.size + 3) // 4):
-            words = _philox(np.uint64(block) & MASK, image, low, high, seed, stream)
-            for i in range(min(4, numbers.size - 4 * block)):
-                uniform = np.float32(np.int64(words[i] >> UNUSED_BITS)) * UNIT - ONE
-                numbers[4 * block + i] += size * uniform
+        for block in range(blocks):
+            w0, w1, w2, w3 = _philox(np.uint64(block) & MASK, image, low, high, seed, stream)
+            c = 4 * block
+            numbers[c] += size * _uniform(w0)
+            numbers[c + 1] += size * _uniform(w1)
+            numbers[c + 2] += size * _uniform(w2)
+            numbers[c + 3] += size * _uniform(w3)
+        if rest:
+            words = _philox(np.uint64(blocks) & MASK, image, low, high, seed, stream)
+            for i in range(rest):
+                numbers[4 * blocks + i] += size * _uniform(words[i])
 
 
 # --- for a team of threads ------------------------------------------------------------------------

@@ -344,12 +344,12 @@ def test_a_training_ends_with_the_weights_of_the_reference(optimizer, options):
 
 def test_an_attack_is_that_of_the_reference():
     random = np.random.default_rng(3)
-    images, found = random.random((12, 36)).astype(np.float32), []
+    images, found = random.random((6, 9)).astype(np.float32), []
     with emulated():
         for side in (backend(), "numpy"):
-            net = fd.Network([36, 20, 4], backend=side, seed=3)
-            labels = fd.Network([36, 20, 4], backend="numpy", seed=3).predict(images)
-            found.append(fd.attack(net, images, labels, fd.PGD(0.02, steps=2)))
+            net = fd.Network([9, 8, 4], backend=side, seed=3)
+            labels = fd.Network([9, 8, 4], backend="numpy", seed=3).predict(images)
+            found.append(fd.attack(net, images, labels, fd.PGD(0.02, steps=1)))
     assert (found[1] != images).any()
     np.testing.assert_allclose(*found, atol=1e-5)
 

@@ -20,7 +20,7 @@ COMPILED = [
 
 @pytest.mark.parametrize(("kernel", "capability"), COMPILED)
 def test_registers_and_memory(kernel, capability):
-    code = assemble(kernel.ptx(capability), capability)
+    code = assemble(kernel, capability)
     assert code.spills == 0
     assert code.stack == 0, "numbers in local memory"
     most = LIMITS[capability[:2]][1] // kernel.threads  # 7.5 holds fewer threads than the others
@@ -33,7 +33,7 @@ def test_registers_and_memory(kernel, capability):
 def test_products_of_float32_multiply(capability):
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_simt"):
-            code = assemble(kernel.ptx(capability), capability)
+            code = assemble(kernel, capability)
             # The code for the edges is in the loop, too, and hardly ever runs.
             large = kernel.threads == 256
             assert code.share("FFMA", "FFMA2") > (0.75 if large else 0.65), (kernel.name, code.loop)
@@ -44,7 +44,7 @@ def test_products_of_float32_multiply(capability):
 def test_products_use_tensor_cores_and_asynchronous_copies(capability):
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_mma"):
-            code = assemble(kernel.ptx(capability), capability)
+            code = assemble(kernel, capability)
             assert code.opcodes["HMMA"] > 0
             assert code.opcodes["LDSM"] > 0 or "tf32" in kernel.name
             assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
@@ -56,7 +56,7 @@ def test_products_use_tensor_cores_and_asynchronous_copies(capability):
 def test_products_for_hopper_use_what_it_has():
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_wgmma"):
-            code = assemble(kernel.ptx((9, 0, "a")), (9, 0, "a"))
+            code = assemble(kernel, (9, 0, "a"))
             assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # 16 of 64 k each
             assert code.opcodes["UTMALDG"] >= 2
             assert code.opcodes["SYNCS"] > 0  # barriers that count

@@ -531,8 +531,8 @@ FAULTS = [
     ),
     pytest.param(
         cuda_simt,
-        "_finish(sums, top + row, left + column, rows, columns",
-        "_finish(sums, top + row, left + column, rows + 64, columns",
+        "finish(sums, strip, top + row, left + column, rows, columns",
+        "finish(sums, strip, top + row, left + column, rows + 64, columns",
         "out of bounds",
         id="rows beyond the last",
     ),

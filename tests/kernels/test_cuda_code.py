@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ..ptx import table
+from ..ptx import steps, table
 from ..ptx.all_kernels import KERNELS
 from ..ptx.assembled import LIMITS, assemble
 
@@ -68,14 +68,30 @@ def test_what_products_move():
     """Of whole tiles: no access of shared memory waits for another's bank, nothing is moved that is not
     an operand."""
     found = table.traffic()
-    assert len(found) == 24
+    assert len(found) == 40
     for name, counted in found.items():
         assert counted["conflicts"] == 0, name
         assert 0.99 < counted["sectors"] <= 1.05, name
 
 
+@pytest.mark.parametrize("setting", steps.SETTINGS[1:3], ids=["float32, dropout", "bf16"])
+def test_what_a_step_takes(setting):
+    precision, _, dropout = setting
+    # Images, loss, counting on; for each layer forward, to weights, to biases, and to the input but for one.
+    layers = steps.NETWORK.layers
+    assert steps.launches(*setting) == 3 + 4 * len(layers) - 1
+    saved = 8 * sum(layer.inputs * layer.outputs for layer in layers)  # gradients written and read
+    if dropout:
+        size = 2 if precision == "bf16" else 4
+        saved += 2 * size * sum(layer.batch * layer.outputs for layer in layers[:-1])
+    alone, fused = (steps.bytes_moved(*setting, in_epilogues=how) for how in (False, True))
+    assert alone - fused == saved
+
+
 def test_the_page_shows_what_was_counted():
     results = json.loads(table.RESULTS.read_text())
-    assert table.in_page(table.README.read_text(encoding="utf-8")) == table.markdown(results)
+    text = table.README.read_text(encoding="utf-8")
+    for name, shown in table.markdown(results).items():
+        assert table.in_page(text, name)[1] == shown
     assert {row["kernel"] for row in results["kernels"]} == {kernel.name for kernel in KERNELS}
     assert all(row["spills"] == 0 for row in results["kernels"])

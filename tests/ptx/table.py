@@ -1,6 +1,7 @@
-"""The table of kernels for the GPU in kernels/README.md: what the assembler and the interpreter count.
+"""The tables of kernels for the GPU, and of steps made of them, in kernels/README.md: what the assembler and
+the interpreter count.
 
-``python -m tests.ptx.table`` measures it and writes it to ``bench/results/cuda_code.json`` and to the page.
+``python -m tests.ptx.table`` counts anew and writes them to ``bench/results/cuda_code.json`` and to the page.
 Nothing of it was measured on a GPU.
 """
 
@@ -16,6 +17,7 @@ from fastdigit.kernels.common.fours import AS_IT_IS
 from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
 from fastdigit.kernels.optimizer.cuda import NUMBERS, UPDATE, updating
 
+from . import steps
 from .all_kernels import FORMS, KERNELS, TECHNIQUES
 from .assembled import assemble
 from .emulated import backend, emulated
@@ -23,7 +25,7 @@ from .emulated import backend, emulated
 PROJECT = Path(__file__).resolve().parents[2]
 RESULTS = PROJECT / "bench" / "results" / "cuda_code.json"
 README = PROJECT / "kernels" / "README.md"
-BEGIN, END = "<!-- table: cuda -->", "<!-- end of table -->"
+END = "<!-- end of table -->"
 CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))
 MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA")
 DEPTH = 64  # of the products whose traffic is counted: one tile of the output
@@ -90,10 +92,10 @@ def measure():
             row["spills"] = row.get("spills", 0) + code.spills + code.stack
         rows.append(row)
     tools = ("numba-cuda", "nvidia-cuda-nvcc")
-    return {"tools": {name: version(name) for name in tools}, "kernels": rows}
+    return {"tools": {name: version(name) for name in tools}, "kernels": rows, "steps": steps.measure()}
 
 
-def markdown(results):
+def _kernels(results):
     lines = [
         "| kernel | threads | registers at 7.5, 8.0, 9.0a | shared memory | blocks resident at 9.0a "
         "| multiplications in the main loop | bank conflicts | sectors moved / ideal |",
@@ -112,17 +114,27 @@ def markdown(results):
     return "\n".join([*lines, "", f"Compiled with {tools}; not run on a GPU."])
 
 
-def in_page(text):
-    """What stands between the marks of a page."""
-    return text.split(BEGIN)[1].split(END)[0].strip()
+def markdown(results):
+    """{mark in the page: table}"""
+    return {"cuda": _kernels(results), "cuda steps": steps.markdown(results["steps"])}
+
+
+def in_page(text, name):
+    """(what stands before, in and behind the table of that name)"""
+    begin = f"<!-- table: {name} -->"
+    head, rest = text.split(begin)
+    table, tail = rest.split(END, 1)
+    return head + begin + "\n", table.strip(), "\n" + END + tail
 
 
 def main():
     results = measure()
     atomic_write(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
-    head, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, tail = rest.split(END, 1)
-    atomic_write(README, f"{head}{BEGIN}\n{markdown(results)}\n{END}{tail}".encode())
+    text = README.read_text(encoding="utf-8")
+    for name, table in markdown(results).items():
+        head, _, tail = in_page(text, name)
+        text = head + table + tail
+    atomic_write(README, text.encode())
 
 
 if __name__ == "__main__":

@@ -135,10 +135,10 @@ class Kernel:
 
     ``kernel = Kernel(function, FLOATS, types.int64, threads=256)``; ``kernel(blocks, vector, 3)``
 
-    ``arguments`` are their types, ``threads`` the size of a block, ``resident`` the number of blocks
-    that a multiprocessor should hold at a time, which bounds the registers, ``least`` the compute
-    capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared memory that it
-    gets besides what it declares, ``simulated`` whether Numba's simulator can run it.
+    ``arguments`` are their types (``types.Tuple`` for tuples), ``threads`` the size of a block, ``resident``
+    the number of blocks that a multiprocessor should hold at a time, which bounds the registers, ``least``
+    the compute capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared
+    memory that it gets besides what it declares, ``simulated`` whether Numba's simulator can run it.
     """
 
     def __init__(
@@ -223,7 +223,9 @@ class Kernel:
 
 
 def _convert(argument, kind):
-    """A number as what a kernel was compiled for."""
+    """A number, or those of a tuple, as what a kernel was compiled for."""
+    if isinstance(kind, types.BaseTuple):
+        return tuple(_convert(a, each) for a, each in zip(argument, kind, strict=True))
     if isinstance(kind, types.Array):
         return argument
     return NUMBERS[kind](argument)
@@ -246,10 +248,14 @@ def prepared(kernel, blocks, arguments, shared):
 def _simulate(kernel, blocks, arguments):
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-    # Wrapped, so that it works on the arrays themselves. Its own copies would write old numbers
-    # back where an array is given twice.
-    arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    kernel.compiled[blocks, kernel.threads](*arguments)
+    def wrapped(argument):
+        # So that it works on the arrays themselves. Its own copies would write old numbers back where an
+        # array is given twice.
+        if isinstance(argument, tuple):
+            return tuple(map(wrapped, argument))
+        return FakeCUDAArray(argument) if isinstance(argument, np.ndarray) else argument
+
+    kernel.compiled[blocks, kernel.threads](*map(wrapped, arguments))
 
 
 class Launch:
@@ -260,11 +266,7 @@ class Launch:
 
     def __init__(self, kernel, blocks, arguments, shared):
         self.kernel, self.arguments = kernel, arguments  # their memory is in use
-        self.words = [
-            word
-            for argument, kind in zip(arguments, kernel.arguments, strict=True)
-            for word in words_of(argument, kind)
-        ]
+        self.words = words_of(tuple(arguments), types.Tuple(kernel.arguments))
         self.places = (ctypes.c_void_p * len(self.words))(*map(ctypes.addressof, self.words))
         self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
         if shared > GIVEN:
@@ -284,7 +286,11 @@ class Launch:
 
 
 def words_of(argument, kind):
-    """What the driver is given for an argument: for an array what Numba's compiled code wants to know."""
+    """What the driver is given for an argument: for an array what Numba's compiled code wants to know, for a
+    tuple the words of each, one after the other."""
+    if isinstance(kind, types.BaseTuple):
+        pairs = zip(argument, kind, strict=True)
+        return [word for a, each in pairs for word in words_of(a, each)]
     if isinstance(argument, TensorMap):
         argument = _encoded(*argument.words)
     if isinstance(kind, types.Array):

@@ -1,8 +1,10 @@
-"""Inverted dropout on a GPU: the definition of ``reference.py``, one thread for four elements."""
+"""Inverted dropout on a GPU: the definition of ``reference.py``, one thread for four elements; alone, or in
+the kernel of the product whose output it is about."""
 
 from numba import float32, int64, uint64
 
-from ..common.cuda import FLOATS, Kernel, blocks_for, cuda, device, flat, row_distance
+from ..common.cuda import FLOATS, LONGS, Kernel, blocks_for, cuda, device, flat, row_distance, types
+from ..common.fours import Epilogue, Then, read4, write4
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import keep_threshold
 
@@ -11,29 +13,44 @@ THREADS = 128
 _philox = device(philox4x32)
 
 
-def _dropout(y, y_row, rows, columns, threshold, scale, seed, layer, step):
-    block = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-    row = cuda.blockIdx.y
-    if 4 * block >= columns:
-        return
-    words = _philox(uint64(block), uint64(row), step & MASK, step >> SHIFT, seed, layer)
-    at, count = row * y_row + 4 * block, columns - 4 * block
+@device
+def _thinned(four, row, column, numbers, step):
+    """Four elements beside each other, the first of which is in a column that is a multiple of 4."""
+    threshold, scale, seed, layer = numbers
+    words = _philox(uint64(column) // uint64(4), uint64(row), step & MASK, step >> SHIFT, seed, layer)
     zero = float32(0)
-    y[at] = y[at] * scale if words[0] >= threshold else zero
-    if count > 1:
-        y[at + 1] = y[at + 1] * scale if words[1] >= threshold else zero
-    if count > 2:
-        y[at + 2] = y[at + 2] * scale if words[2] >= threshold else zero
-    if count > 3:
-        y[at + 3] = y[at + 3] * scale if words[3] >= threshold else zero
+    return (
+        four[0] * scale if words[0] >= threshold else zero,
+        four[1] * scale if words[1] >= threshold else zero,
+        four[2] * scale if words[2] >= threshold else zero,
+        four[3] * scale if words[3] >= threshold else zero,
+    )
 
 
-_kernel = Kernel(
-    _dropout,
-    *(FLOATS, int64, int64, int64, uint64, float32, uint64, uint64, uint64),
-    threads=THREADS,
-    name="dropout",
-)
+def _dropout(y, y_row, columns, numbers, step):
+    column, row = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
+    if column < columns:
+        at, count = row * y_row + column, columns - column
+        four = read4(y, at, count, False)
+        write4(y, at, count, False, _thinned(four, row, column, numbers, step))
+
+
+@device
+def _change(four, place, c, numbers):
+    return _thinned(four, place[0], place[1], numbers[0], uint64(numbers[1][0]))
+
+
+_NUMBERS = types.Tuple((uint64, float32, uint64, uint64))
+_kernel = Kernel(_dropout, FLOATS, int64, int64, _NUMBERS, uint64, threads=THREADS, name="dropout")
+DROPOUT = Epilogue("dropout", _change, types.Tuple((_NUMBERS, LONGS)))
+
+
+def _numbers(p, key):
+    if not 0 <= p < 1:
+        raise ValueError(f"p must be in 0 ≤ p < 1, got {p}")
+    if not all(0 <= word < 2**32 for word in key):
+        raise ValueError(f"key must be two integers below 2**32, got {key}")
+    return keep_threshold(p), 1 / (1 - p), *key
 
 
 def dropout(y, p, key, step):
@@ -46,10 +63,21 @@ def dropout(y, p, key, step):
     Writes: y, in place. Errors: ValueError for numbers outside of these ranges.
     Cost: one Philox block for four elements; two memory accesses an element.
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"p must be in 0 ≤ p < 1, got {p}")
-    if not all(0 <= word < 2**32 for word in key) or not 0 <= step < 2**64:
-        raise ValueError(f"key must be two integers below 2**32, step one below 2**64: got {key}, {step}")
+    numbers = _numbers(p, key)
+    if not 0 <= step < 2**64:
+        raise ValueError(f"step must be an integer below 2**64, got {step}")
     rows, columns = y.shape
     blocks = blocks_for(blocks_for(columns, 4), THREADS), rows
-    _kernel(blocks, flat(y), row_distance(y), rows, columns, keep_threshold(p), 1 / (1 - p), *key, step)
+    _kernel(blocks, flat(y), row_distance(y), columns, numbers, step)
+
+
+def dropping(p, key, step):
+    """:func:`dropout` of a product's output in the product's kernel: for the ``then`` of products.
+
+    ``multiply(x, w, y, bias=b, relu=True, then=dropping(0.5, (seed, layer), step))``
+
+    ``step``: a vector of int64 on the GPU, whose first number is read when the kernel runs: the same launch
+    serves all steps. Errors: ValueError for ``p`` or ``key`` out of range.
+    Cost: one Philox block for four elements; no access of memory for an element.
+    """
+    return Then(DROPOUT, (_numbers(p, key), step), None)

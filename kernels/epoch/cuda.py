@@ -24,7 +24,7 @@ from numba import float32, int64, uint8, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
-from ..optimizer.cuda import NUMBERS, step_numbers, stepped
+from ..optimizer.cuda import numbers_of, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 256
@@ -84,13 +84,13 @@ def _warp_largest(value):
 
 
 @device
-def _update(memory, at, states, gradient, plan, numbers, n):
+def _update(memory, at, states, gradient, plan, numbers):
     """The parameter at ``memory[at]``, whose states are ``states`` words further each, by its gradient."""
     zero = float32(0)
     count = plan[STATES]
     state_0 = memory[at + states] if count > 0 else zero
     state_1 = memory[at + 2 * states] if count > 1 else zero
-    found = stepped(memory[at], gradient, state_0, state_1, count, plan[NESTEROV], numbers, n)
+    found = stepped(memory[at], gradient, state_0, state_1, count, plan[NESTEROV], numbers)
     memory[at] = found[0]
     if count > 0:
         memory[at + states] = found[1]
@@ -237,7 +237,7 @@ def _loss(plan, memory, start, count, logits, labels, order, weight, loss, corre
 
 
 @device
-def _backward(plan, memory, words, x, count, numbers, n):
+def _backward(plan, memory, words, x, count, numbers):
     """All gradients of what a block owns, used up as soon as they are there."""
     units, classes, pixels = plan[UNITS], plan[CLASSES], plan[PIXELS]
     small, states = plan[SMALL], plan[SMALL_WORDS]
@@ -265,7 +265,7 @@ def _backward(plan, memory, words, x, count, numbers, n):
                 total += memory[plan[DZ] + image * classes + c]
         total = _warp_sum(total)
         if lane == 0:
-            _update(memory, small + item, states, total, plan, numbers, n)
+            _update(memory, small + item, states, total, plan, numbers)
     fours = pixels // 4
     states = units * plan[OWN_ROW]
     for item in range(cuda.threadIdx.x, units * fours, THREADS):
@@ -279,10 +279,10 @@ def _backward(plan, memory, words, x, count, numbers, n):
             g2 += float32(word >> uint32(16) & uint32(255)) * slope
             g3 += float32(word >> uint32(24)) * slope
         at, scale = plan[OWN] + unit * plan[OWN_ROW] + 4 * four, float32(1 / 255)
-        _update(memory, at, states, g0 * scale, plan, numbers, n)
-        _update(memory, at + 1, states, g1 * scale, plan, numbers, n)
-        _update(memory, at + 2, states, g2 * scale, plan, numbers, n)
-        _update(memory, at + 3, states, g3 * scale, plan, numbers, n)
+        _update(memory, at, states, g0 * scale, plan, numbers)
+        _update(memory, at + 1, states, g1 * scale, plan, numbers)
+        _update(memory, at + 2, states, g2 * scale, plan, numbers)
+        _update(memory, at + 3, states, g3 * scale, plan, numbers)
 
 
 _arrived = ptx.copies_but(0)
@@ -334,7 +334,7 @@ def _steps(
         for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
             memory[plan[DZ] + item] = dz[item]
         cuda.syncthreads()
-        _backward(plan, memory, words, x, count, numbers, step * NUMBERS)
+        _backward(plan, memory, words, x, count, numbers_of(numbers, step))
         if plan[X_BUFFERS] == 1 and step + 1 < plan[STEPS]:
             cuda.syncthreads()
             _ask_for_batch(plan, step + 1, images, order, base)

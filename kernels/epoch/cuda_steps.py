@@ -10,6 +10,10 @@ cores, which look at 19 bits of each number ("tf32"); or images, outputs of laye
 bfloat16 ("bf16"). Weights, their gradients, sums and the optimizer are always float32; for bfloat16 the
 optimizer writes a rounded copy of the weights, which the products read.
 
+Dropout is done by the products whose outputs it thins out, and the optimizer's update by those that compute
+the gradients of weights, which are then never in memory: ``plan.gradients`` are written only where they are
+clipped, for which the norm of all has to be known first; one more launch then updates all.
+
 All memory is one allocation, made before the first step.
 """
 
@@ -37,12 +41,15 @@ from ..common.cuda import (
     recorded,
     row_distance,
 )
+from ..common.fours import AS_IT_IS, write4_halves
 from ..common.philox import MASK, SHIFT, philox4x32
+from ..common.ptx import load4, store4
+from ..dropout.cuda import dropping
 from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
 from ..matmul.cuda import sum_columns
 from ..matmul.cuda_epilogue import words_of
-from ..optimizer.cuda import CHUNK, NUMBERS, clip_norm_with, step_numbers, stepped
+from ..optimizer.cuda import CHUNK, NUMBERS, UPDATE, clip_norm_with, step_numbers, updating
 from ..softmax_xent.cuda import expected_logit, largest_of, smoothed
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -50,16 +57,14 @@ THREADS = 128
 ALIGN = 256  # bytes
 ROW = 64  # numbers that rows of matrices are padded to
 
-# The words of the counter.
-STEP, FIRST_STEP, UPDATE, POSITION = range(4)
-
-_philox = device(philox4x32)
+# The words of the counter: which step it is of this call, of the epoch and of the whole training.
+STEP, STEP_OF_EPOCH, UPDATE_NUMBER, POSITION = range(4)
 
 
 @device
 def _place(position, batch, row):
     """Of a row of the batch in the order of the epoch."""
-    return (position[FIRST_STEP] + position[STEP]) * batch + row
+    return position[STEP_OF_EPOCH] * batch + row
 
 
 @device
@@ -74,6 +79,10 @@ def _put_pair(matrix, at, first, second, both):
 def _put_halves(words, at, first, second, both):
     """The same of bfloat16, the second zero where there is none."""
     words[at // 2] = ptx.bfloat16_pair(first, second)
+
+
+_updated = UPDATE.change
+_philox = device(philox4x32)
 
 
 def _kernel(function, *arguments, name, halves):
@@ -96,7 +105,7 @@ def _kept(random, threshold, scale, value):
 @device
 def _drop_inputs(first, second, row, column, position, threshold, scale, seed):
     """Dropout, as in kernels/dropout, of two pixels that are half of a block of four."""
-    update = uint64(position[UPDATE] + position[STEP])
+    update = uint64(position[UPDATE_NUMBER])
     words = _philox(
         uint64(column // 4), uint64(row), update & MASK, update >> SHIFT, seed, uint64(INPUT_LAYER)
     )
@@ -135,14 +144,14 @@ def _deformer(halves):
 
     def deform(
         images, order, position, batch, stream, height, width, tables, down, knots_down, across,
-        knots_across, thick, noise, out, out_row, scale, threshold, kept_scale, seed,
+        knots_across, thick, noisy, out, out_row, scale, threshold, kept_scale, seed,
     ):  # fmt: skip
         """As kernels/augment, a block for each of the batch's images; none where the epoch has ended."""
         knots = cuda.shared.array(MOST_KNOTS, int32)
         lines = cuda.shared.array(MOST_LINES, int32)
-        deformation = height, width, tables, down, knots_down, across, knots_across, thick, noise
+        deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
         row, pixels, key = cuda.blockIdx.x, height * width, (seed, stream)
-        place, update = _place(position, batch, row), uint64(position[STEP] + position[UPDATE])
+        place, update = _place(position, batch, row), uint64(position[UPDATE_NUMBER])
         if place >= order.size:
             for at in range(2 * cuda.threadIdx.x, pixels, 2 * THREADS):
                 put(out, row * out_row + at, float32(0), float32(0), at + 1 < pixels)
@@ -214,97 +223,21 @@ def _losses(halves):
     return _kernel(losses, *arguments, name=name, halves=halves)
 
 
-def _thinner(halves):
-    stored = WORDS if halves else FLOATS
-
-    @device
-    def thin(y, at, count, words, threshold, scale):
-        """Four numbers of a row, or the ``count`` that are left."""
-        if halves:
-            at = at // 2
-            low, high = ptx.low_half(y[at]), ptx.high_half(y[at])
-            low = _kept(words[0], threshold, scale, low)
-            y[at] = ptx.bfloat16_pair(low, _kept(words[1], threshold, scale, high))
-            if count > 2:
-                low, high = ptx.low_half(y[at + 1]), ptx.high_half(y[at + 1])
-                low = _kept(words[2], threshold, scale, low)
-                y[at + 1] = ptx.bfloat16_pair(low, _kept(words[3], threshold, scale, high))
-        else:
-            y[at] = _kept(words[0], threshold, scale, y[at])
-            if count > 1:
-                y[at + 1] = _kept(words[1], threshold, scale, y[at + 1])
-            if count > 2:
-                y[at + 2] = _kept(words[2], threshold, scale, y[at + 2])
-            if count > 3:
-                y[at + 3] = _kept(words[3], threshold, scale, y[at + 3])
-
-    def dropout(y, y_row, columns, threshold, scale, seed, layer, position):
-        """As kernels/dropout, for the update that the counter names."""
-        four, row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y
-        if 4 * four < columns:
-            update = uint64(position[UPDATE] + position[STEP])
-            words = _philox(uint64(four), uint64(row), update & MASK, update >> SHIFT, seed, layer)
-            thin(y, row * y_row + 4 * four, columns - 4 * four, words, threshold, scale)
-
-    arguments = stored, int64, int64, uint64, float32, uint64, uint64, LONGS
-    name = f"step: dropout, {'bfloat16' if halves else 'float32'}"
-    return _kernel(dropout, *arguments, name=name, halves=halves)
-
-
-ACROSS, DOWN = 16, 8  # words, and parts of a column, that a block adds up
-PARTS = 2 * THREADS
-
-
-def _bias_gradients(dy, dy_row, rows, columns, sums):
-    """The column sums of a matrix of bfloat16."""
-    parts = cuda.shared.array(PARTS, float32)
-    lane, part = cuda.threadIdx.x % ACROSS, cuda.threadIdx.x // ACROSS
-    word = cuda.blockIdx.x * ACROSS + lane
-    first, second = float32(0), float32(0)
-    if 2 * word < columns:
-        for row in range(part, rows, DOWN):
-            pair = dy[row * dy_row // 2 + word]
-            first += ptx.low_half(pair)
-            second += ptx.high_half(pair)
-    parts[cuda.threadIdx.x], parts[THREADS + cuda.threadIdx.x] = first, second
-    cuda.syncthreads()
-    if part == 0 and 2 * word < columns:
-        for other in range(1, DOWN):
-            first += parts[other * ACROSS + lane]
-            second += parts[THREADS + other * ACROSS + lane]
-        sums[2 * word] = first
-        if 2 * word + 1 < columns:
-            sums[2 * word + 1] = second
-
-
-def _update(p, g, state_0, state_1, rounded, states, nesterov, numbers, position):
-    """Two parameters each: gradient descent, and the rounded copy where there is one."""
-    pair = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-    if 2 * pair >= p.size:
-        return
-    n, zero = position[STEP] * NUMBERS, float32(0)
-    first, second = zero, zero
-    for i in range(2):
-        at = 2 * pair + i
-        s_0 = state_0[at] if states > 0 else zero
-        s_1 = state_1[at] if states > 1 else zero
-        value, s_0, s_1 = stepped(p[at], g[at], s_0, s_1, states, nesterov, numbers, n)
-        p[at] = value
-        if states > 0:
-            state_0[at] = s_0
-        if states > 1:
-            state_1[at] = s_1
-        if i == 0:
-            first = value
-        else:
-            second = value
-    if rounded.size > 0:
-        rounded[pair] = ptx.bfloat16_pair(first, second)
+def _update(p, g, rounded, numbers):
+    """Four parameters each: gradient descent, and the rounded copy where there is one."""
+    at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
+    if at < p.size:
+        values = _updated(load4(g, at), (int64(0), at, at, int64(4), int64(1)), p, numbers)
+        store4(p, at, values)
+        if rounded.size > 0:
+            write4_halves(rounded, at, 4, values)
 
 
 def _count_on(position):
     if cuda.threadIdx.x == 0:
         position[STEP] += 1
+        position[STEP_OF_EPOCH] += 1
+        position[UPDATE_NUMBER] += 1
 
 
 _TAKE = {
@@ -312,18 +245,8 @@ _TAKE = {
     for dtype, kind in (("uint8", BYTES), ("float32", FLOATS))
     for halves in (False, True)
 }
-_DEFORM, _LOSSES, _DROPOUT = (
-    {halves: make(halves) for halves in (False, True)} for make in (_deformer, _losses, _thinner)
-)
-_sums_of_halves = _kernel(
-    _bias_gradients, WORDS, int64, int64, int64, FLOATS, name="step: column sums of bfloat16", halves=True
-)
-_updates = _kernel(
-    _update,
-    *(FLOATS, FLOATS, FLOATS, FLOATS, WORDS, int64, int64, FLOATS, LONGS),
-    name="step: update",
-    halves=True,
-)
+_DEFORM, _LOSSES = ({halves: make(halves) for halves in (False, True)} for make in (_deformer, _losses))
+_updates = _kernel(_update, FLOATS, FLOATS, WORDS, UPDATE.kinds, name="step: update", halves=True)
 _tick = _kernel(_count_on, LONGS, name="step: count", halves=False)
 
 
@@ -402,84 +325,90 @@ class Steps:
     def _matrix(self, name, columns):
         return self.memory[name][:, :columns]
 
-    def _multiply(self, a, b, out, **how):
-        """The product of the precision at hand, to float32 or bfloat16 as ``out`` is."""
+    def _multiply(self, a, b, out, rounded=None, **how):
+        """The product of the precision at hand, to float32 or bfloat16 as ``out`` is, and to ``rounded``, of
+        bfloat16, if that is not None."""
         if self.precision == "float32":
             return cuda_simt.multiply(a, b, out, **how)
-        where = {"half" if out.dtype == np.uint16 else "c": out}
+        where = {"half": out} if out.dtype == np.uint16 else {"c": out, "half": rounded}
         # Small outputs would leave most of the larger tiles empty.
         large = self.halves and self.wgmma and min(out.shape) >= cuda_wgmma.ROWS
         return (cuda_wgmma if large else cuda_mma).multiply(a, b, **where, **how)
 
     def _step(self, plan, images, labels, loss, correct):
-        sizes, memory, batch = plan.layout.layer_sizes, self.memory, self.batch
-        position, order = memory["position"], memory["order"]
-        weights = plan.layout.layers(memory["rounded"] if self.halves else plan.parameters)
-        biases = [b for _, b in plan.layout.layers(plan.parameters)]
-        gradients = plan.layout.layers(plan.gradients)
-        numbers_of = words_of if self.halves else flat
-        last = len(sizes) - 2
-
+        sizes, memory = plan.layout.layer_sizes, self.memory
         x = self._matrix("x", sizes[0])
-        taken = numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1
-        dropped = keep_threshold(plan.input_dropout), 1 / (1 - plan.input_dropout), plan.seed
-        if plan.deformation is None:
-            blocks = blocks_for(blocks_for(sizes[0], 2), THREADS), batch
-            take = _TAKE[str(images.dtype), self.halves]
-            take(blocks, flat(images.reshape(-1)), sizes[0], order, position, batch, *taken, *dropped)
-        else:
-            how = KEY, *arguments_of(plan.deformation), *taken, *dropped
-            _DEFORM[self.halves](batch, flat(images.reshape(-1)), order, position, batch, *how)
-        y = [self._matrix(f"y{layer}", sizes[layer + 1]) for layer in range(last)]
-        y.append(self._matrix("z", sizes[-1]))
-        for layer, out in enumerate(y):
-            below, hidden = y[layer - 1] if layer else x, layer < last
-            self._multiply(below, weights[layer][0], out, bias=biases[layer], relu=hidden)
-            if hidden and plan.dropout[layer]:
-                self._thin(out, plan, layer)
-
-        dy = [self._matrix(f"dy{layer}", sizes[layer + 1]) for layer in range(last + 1)]
-        nothing = plan.parameters[:0]
+        y = [self._matrix(f"y{layer}", size) for layer, size in enumerate(sizes[1:-1])]
+        z = self._matrix("z", sizes[-1])
+        dy = [self._matrix(f"dy{layer}", size) for layer, size in enumerate(sizes[1:])]
+        numbers_of = words_of if self.halves else flat
+        position, order = memory["position"], memory["order"]
+        self._take(plan, images, x, numbers_of)
+        self._forward(plan, [x, *y, z])
         _LOSSES[self.halves](
-            blocks_for(batch, THREADS),
-            *(flat(y[-1]), row_distance(y[-1]), sizes[-1], labels),
-            *(nothing if plan.weight is None else plan.weight, order, position, batch, loss, correct),
+            blocks_for(self.batch, THREADS),
+            *(flat(z), row_distance(z), sizes[-1], labels),
+            plan.parameters[:0] if plan.weight is None else plan.weight,
+            *(order, position, self.batch, loss, correct),
             *(numbers_of(dy[-1]), row_distance(dy[-1]), plan.label_smoothing),
         )
-        for layer in reversed(range(last + 1)):
-            below, (dw, db) = y[layer - 1] if layer else x, gradients[layer]
-            self._multiply(below, dy[layer], dw, turned=(True, False))
-            self._sum_columns(dy[layer], db)
-            if layer:
-                scale = 1 / (1 - plan.dropout[layer - 1])
-                how = {"turned": (False, True), "y_below": below, "scale": scale}
-                self._multiply(dy[layer], weights[layer][0], dy[layer - 1], **how)
+        self._backward(plan, [x, *y], dy)
         if plan.clip_norm is not None:
             clip_norm_with(memory["largest"], memory["squares"], plan.gradients, plan.clip_norm)
-        state = [*plan.state, nothing, nothing][:2]
-        _updates(
-            blocks_for(plan.layout.size // 2, THREADS),
-            *(plan.parameters, plan.gradients, *state),
-            memory["rounded"].view(np.uint32),
-            *(len(plan.state), getattr(plan.optimizer, "nesterov", False)),
-            *(memory["numbers"].reshape(-1), position),
-        )
+            _updates(
+                blocks_for(plan.layout.size // 4, THREADS),
+                *(plan.parameters, plan.gradients, memory["rounded"].view(np.uint32)),
+                self._updating(plan, plan.state).numbers,
+            )
         _tick(1, position)
 
-    def _thin(self, y, plan, layer):
-        rate, numbers = plan.dropout[layer], words_of(y) if self.halves else flat(y)
-        _DROPOUT[self.halves](
-            (blocks_for(blocks_for(y.shape[1], 4), THREADS), self.batch),
-            *(numbers, row_distance(y), y.shape[1], keep_threshold(rate), 1 / (1 - rate)),
-            *(plan.seed, layer, self.memory["position"]),
-        )
-
-    def _sum_columns(self, dy, db):
-        if self.halves:
-            blocks = blocks_for(blocks_for(dy.shape[1], 2), ACROSS)
-            _sums_of_halves(blocks, words_of(dy), row_distance(dy), *dy.shape, db)
+    def _take(self, plan, images, x, numbers_of):
+        """The batch's images, deformed where they shall be."""
+        images, order, position = flat(images.reshape(-1)), self.memory["order"], self.memory["position"]
+        to = numbers_of(x), row_distance(x), 1 / 255 if images.dtype == np.uint8 else 1
+        dropped = keep_threshold(plan.input_dropout), 1 / (1 - plan.input_dropout), plan.seed
+        if plan.deformation is None:
+            take = _TAKE[str(images.dtype), self.halves]
+            blocks = blocks_for(blocks_for(x.shape[1], 2), THREADS), self.batch
+            take(blocks, images, x.shape[1], order, position, self.batch, *to, *dropped)
         else:
-            sum_columns(dy, db)
+            how = KEY, *arguments_of(plan.deformation), *to, *dropped
+            _DEFORM[self.halves](self.batch, images, order, position, self.batch, *how)
+
+    def _weights(self, plan):
+        """What the products read of each layer's weights."""
+        return [w for w, _ in plan.layout.layers(self.memory["rounded"] if self.halves else plan.parameters)]
+
+    def _forward(self, plan, y):
+        """All outputs, from those of the layer below."""
+        step, last = self.memory["position"][UPDATE_NUMBER:], len(y) - 2
+        for layer, w in enumerate(self._weights(plan)):
+            hidden, then = layer < last, AS_IT_IS
+            if hidden and plan.dropout[layer]:
+                then = dropping(plan.dropout[layer], (plan.seed, layer), step)
+            bias = plan.layout.layers(plan.parameters)[layer][1]
+            self._multiply(y[layer], w, y[layer + 1], bias=bias, relu=hidden, then=then)
+
+    def _backward(self, plan, y, dy):
+        """From the gradient of the logits down to the weights: to their gradients, or to what they become."""
+        weights, clipped = self._weights(plan), plan.clip_norm is not None
+        outputs = plan.layout.layers(plan.gradients if clipped else plan.parameters)
+        states = [plan.layout.layers(state) for state in plan.state]
+        for layer in reversed(range(len(dy))):
+            if layer:  # before the weights, which it reads, are updated
+                scale = 1 / (1 - plan.dropout[layer - 1])
+                how = {"turned": (False, True), "y_below": y[layer], "scale": scale}
+                self._multiply(dy[layer], weights[layer], dy[layer - 1], **how)
+            (w, b), then_w, then_b = outputs[layer], AS_IT_IS, AS_IT_IS
+            if not clipped:
+                then_w, then_b = (self._updating(plan, [s[layer][i] for s in states]) for i in (0, 1))
+            rounded = weights[layer] if self.halves and not clipped else None
+            self._multiply(y[layer], dy[layer], w, rounded, turned=(True, False), then=then_w)
+            sum_columns(dy[layer], b, then_b)
+
+    def _updating(self, plan, state):
+        nesterov, step = getattr(plan.optimizer, "nesterov", False), self.memory["position"][STEP:]
+        return updating(state, nesterov, self.memory["numbers"], step)
 
     def run(self, plan, order, to_device):
         """The steps of a plan. ``to_device`` as of a backend."""

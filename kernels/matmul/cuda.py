@@ -1,5 +1,7 @@
 """The dense layer and its gradients on a GPU, and ``matmul`` for arrays of any library."""
 
+from functools import cache
+
 import numpy as np
 from numba import float32, int64
 
@@ -7,6 +9,7 @@ from ..common.cuda import (
     ALIGNED,
     FLOATS,
     SIMULATED,
+    WORDS,
     Kernel,
     blocks_for,
     check_float32,
@@ -16,29 +19,49 @@ from ..common.cuda import (
     on_stream,
     row_distance,
 )
+from ..common.fours import AS_IT_IS, check_beside, read4, read4_halves, write4
+from ..common.ptx import load4, store4
+from .cuda_epilogue import in_fours, words_of
 from .cuda_simt import multiply
 
-ACROSS, DOWN = 32, 8  # columns, and parts of a column, that a block adds up
+ACROSS, DOWN = 8, 16  # fours of columns, and parts of a column, that a block adds up
 THREADS = ACROSS * DOWN
+PARTS = 4 * THREADS
 
 
-def _column_sums(values, row_distance, rows, columns, sums):
-    parts = cuda.shared.array(THREADS, float32, ALIGNED)
-    lane, part = cuda.threadIdx.x % ACROSS, cuda.threadIdx.x // ACROSS
-    column = cuda.blockIdx.x * ACROSS + lane
-    total = float32(0)
-    if column < columns:
-        for row in range(part, rows, DOWN):
-            total += values[row * row_distance + column]
-    parts[cuda.threadIdx.x] = total
-    cuda.syncthreads()
-    if part == 0 and column < columns:
-        for other in range(1, DOWN):
-            total += parts[other * ACROSS + lane]
-        sums[column] = total
+@cache
+def column_sums(halves, epilogue=AS_IT_IS.epilogue):
+    """The kernel for sums of the columns of a matrix of float32, or of bfloat16 if ``halves``."""
+    read, stored = (read4_halves, WORDS) if halves else (read4, FLOATS)
+    change = epilogue.change
 
+    def column_sums(values, row_distance, rows, columns, vectors, sums, numbers):
+        parts = cuda.shared.array(PARTS, float32, ALIGNED)
+        thread = cuda.threadIdx.x
+        lane, part = thread % ACROSS, thread // ACROSS
+        column = 4 * (cuda.blockIdx.x * ACROSS + lane)
+        count = columns - column
+        s0, s1, s2, s3 = float32(0), float32(0), float32(0), float32(0)
+        if count > 0:
+            for row in range(part, rows, DOWN):
+                four = read(values, row * row_distance + column, count, vectors)
+                s0, s1, s2, s3 = s0 + four[0], s1 + four[1], s2 + four[2], s3 + four[3]
+        store4(parts, 4 * thread, (s0, s1, s2, s3))
+        cuda.syncthreads()
+        if part == 0 and count > 0:
+            for other in range(1, DOWN):
+                four = load4(parts, 4 * (other * ACROSS + lane))
+                s0, s1, s2, s3 = s0 + four[0], s1 + four[1], s2 + four[2], s3 + four[3]
+            place = int64(0), column, column, count, int64(0)
+            write4(sums, column, count, False, change((s0, s1, s2, s3), place, sums, numbers))
 
-_sum_columns = Kernel(_column_sums, FLOATS, int64, int64, int64, FLOATS, threads=THREADS, name="column sums")
+    return Kernel(
+        column_sums,
+        *(stored, int64, int64, int64, int64, FLOATS, epilogue.kinds),
+        threads=THREADS,
+        name=f"column sums{' of bfloat16' if halves else ''}{epilogue.suffix}",
+        simulated=not halves,
+    )
 
 
 def dense(x, w, b, y, relu):
@@ -85,46 +108,61 @@ def dense_grad_weight(x, dy, dw, db):
     sum_columns(dy, db)
 
 
-def sum_columns(dy, db):
-    """db = the column sums of dy. Shapes: dy [B, O], db [O]. Dtypes: float32. Writes: db."""
-    _sum_columns(blocks_for(dy.shape[1], ACROSS), flat(dy), row_distance(dy), *dy.shape, flat(db))
+def sum_columns(dy, db, then=AS_IT_IS):
+    """db = the column sums of dy, and what ``then`` makes of them (see :func:`.cuda_simt.multiply`).
+
+    Shapes: dy [B, O], db [O]. Dtypes: float32; dy may also be uint16, the upper halves of float32 (bfloat16),
+    with rows that begin at multiples of 4 bytes. Writes: db.
+    """
+    halves = dy.dtype == np.uint16
+    check_float32(db=db, dy=None if halves else dy)
+    check_shapes(db=(db.shape, dy.shape[1:]))
+    check_beside(db, then)
+    column_sums(halves, then.epilogue)(
+        blocks_for(dy.shape[1], 4 * ACROSS),
+        *(words_of(dy) if halves else flat(dy), row_distance(dy), *dy.shape, in_fours([dy])),
+        *(flat(db), then.numbers),
+    )
 
 
 # --- for other code -----------------------------------------------------------------------------
 
 
-def matmul(a, b, out=None, stream=None):
-    """out = a·b on the GPU.
+def matmul(a, b, out=None, stream=None, then=AS_IT_IS):
+    """out = a·b on the GPU, and what ``then`` makes of it.
 
-    ``matmul(x, w)``; ``matmul(x, w, out=y)``; ``matmul(x, w, stream=torch.cuda.current_stream())``
+    ``matmul(x, w)``; ``matmul(x, w, out=y)``; ``matmul(x, w, stream=torch.cuda.current_stream())``;
+    ``matmul(x, w, then=dropping(0.5, (seed, layer), step))``
 
     Shapes: a [M, K], b [K, N], out [M, N].
     Dtypes: all float32. Arrays of CuPy, of whatever has ``__cuda_array_interface__``, or of what speaks
     DLPack; one of a and b may be a transposed view. ``stream``: whose work this joins, a stream of CuPy,
     PyTorch, Numba or whatever has ``__cuda_stream__``, or its address; CuPy's current one if None. The
-    work may not be done when this returns.
+    work may not be done when this returns. ``then``: dropout of the product
+    (``kernels.dropout.cuda.dropping``), or an update of the parameters in out, whose gradient it is
+    (``kernels.optimizer.cuda.updating``).
     Writes: out (a new CuPy array if None), and returns it.
     Errors: TypeError for another dtype or an array that is not on the GPU, ValueError for shapes that
     do not fit or an out whose rows have gaps.
     Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns.
     """
     with on_stream(stream):
-        return _matmul(a, b, out)
+        return _matmul(a, b, out, then)
 
 
-def _matmul(a, b, out):
+def _matmul(a, b, out, then):
     xp = _array_module()
     result = out
     a, b = (_on_device(xp, name, array) for name, array in (("a", a), ("b", b)))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {a.shape} and {b.shape} have no product")
     shape = (a.shape[0], b.shape[1])
-    if out is None:
+    if out is None and then.beside is None:
         result = out = xp.empty(shape, np.float32)
     out = _on_device(xp, "out", out)
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}, the product has {shape}")
-    if a.shape[1] == 0:
+    if a.shape[1] == 0 and then.beside is None:
         out[...] = 0
         return result
     if not out.size:
@@ -132,20 +170,20 @@ def _matmul(a, b, out):
     (a, a_turned), (b, b_turned) = _rows_first(xp, a), _rows_first(xp, b)
     if a_turned and b_turned:
         b, b_turned = xp.ascontiguousarray(b.T), False
-    multiply(a, b, out, turned=(a_turned, b_turned))
+    multiply(a, b, out, turned=(a_turned, b_turned), then=then)
     return result
 
 
-def matmul_tn(a, b, out=None, stream=None):
+def matmul_tn(a, b, out=None, stream=None, then=AS_IT_IS):
     """out = aᵀ·b, for a [K, M] and b [K, N]; the rest as :func:`matmul`."""
     with on_stream(stream):
-        return _matmul(_on_device(_array_module(), "a", a).T, b, out)
+        return _matmul(_on_device(_array_module(), "a", a).T, b, out, then)
 
 
-def matmul_nt(a, b, out=None, stream=None):
+def matmul_nt(a, b, out=None, stream=None, then=AS_IT_IS):
     """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
     with on_stream(stream):
-        return _matmul(a, _on_device(_array_module(), "b", b).T, out)
+        return _matmul(a, _on_device(_array_module(), "b", b).T, out, then)
 
 
 def _array_module():

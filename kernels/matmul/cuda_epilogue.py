@@ -1,81 +1,33 @@
 """What becomes of the finished numbers of a product on a GPU, on their way to memory.
 
-Numbers are finished four of a row at a time, with accesses of 128 bits where addresses allow it. The sums
-of tensor cores lie two by two all over a warp, in registers that cannot be counted through: these go by
-way of shared memory, where a short loop finds them row by row. (Finished where they are, the code is
-written out for every register, ten thousand instructions, each of which would be fetched for one use.)
+Numbers are finished four of a row at a time (:mod:`..common.fours`). Registers cannot be counted through, and
+tensor cores leave their sums two by two all over a warp: sums go by way of shared memory, where a short loop
+finds them. (Finished where they are, the code is written out for every register, ten thousand instructions,
+each of which would be fetched for one use.)
 """
 
 import numpy as np
-from numba import float32, uint32, uint64
+from numba import float32, int64
 
 from ..common import ptx
-from ..common.cuda import address_of, check_float32, check_shapes, cuda, device, flat, row_distance
-from ..common.ptx import load4, store4
-
-ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+from ..common.cuda import (
+    FLOATS,
+    WORDS,
+    address_of,
+    blocks_for,
+    check_float32,
+    check_shapes,
+    cuda,
+    device,
+    flat,
+    row_distance,
+    types,
+)
+from ..common.fours import AS_IT_IS, check_beside, read4, read4_halves, write4, write4_halves
+from ..common.ptx import load4
 
 # What becomes of a number, in this order, where it goes, and whether fours of all arrays are aligned.
 BIAS, RELU, MASK, WHOLE, HALVES, VECTORS = 1, 2, 4, 8, 16, 32
-
-
-@device
-def read4(vector, row, row_distance, column, rows, columns, vectors):
-    """Four numbers of a row of a matrix, zeros where it has none."""
-    zero = float32(0)
-    if row >= rows or column >= columns:
-        return zero, zero, zero, zero
-    at = row * row_distance + column
-    if vectors and column + 4 <= columns:
-        return load4(vector, at)
-    at = uint64(at)  # without a sign: Numba then does not ask whether to count from the end
-    return (
-        vector[at],
-        vector[at + ONE] if column + 1 < columns else zero,
-        vector[at + TWO] if column + 2 < columns else zero,
-        vector[at + THREE] if column + 3 < columns else zero,
-    )
-
-
-@device
-def write4(vector, at, count, vectors, values):
-    """The first ``count`` of four values, or all."""
-    if vectors and count >= 4:
-        store4(vector, at, values)
-        return
-    at = uint64(at)
-    vector[at] = values[0]
-    if count > 1:
-        vector[at + ONE] = values[1]
-    if count > 2:
-        vector[at + TWO] = values[2]
-    if count > 3:
-        vector[at + THREE] = values[3]
-
-
-@device
-def _read4_halves(words, row, row_distance, column, rows, columns, vectors):
-    """As :func:`read4`, of bfloat16; rows begin at whole words, and so does the column."""
-    at = uint64((row * row_distance + column) // 2)
-    zero = float32(0)
-    first = words[at]
-    second = words[at + ONE] if column + 2 < columns else uint32(0)
-    return (
-        ptx.low_half(first),
-        ptx.high_half(first) if column + 1 < columns else zero,
-        ptx.low_half(second),
-        ptx.high_half(second) if column + 3 < columns else zero,
-    )
-
-
-@device
-def _write4_halves(words, at, count, values):
-    """As :func:`write4`, rounded to bfloat16. The number behind an odd last one becomes zero."""
-    zero = float32(0)
-    at = uint64(at // 2)
-    words[at] = ptx.bfloat16_pair(values[0], values[1] if count > 1 else zero)
-    if count > 2:
-        words[at + ONE] = ptx.bfloat16_pair(values[2], values[3] if count > 3 else zero)
 
 
 @device
@@ -85,38 +37,42 @@ def _finished(value, bias, relu):
     return float32(0) if relu and value < float32(0) else value
 
 
-def finisher(below, halves):
+def finisher(kind, epilogue):
     """``finish(four, row, column, rows, columns, outputs)``: four sums beside each other, through what is
-    asked for to where it is asked for.
+    asked for to where it is asked for; and the type of ``outputs``.
 
-    ``outputs`` are (bias, y_below, y_row, scale, c, c_row, half, half_row, how), as kernels are given them.
-    ``below``: "float32" or "bf16", what y_below holds; ``halves``: whether an output may be of bfloat16.
+    ``kind``: "float32", or on tensor cores "tf32" or "bf16", and these may have an output of bfloat16.
+    ``outputs``: see :class:`Product`; ``epilogue``: a :class:`..common.fours.Epilogue`.
     """
-    read4_below = {"float32": read4, "bf16": _read4_halves}[below]
+    read_below, below = (read4_halves, WORDS) if kind == "bf16" else (read4, FLOATS)
+    halves, change = kind != "float32", epilogue.change
 
     @device
     def finish(four, row, column, rows, columns, outputs):
         if row >= rows or column >= columns:
             return
-        bias, y_below, y_row, scale, c, c_row, half, half_row, how = outputs
-        vectors, relu = how & VECTORS, how & RELU
+        how, bias, y_below, y_row, scale, c, c_row, half, half_row, numbers = outputs
+        vectors, relu, count = how & VECTORS, how & RELU, columns - column
         zero = float32(0)
         added = zero, zero, zero, zero
         if how & BIAS:
-            added = read4(bias, 0, 0, column, 1, columns, vectors)
+            added = read4(bias, column, count, vectors)
         v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
         v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
         v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
         if how & MASK:
-            mask = read4_below(y_below, row, y_row, column, rows, columns, vectors)
+            mask = read_below(y_below, row * y_row + column, count, vectors)
             v0, v1 = v0 if mask[0] > zero else zero, v1 if mask[1] > zero else zero
             v2, v3 = v2 if mask[2] > zero else zero, v3 if mask[3] > zero else zero
+        at = row * c_row + column
+        values = change((v0, v1, v2, v3), (row, column, at, count, vectors), c, numbers)
         if how & WHOLE:
-            write4(c, row * c_row + column, columns - column, vectors, (v0, v1, v2, v3))
+            write4(c, at, count, vectors, values)
         if halves and how & HALVES:
-            _write4_halves(half, row * half_row + column, columns - column, (v0, v1, v2, v3))
+            write4_halves(half, row * half_row + column, count, values)
 
-    return finish
+    outputs = int64, FLOATS, below, int64, float32, FLOATS, int64, WORDS, int64, epilogue.kinds
+    return finish, types.Tuple(outputs)
 
 
 def staged(tiles_down, tiles_across, at_once, finish):
@@ -200,42 +156,63 @@ def words_of(array):
 
 
 class Product:
-    """One product for tensor cores, checked: ``kind`` ("bf16" or "tf32"), ``rows``, ``columns``, ``depth``,
-    and ``outputs``, what kernels are given for :func:`finisher`. See :func:`.cuda_mma.multiply`."""
+    """One product, checked: ``rows``, ``columns``, ``depth``; ``by_k``, whether the numbers of a, and those
+    of b, are next to each other along k; and ``outputs``, what kernels are given for :func:`finisher`: (how,
+    bias, y_below, y_row, scale, c, c_row, half, half_row, the epilogue's numbers).
 
-    def __init__(self, a, b, c, half, turned, bias, relu, y_below, scale):
-        if a.dtype not in (np.uint16, np.float32):
-            raise TypeError(f"a must hold bfloat16 as uint16, or float32, got {a.dtype}")
-        for name, array, dtype in (
-            ("b", b, a.dtype),
-            ("y_below", y_below, a.dtype),
-            ("half", half, np.uint16),
-        ):
-            if array is not None and array.dtype != dtype:
-                raise TypeError(f"{name} must be an array of {np.dtype(dtype)} here, got {array.dtype}")
-        check_float32(c=c, bias=bias)
-        self.kind = "bf16" if a.dtype == np.uint16 else "tf32"
+    ``kind`` as of :func:`finisher`; the rest as of :func:`.cuda_mma.multiply`.
+    """
+
+    def __init__(
+        self, kind, a, b, turned, c, half=None, bias=None, relu=False, y_below=None, scale=1, then=AS_IT_IS
+    ):
+        self.by_k = not turned[0], turned[1]
         self.depth, self.rows = a.shape if turned[0] else a.shape[::-1]
         self.columns = b.shape[0] if turned[1] else b.shape[1]
-        check_shapes(b=(b.shape, (self.columns, self.depth) if turned[1] else (self.depth, self.columns)))
-        for name, array in (("c", c), ("half", half), ("y_below", y_below)):
-            if array is not None:
-                check_shapes(**{name: (array.shape, (self.rows, self.columns))})
-        for name, array in (("a", a), ("b", b)):
-            if not in_pieces(array, 16):
-                raise ValueError(f"the rows of {name} must begin at multiples of 16 bytes")
+        self._check(kind, a, b, c, half, bias, y_below)
+        check_beside(c, then)
+        halves = kind == "bf16"
         how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
         how += WHOLE * (c is not None) + HALVES * (half is not None)
-        how += VECTORS * in_fours([bias, c, y_below if self.kind == "tf32" else None])
-        no_words = words_of(a)[:0]
-        no_floats = no_words.view(np.float32)
-        below = no_words if self.kind == "bf16" else no_floats
-        if y_below is not None:
-            below = words_of(y_below) if self.kind == "bf16" else flat(y_below)
+        wide = [bias, c, *(then.beside or ())]  # what may be read or written four numbers at a time
+        wide += [] if halves else [y_below]
+        wide += [a, b] if kind == "float32" else []
+        how += VECTORS * in_fours(wide)
+        numbers_of = words_of if halves else flat
+        nothing = numbers_of(a)[:0]
+        no_floats, no_words = nothing.view(np.float32), nothing.view(np.uint32)
         self.outputs = (
-            no_floats if bias is None else flat(bias),
-            *(below, 0 if y_below is None else row_distance(y_below), scale),
+            *(how, no_floats if bias is None else flat(bias)),
+            *((nothing, 0) if y_below is None else (numbers_of(y_below), row_distance(y_below))),
+            scale,
             *((no_floats, 0) if c is None else (flat(c), row_distance(c))),
             *((no_words, 0) if half is None else (words_of(half), row_distance(half))),
-            how,
+            then.numbers,
         )
+
+    def _check(self, kind, a, b, c, half, bias, y_below):
+        dtype = np.uint16 if kind == "bf16" else np.float32
+        for name, array, wanted in (
+            *(("a", a, dtype), ("b", b, dtype)),
+            *(("y_below", y_below, dtype), ("half", half, np.uint16)),
+        ):
+            if array is not None and array.dtype != wanted:
+                raise TypeError(f"{name} must be an array of {np.dtype(wanted)} here, got {array.dtype}")
+        check_float32(c=c, bias=bias)
+        shape = self.rows, self.columns
+        check_shapes(b=(b.shape, (self.columns, self.depth) if self.by_k[1] else (self.depth, self.columns)))
+        for name, array in (("c", c), ("half", half), ("y_below", y_below), ("bias", bias)):
+            if array is not None:
+                check_shapes(**{name: (array.shape, shape[-array.ndim :])})
+        for name, array in (("a", a), ("b", b)):
+            if kind != "float32" and not in_pieces(array, 16):
+                raise ValueError(f"the rows of {name} must begin at multiples of 16 bytes")
+
+    def tile(self, tiles, few):
+        """The first of (large, small) where there are enough of these, else the other."""
+        large, small = tiles
+        many = blocks_for(self.rows, large[0]) * blocks_for(self.columns, large[1])
+        return large if many >= few else small
+
+    def blocks(self, tile):
+        return blocks_for(self.columns, tile[1]), blocks_for(self.rows, tile[0])

@@ -17,16 +17,23 @@ Source: NVIDIA, PTX ISA 9.0, sections 9.7.15.5 (mma, ldmatrix) and 9.7.9.25.3 (c
 "Efficient GEMM in CUDA".
 """
 
+from functools import cache
+
+import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import FLOATS, WORDS, Kernel, blocks_for, check_float32, check_shapes, cuda, device, flat
 from ..common.cuda import row_distance as row_of
+from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, finisher, staged, words_of
 
 THREADS = 128
 ROW = 64  # bytes of a row in a stage: 32 k of bfloat16, 16 of float32
 STAGES = 3  # 48 KiB for a tile of 128 × 128: what a block gets without asking for more
+TILES = ((128, 128), (64, 64))
+RESIDENT = {(128, 128): 2, (64, 64): 4}
+FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
 class _Operand:
@@ -94,9 +101,11 @@ class _Operand:
         self.copy, self.lane_place = copy, lane_place
 
 
-def _product(kind, tile_rows, tile_columns, a_by_k, b_by_k, resident):
+@cache
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
     else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    tile_rows, tile_columns = tile
     size = 2 if kind == "bf16" else 4
     at_once = ROW // size  # k in a stage
     left, right = _Operand(tile_rows, a_by_k, True, size), _Operand(tile_columns, b_by_k, False, size)
@@ -108,14 +117,12 @@ def _product(kind, tile_rows, tile_columns, a_by_k, b_by_k, resident):
     half_rows, half_columns = tile_rows // 2, tile_columns // 2
     down, across = half_rows // 16, half_columns // 8
     zeros, add = ptx.tensor_sums(down, across, kind)
-    below = "bf16" if kind == "bf16" else "float32"
-    finish, part = staged(down, across, 2, finisher(below, True))
+    finish4, outputs = finisher(kind, epilogue)
+    finish, part = staged(down, across, 2, finish4)
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
 
-    def matmul_mma(
-        a, a_row, b, b_row, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, half, half_row, how
-    ):
+    def matmul_mma(a, a_row, b, b_row, rows, columns, depth, outputs):
         memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
         from_a, from_b = global_address(a), global_address(b)
@@ -146,34 +153,37 @@ def _product(kind, tile_rows, tile_columns, a_by_k, b_by_k, resident):
                 words_a = load_a((stage + at_a + uint32(step * a_add)) ^ uint32(step * a_xor))
                 words_b = load_b((stage + at_b + uint32(step * b_add)) ^ uint32(step * b_xor))
                 sums = add(sums, words_a, words_b)
-        outputs = bias, y_below, y_row, scale, c, c_row, half, half_row, how
         cuda.syncthreads()  # all have computed with the last stage
         finish(sums, memory, warp * part, lane, top + lower, left + beside, rows, columns, outputs)
 
-    arguments = [WORDS, int64, WORDS, int64, int64, int64, int64, FLOATS, WORDS if kind == "bf16" else FLOATS]
-    arguments += [int64, float32, FLOATS, int64, WORDS, int64, int64]
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
-    name = f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}"
     return Kernel(
-        matmul_mma, *arguments, threads=THREADS, resident=resident, name=name, least=(8, 0), simulated=False
+        matmul_mma,
+        *(WORDS, int64, WORDS, int64, int64, int64, int64, outputs),
+        threads=THREADS,
+        resident=RESIDENT[tile],
+        name=f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}{epilogue.suffix}",
+        least=(8, 0),
+        simulated=False,
     )
 
 
-TILES = ((128, 128), (64, 64))
-FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
-_KERNELS = {
-    (kind, tile, a_by_k, b_by_k): _product(kind, *tile, a_by_k, b_by_k, resident)
-    for kind in ("bf16", "tf32")
-    for tile, resident in zip(TILES, (2, 4), strict=True)
-    for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
-}
-
-
 def multiply(
-    a, b, *, c=None, half=None, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, tile=None
+    a,
+    b,
+    *,
+    c=None,
+    half=None,
+    turned=(False, False),
+    bias=None,
+    relu=False,
+    y_below=None,
+    scale=1,
+    then=AS_IT_IS,
+    tile=None,
 ):
     """a·b, where ``turned`` says which of a [M, K] and b [K, N] is given transposed (not both); then + bias,
-    max(…, 0), · scale, and 0 where y_below ≤ 0, each if asked for.
+    max(…, 0), · scale, 0 where y_below ≤ 0, and what ``then`` makes of it, each if asked for.
 
     Shapes: c, half and y_below [M, N], bias [N]; rows may be further apart than they are long. Those of a
     and b begin at multiples of 16 bytes; those of half, and of a y_below in bfloat16, at multiples of 4, and
@@ -184,17 +194,19 @@ def multiply(
     Errors: TypeError for another dtype, ValueError for what does not fit.
     Cost: 2·M·N·K flops; a is read once for every 64 or 128 columns, b once for as many rows.
     Rounding: TF32 cuts each number of a and b by up to 2⁻¹⁰ of itself, bfloat16 is given rounded.
+    ``then``: dropout of the product (``kernels.dropout.cuda.dropping``), or an update of the parameters in c,
+    whose gradient it is (``kernels.optimizer.cuda.updating``), of which half gets a rounded copy.
     ``tile``: one of TILES, by default a large one where there are enough of these.
     """
-    product = Product(a, b, c, half, turned, bias, relu, y_below, scale)
-    if tile is None:
-        many = blocks_for(product.rows, TILES[0][0]) * blocks_for(product.columns, TILES[0][1])
-        tile = TILES[0] if many >= FEW else TILES[1]
-    _KERNELS[product.kind, tile, not turned[0], turned[1]](
-        (blocks_for(product.columns, tile[1]), blocks_for(product.rows, tile[0])),
+    if a.dtype not in (np.uint16, np.float32):
+        raise TypeError(f"a must hold bfloat16 as uint16, or float32, got {a.dtype}")
+    kind = "bf16" if a.dtype == np.uint16 else "tf32"
+    product = Product(kind, a, b, turned, c, half, bias, relu, y_below, scale, then)
+    tile = tile or product.tile(TILES, FEW)
+    kernel(kind, tile, *product.by_k, then.epilogue)(
+        product.blocks(tile),
         *(words_of(a), row_of(a), words_of(b), row_of(b)),
-        *(product.rows, product.columns, product.depth),
-        *product.outputs,
+        *(product.rows, product.columns, product.depth, product.outputs),
     )
 
 

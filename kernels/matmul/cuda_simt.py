@@ -18,52 +18,60 @@ Source: Volkov, Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 200
 "Efficient GEMM in CUDA".
 """
 
+from functools import cache
+
 from numba import float32, int64, uint64
 
-from ..common.cuda import ALIGNED, FLOATS, Kernel, blocks_for, cuda, device, flat
+from ..common.cuda import ALIGNED, FLOATS, Kernel, cuda, device, flat
 from ..common.cuda import row_distance as row_of
+from ..common.fours import AS_IT_IS, THREE, TWO, read4_of
 from ..common.ptx import add_outer, fold, load4, no_sums, sequence, store4
-from .cuda_epilogue import (
-    BIAS,
-    MASK,
-    RELU,
-    THREE,
-    TWO,
-    VECTORS,
-    WHOLE,
-    finisher,
-    in_fours,
-    read4,
-)
+from .cuda_epilogue import VECTORS, Product, finisher
 
-_finish4 = finisher("float32", False)
+TILES = ((128, 128), (64, 64))
+RESIDENT = {(128, 128): 1, (64, 64): 6}
+FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
-def _finisher(down, across, place):
-    """A device function for four of a thread's sums, which are beside each other."""
-    end = place + 4
+def _finisher(finish4, threads):
+    """``finish(sums, memory, row, column, rows, columns, outputs)``: a thread's sums, by way of 16 numbers of
+    its own in shared memory, where a loop can count through them (see :mod:`.cuda_epilogue`)."""
 
-    @device
-    def finish(sums, row, column, rows, columns, outputs):
-        _finish4(sums[place:end], row + down, column + across, rows, columns, outputs)
+    def keeper(place, at):
+        end = place + 4
 
-    return finish
+        @device
+        def keep(sums, memory, mine):
+            store4(memory, mine + at, sums[place:end])
+
+        return keep
+
+    def part(first, down):
+        """Two rows of eight numbers, ``down`` rows below the first."""
+        keep = sequence([keeper(first + 4 * i, 4 * threads * i) for i in range(4)])
+
+        @device
+        def part(sums, memory, row, column, rows, columns, outputs):
+            thread = cuda.threadIdx.x
+            keep(sums, memory, 4 * thread)
+            for item in range(thread, 4 * threads, threads):
+                four, i = load4(memory, 4 * item), item // threads
+                finish4(four, row + down + i // 2, column + i % 2 * 32, rows, columns, outputs)
+
+        return part
+
+    return sequence([part(16 * i, down) for i, down in enumerate((0, 2, 16, 18))])
 
 
-_finish = sequence(
-    [
-        _finisher(down, across, 4 * (2 * i + j))
-        for i, down in enumerate((0, 1, 2, 3, 16, 17, 18, 19))
-        for j, across in enumerate((0, 32))
-    ]
-)
-
-
-def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
+@cache
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
     else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    tile_rows, tile_columns = tile
     threads = tile_rows * tile_columns // 64
     depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
+    finish4, outputs = finisher(kind, epilogue)
+    finish = _finisher(finish4, threads)
     fours = depth_at_once // 4
     turn = 128 // depth_at_once
     warps_down = tile_rows // 32
@@ -75,10 +83,10 @@ def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
         """A thread's four numbers of piece 0 or 1 of an operand's tile, from row or column ``start`` on."""
         part = cuda.threadIdx.x + piece * threads
         if by_k:
-            return read4(
+            return read4_of(
                 vector, start + part // fours, row_distance, k + part % fours * 4, count, depth, vectors
             )
-        return read4(
+        return read4_of(
             vector,
             k + part // (tile // 4),
             row_distance,
@@ -122,14 +130,14 @@ def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
 
     compute = fold([step(i) for i in range(depth_at_once)])
 
-    def matmul_simt(a, a_row, b, b_row, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, how):
+    def matmul_simt(a, a_row, b, b_row, rows, columns, depth, outputs):
         # Two halves: one is read while the other is filled.
         strip = cuda.shared.array(all_a, float32, ALIGNED)
         panel = cuda.shared.array(all_b, float32, ALIGNED)
         warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
         top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
         row, column = warp % warps_down * 32 + lane // 8 * 4, warp // warps_down * 64 + lane % 8 * 4
-        vectors = how & VECTORS
+        vectors = outputs[0] & VECTORS
         sums = no_sums()
         half = 0
         a_0 = fetch(a, a_row, a_by_k, tile_rows, 0, top, 0, rows, depth, vectors)
@@ -151,46 +159,36 @@ def _product(tile_rows, tile_columns, a_by_k, b_by_k, resident):
                 b_1 = fetch(b, b_row, b_by_k, tile_columns, 1, left, after, columns, depth, vectors)
             sums = compute(sums, strip, half * half_a, row, panel, half * half_b, column)
             half = 1 - half
-        outputs = bias, y_below, y_row, scale, c, c_row, c, c_row, how  # none of bfloat16
-        _finish(sums, top + row, left + column, rows, columns, outputs)
+        cuda.syncthreads()  # all have computed with the last half
+        finish(sums, strip, top + row, left + column, rows, columns, outputs)
 
-    arguments = [FLOATS, int64] * 2 + [int64] * 3 + [FLOATS, FLOATS, int64, float32, FLOATS, int64, int64]
-    kind = ("t" if not a_by_k else "n") + ("t" if b_by_k else "n")
-    name = f"matmul_simt {kind} {tile_rows} × {tile_columns}"
-    return Kernel(matmul_simt, *arguments, threads=threads, resident=resident, name=name)
-
-
-TILES = ((128, 128), (64, 64))
-FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
-_KERNELS = {
-    (tile, a_by_k, b_by_k): _product(*tile, a_by_k, b_by_k, resident)
-    for tile, resident in zip(TILES, (1, 6), strict=True)
-    for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
-}
+    form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
+    return Kernel(
+        matmul_simt,
+        *(FLOATS, int64, FLOATS, int64, int64, int64, int64, outputs),
+        threads=threads,
+        resident=RESIDENT[tile],
+        name=f"matmul_simt {form} {tile_rows} × {tile_columns}{epilogue.suffix}",
+    )
 
 
-def multiply(a, b, c, *, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, tile=None):
+def multiply(
+    a, b, c, *, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, then=AS_IT_IS, tile=None
+):
     """c = a·b, where ``turned`` says which of a [M, K] and b [K, N] is given transposed (not both); then
-    c + bias, max(c, 0), scale · c where y_below > 0 else 0, each if asked for.
+    c + bias, max(c, 0), scale · c where y_below > 0 else 0, and what ``then`` makes of it, each if asked for.
 
     Shapes: c [M, N], bias [N], y_below [M, N]; rows may be further apart than they are long.
     Dtypes: all float32. Writes: c.
     Cost: 2·M·N·K flops; a is read once for every 64 or 128 columns, b once for as many rows.
+    ``then``: dropout of the product (``kernels.dropout.cuda.dropping``), or an update of the parameters in c,
+    whose gradient it is (``kernels.optimizer.cuda.updating``).
     ``tile``: one of TILES, by default a large one where there are enough of these.
     """
-    rows, columns = c.shape
-    depth = a.shape[0] if turned[0] else a.shape[1]
-    if tile is None:
-        many = blocks_for(rows, TILES[0][0]) * blocks_for(columns, TILES[0][1])
-        tile = TILES[0] if many >= FEW else TILES[1]
-    how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None) + WHOLE
-    how += VECTORS * in_fours([a, b, c, bias, y_below])
-    nothing = flat(c)[:0]
-    _KERNELS[tile, not turned[0], turned[1]](
-        (blocks_for(columns, tile[1]), blocks_for(rows, tile[0])),
-        *(flat(a), row_of(a), flat(b), row_of(b), rows, columns, depth),
-        nothing if bias is None else flat(bias),
-        nothing if y_below is None else flat(y_below),
-        0 if y_below is None else row_of(y_below),
-        *(scale, flat(c), row_of(c), how),
+    product = Product("float32", a, b, turned, c, None, bias, relu, y_below, scale, then)
+    tile = tile or product.tile(TILES, FEW)
+    kernel("float32", tile, *product.by_k, then.epilogue)(
+        product.blocks(tile),
+        *(flat(a), row_of(a), flat(b), row_of(b)),
+        *(product.rows, product.columns, product.depth, product.outputs),
     )

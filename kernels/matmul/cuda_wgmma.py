@@ -15,11 +15,14 @@ Source: NVIDIA, PTX ISA 9.0, sections 9.7.15.6 (wgmma), 9.7.13.15 (mbarrier) and
 CUTLASS, "Efficient GEMM in CUDA", on warp specialization.
 """
 
+from functools import cache
+
 import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
-from ..common.cuda import FLOATS, MAP, WORDS, Kernel, TensorMap, blocks_for, cuda, device
+from ..common.cuda import MAP, Kernel, TensorMap, cuda, device
+from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, finisher, staged
 
 GROUP = 128  # threads of a warpgroup
@@ -28,6 +31,9 @@ ROWS = 64 * GROUPS
 DEPTH = 64  # k in a stage: 128 bytes
 BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 CAPABILITY = (9, 0)
+TILES = ((ROWS, 256), (ROWS, 128))
+STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
+FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
 
 
 def _copier(tile, by_k):
@@ -45,15 +51,18 @@ def _copier(tile, by_k):
     return copy
 
 
-def _product(columns_of_tile, a_by_k, b_by_k, stages):
-    """The kernel for tiles of so many columns. ``a_by_k``: the numbers of a lie next to each other along k,
+@cache
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
+    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
     else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    columns_of_tile, stages = tile[1], STAGES[tile]
     a_bytes = ROWS * ptx.LINE
     stage_bytes = a_bytes + columns_of_tile * ptx.LINE
     copy_a, copy_b = _copier(ROWS, a_by_k), _copier(columns_of_tile, b_by_k)
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
     zeros, add = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
-    finish, part = staged(1, columns_of_tile // 8, 1, finisher("bf16", True))
+    finish4, outputs = finisher(kind, epilogue)
+    finish, part = staged(1, columns_of_tile // 8, 1, finish4)
     all_compute = ptx.meeting(1, GROUPS * GROUP)
     barriers = 2 * stages
     shared_address, global_address = ptx.shared_address, ptx.global_address
@@ -79,7 +88,7 @@ def _product(columns_of_tile, a_by_k, b_by_k, stages):
     def described(place, operand):
         return uint64(place >> uint32(4)) | operand
 
-    def matmul_wgmma(a, b, rows, columns, depth, bias, y_below, y_row, scale, c, c_row, half, half_row, how):
+    def matmul_wgmma(a, b, rows, columns, depth, outputs):
         counters = cuda.shared.array(barriers, uint64)
         memory = cuda.shared.array(0, float32)
         full = shared_address(counters)
@@ -114,33 +123,20 @@ def _product(columns_of_tile, a_by_k, b_by_k, stages):
                 barrier_arrive(empty + uint32(8 * stage))
         all_compute()  # with the last stages, whose place the sums take now
         warp, lane = thread // 32, thread % 32
-        outputs = bias, y_below, y_row, scale, c, c_row, half, half_row, how
         first = int64((base - start) // uint32(4)) + warp * part
         finish(sums, memory, first, lane, top + 16 * warp, left, rows, columns, outputs)
 
-    arguments = [MAP, MAP, int64, int64, int64, FLOATS, WORDS, int64, float32]
-    arguments += [FLOATS, int64, WORDS, int64, int64]
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,
-        *arguments,
+        *(MAP, MAP, int64, int64, int64, outputs),
         threads=(GROUPS + 1) * GROUP,
         resident=1,
-        name=f"matmul_wgmma bf16 {form} {ROWS} × {columns_of_tile}",
+        name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{epilogue.suffix}",
         only=CAPABILITY,
         shared=stages * stage_bytes + ptx.EIGHT,
         simulated=False,
     )
-
-
-TILES = ((ROWS, 256), (ROWS, 128))
-STAGES = (4, 6)
-FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
-_KERNELS = {
-    (tile, a_by_k, b_by_k): _product(tile[1], a_by_k, b_by_k, stages)
-    for tile, stages in zip(TILES, STAGES, strict=True)
-    for a_by_k, b_by_k in ((True, False), (True, True), (False, False))
-}
 
 
 def _map(matrix, by_k, tile):
@@ -148,7 +144,18 @@ def _map(matrix, by_k, tile):
 
 
 def multiply(
-    a, b, *, c=None, half=None, turned=(False, False), bias=None, relu=False, y_below=None, scale=1, tile=None
+    a,
+    b,
+    *,
+    c=None,
+    half=None,
+    turned=(False, False),
+    bias=None,
+    relu=False,
+    y_below=None,
+    scale=1,
+    then=AS_IT_IS,
+    tile=None,
 ):
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
@@ -157,14 +164,11 @@ def multiply(
     """
     if a.dtype != np.uint16:
         raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
-    product = Product(a, b, c, half, turned, bias, relu, y_below, scale)
-    if tile is None:
-        many = blocks_for(product.rows, ROWS) * blocks_for(product.columns, TILES[0][1])
-        tile = TILES[0] if many >= FEW else TILES[1]
-    _KERNELS[tile, not turned[0], turned[1]](
-        (blocks_for(product.columns, tile[1]), blocks_for(product.rows, ROWS)),
-        _map(a, not turned[0], ROWS),
-        _map(b, turned[1], tile[1]),
-        *(product.rows, product.columns, product.depth),
-        *product.outputs,
+    product = Product("bf16", a, b, turned, c, half, bias, relu, y_below, scale, then)
+    tile = tile or product.tile(TILES, FEW)
+    a_by_k, b_by_k = product.by_k
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue)(
+        product.blocks(tile),
+        *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
+        *(product.rows, product.columns, product.depth, product.outputs),
     )

@@ -9,51 +9,89 @@ import math
 import numpy as np
 from numba import float32, float64, int64
 
-from ..common.cuda import DOUBLES, FLOATS, Kernel, blocks_for, cuda, device, flat
+from ..common.cuda import DOUBLES, FLOATS, LONGS, Kernel, blocks_for, cuda, device, flat, types
+from ..common.fours import Epilogue, Then, read4, write4
+from ..common.ptx import load4
 
 THREADS = 256
 CHUNK = 4096  # numbers of a gradient whose squares one block adds up
 
 
-# --- updates ------------------------------------------------------------------------------------
+# --- a step of a parameter --------------------------------------------------------------------------
+
+# The numbers of a step: NUMBERS float32 each, of which four can be read at a time.
+L2, SHRINK, RATE, MOMENTUM, BETA_1, NEW_1, BETA_2, NEW_2, CORRECTION, EPSILON = range(10)
+NUMBERS = 12
+_TUPLE = types.UniTuple(float32, NUMBERS)
 
 
-def _sgd(p, g, l2, shrink, rate):
-    i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-    if i < p.size:
-        p[i] = p[i] * shrink - rate * (g[i] + l2 * p[i])
+@device
+def stepped(p, gradient, state_0, state_1, states, nesterov, numbers):
+    """A parameter and its states after a step with these numbers. Two states are those of Adam, one is the
+    velocity of momentum; those that there are not stay as they are."""
+    slope = gradient + numbers[L2] * p
+    if states == 2:
+        state_0 = numbers[BETA_1] * state_0 + numbers[NEW_1] * slope
+        state_1 = numbers[BETA_2] * state_1 + numbers[NEW_2] * slope * slope
+        step = state_0 / (math.sqrt(state_1) * numbers[CORRECTION] + numbers[EPSILON])
+    elif states == 1:
+        state_0 = numbers[MOMENTUM] * state_0 + slope
+        step = slope + numbers[MOMENTUM] * state_0 if nesterov else state_0
+    else:
+        step = slope
+    return p * numbers[SHRINK] - numbers[RATE] * step, state_0, state_1
 
 
-def _sgd_momentum(p, g, v, l2, shrink, rate, momentum, nesterov):
-    i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-    if i < p.size:
-        slope = g[i] + l2 * p[i]
-        velocity = momentum * v[i] + slope
-        v[i] = velocity
-        p[i] = p[i] * shrink - rate * (slope + momentum * velocity if nesterov else velocity)
+@device
+def numbers_of(table, step):
+    """The numbers of a step in a row of a table."""
+    n = step * NUMBERS
+    return load4(table, n) + load4(table, n + 4) + load4(table, n + 8)
 
 
-def _adam(p, g, m, v, l2, shrink, rate, beta1, new1, beta2, new2, correction, epsilon):
-    i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-    if i < p.size:
-        slope = g[i] + l2 * p[i]
-        mean = beta1 * m[i] + new1 * slope
-        square = beta2 * v[i] + new2 * slope * slope
-        m[i] = mean
-        v[i] = square
-        p[i] = p[i] * shrink - rate * mean / (math.sqrt(square) * correction + epsilon)
-
-
-_plain = Kernel(_sgd, *[FLOATS] * 2, *[float32] * 3, threads=THREADS, name="sgd")
-_with_momentum = Kernel(
-    _sgd_momentum, *[FLOATS] * 3, *[float32] * 4, int64, threads=THREADS, name="sgd, momentum"
-)
-_with_moments = Kernel(_adam, *[FLOATS] * 4, *[float32] * 9, threads=THREADS, name="adam")
+# --- one pass over all parameters -------------------------------------------------------------------
 
 
 def _decay(lr, decay, decoupled):
     """What the gradient gets of each parameter, and what the parameter is multiplied with."""
     return (0, 1 - lr * decay) if decoupled else (decay, 1)
+
+
+def _of_sgd(lr, momentum, decay, decoupled):
+    """The numbers of a step, or of several if those are vectors."""
+    return *_decay(lr, decay, decoupled), lr, momentum, *[0] * 8
+
+
+def _of_adam(t, lr, beta1, beta2, epsilon, decay, decoupled):
+    moments = beta1, 1 - beta1, beta2, 1 - beta2, (1 - beta2**t) ** -0.5, epsilon
+    return *_decay(lr, decay, decoupled), lr / (1 - beta1**t), 0, *moments, 0, 0
+
+
+def step_numbers(plan):
+    """[steps, NUMBERS] of a ``fastdigit.backend.TrainPlan``, float32."""
+    optimizer, rates = plan.optimizer, np.asarray(plan.learning_rates, np.float64)
+    decay = optimizer.weight_decay, optimizer.decoupled
+    if len(plan.state) == 2:
+        t, betas = plan.update + 1 + np.arange(len(rates)), (optimizer.beta1, optimizer.beta2)
+        numbers = _of_adam(t, rates, *betas, optimizer.epsilon, *decay)
+    else:
+        numbers = _of_sgd(rates, optimizer.momentum, *decay)
+    return np.stack(np.broadcast_arrays(*numbers), axis=1).astype(np.float32)
+
+
+def _pass(p, g, state_0, state_1, states, nesterov, numbers):
+    i, zero = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, float32(0)
+    if i < p.size:
+        s_0 = state_0[i] if states > 0 else zero
+        s_1 = state_1[i] if states > 1 else zero
+        p[i], s_0, s_1 = stepped(p[i], g[i], s_0, s_1, states, nesterov, numbers)
+        if states > 0:
+            state_0[i] = s_0
+        if states > 1:
+            state_1[i] = s_1
+
+
+_update = Kernel(_pass, *[FLOATS] * 4, int64, int64, _TUPLE, threads=THREADS, name="sgd, adam")
 
 
 def sgd(p, g, v, lr, momentum, decay, nesterov, decoupled):
@@ -64,11 +102,8 @@ def sgd(p, g, v, lr, momentum, decay, nesterov, decoupled):
     Cost: reads 3·P numbers, writes 2·P (without momentum 2·P and P).
     Weight decay and sources: ``reference.py``.
     """
-    blocks, numbers = blocks_for(p.size, THREADS), (*_decay(lr, decay, decoupled), lr)
-    if v is None:
-        _plain(blocks, flat(p), flat(g), *numbers)
-    else:
-        _with_momentum(blocks, flat(p), flat(g), flat(v), *numbers, momentum, bool(nesterov))
+    state = [] if v is None else [v]
+    _update_all(p, g, state, nesterov, _of_sgd(lr, momentum, decay, decoupled))
 
 
 def adam(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
@@ -77,56 +112,64 @@ def adam(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
     Shapes: p, g, m, v [P], contiguous. Dtypes: float32; the rest are numbers and flags; t from 1.
     Writes: p, m, v. Cost: reads 4·P numbers, writes 3·P. Sources: ``reference.py``.
     """
-    _with_moments(
-        blocks_for(p.size, THREADS),
-        *map(flat, (p, g, m, v)),
-        *_decay(lr, decay, decoupled),
-        lr / (1 - beta1**t),
-        *(beta1, 1 - beta1, beta2, 1 - beta2),
-        (1 - beta2**t) ** -0.5,
-        epsilon,
-    )
+    _update_all(p, g, [m, v], False, _of_adam(t, lr, beta1, beta2, epsilon, decay, decoupled))
 
 
-# --- for kernels that make many steps -------------------------------------------------------------
+def _padded(state, like):
+    """Two states, of which those that there are not have no numbers."""
+    nothing = flat(like)[:0]
+    return [*map(flat, state), nothing, nothing][:2]
 
-# The numbers of a step: NUMBERS float32 each.
-L2, SHRINK, RATE, MOMENTUM, BETA_1, NEW_1, BETA_2, NEW_2, CORRECTION, EPSILON, NUMBERS = range(11)
+
+def _update_all(p, g, state, nesterov, numbers):
+    counts = len(state), bool(nesterov)
+    _update(blocks_for(p.size, THREADS), flat(p), flat(g), *_padded(state, p), *counts, numbers)
 
 
-def step_numbers(plan):
-    """[steps, NUMBERS] of a ``fastdigit.backend.TrainPlan``, float32."""
-    optimizer, rates = plan.optimizer, np.asarray(plan.learning_rates, np.float64)
-    numbers = np.zeros((len(rates), NUMBERS), np.float64)
-    numbers[:, L2], numbers[:, SHRINK] = _decay(rates, optimizer.weight_decay, optimizer.decoupled)
-    numbers[:, RATE] = rates
-    if len(plan.state) == 2:
-        t = plan.update + 1 + np.arange(len(rates))
-        numbers[:, RATE] = rates / (1 - optimizer.beta1**t)
-        numbers[:, BETA_1], numbers[:, NEW_1] = optimizer.beta1, 1 - optimizer.beta1
-        numbers[:, BETA_2], numbers[:, NEW_2] = optimizer.beta2, 1 - optimizer.beta2
-        numbers[:, CORRECTION] = (1 - optimizer.beta2**t) ** -0.5
-        numbers[:, EPSILON] = optimizer.epsilon
-    else:
-        numbers[:, MOMENTUM] = optimizer.momentum
-    return numbers.astype(np.float32)
+# --- where the gradient comes into being ------------------------------------------------------------
 
 
 @device
-def stepped(p, gradient, state_0, state_1, states, nesterov, numbers, n):
-    """A parameter and its states after a step, whose numbers begin at ``numbers[n]``. Two states are those of
-    Adam, one is the velocity of momentum; those that there are not stay as they are."""
-    slope = gradient + numbers[n + L2] * p
-    if states == 2:
-        state_0 = numbers[n + BETA_1] * state_0 + numbers[n + NEW_1] * slope
-        state_1 = numbers[n + BETA_2] * state_1 + numbers[n + NEW_2] * slope * slope
-        step = state_0 / (math.sqrt(state_1) * numbers[n + CORRECTION] + numbers[n + EPSILON])
-    elif states == 1:
-        state_0 = numbers[n + MOMENTUM] * state_0 + slope
-        step = slope + numbers[n + MOMENTUM] * state_0 if nesterov else state_0
-    else:
-        step = slope
-    return p * numbers[n + SHRINK] - numbers[n + RATE] * step, state_0, state_1
+def updated4(gradients, place, p, numbers):
+    """Four parameters beside each other after a step, whose states are written."""
+    state_0, state_1, states, nesterov, table, step = numbers
+    at, count, vectors = place[2], place[3], place[4]
+    now = numbers_of(table, step[0])
+    zero = float32(0)
+    s_0, s_1 = (zero, zero, zero, zero), (zero, zero, zero, zero)
+    if states > 0:
+        s_0 = read4(state_0, at, count, vectors)
+    if states > 1:
+        s_1 = read4(state_1, at, count, vectors)
+    old = read4(p, at, count, vectors)
+    new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
+    new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
+    new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
+    new_3 = stepped(old[3], gradients[3], s_0[3], s_1[3], states, nesterov, now)
+    if states > 0:
+        write4(state_0, at, count, vectors, (new_0[1], new_1[1], new_2[1], new_3[1]))
+    if states > 1:
+        write4(state_1, at, count, vectors, (new_0[2], new_1[2], new_2[2], new_3[2]))
+    return new_0[0], new_1[0], new_2[0], new_3[0]
+
+
+UPDATE = Epilogue("update", updated4, types.Tuple((FLOATS, FLOATS, int64, int64, FLOATS, LONGS)))
+
+
+def updating(state, nesterov, numbers, step):
+    """The update of parameters in the kernel that computes their gradient: for the ``then`` of products.
+
+    ``multiply(x, dy, w, turned=(True, False), then=updating((velocity,), False, numbers, step))``: the
+    product is the gradient of w, which is never written; w and its velocity are updated.
+
+    Shapes: ``state`` holds nothing, the velocity of momentum, or the two states of Adam, each like the
+    parameters, with rows as far apart; ``numbers`` [steps, NUMBERS], from :func:`step_numbers`, begins at a
+    multiple of 16 bytes. ``step``: a vector of int64, whose first number says which of the steps it is when
+    the kernel runs: the same launch serves all. Dtypes: else float32. Writes: the parameters, ``state``.
+    Cost: reads and writes parameters and state once; the gradient is neither written nor read again.
+    """
+    counts = len(state), bool(nesterov)
+    return Then(UPDATE, (*_padded(state, numbers), *counts, flat(numbers), step), tuple(state))
 
 
 # --- the norm -----------------------------------------------------------------------------------
@@ -139,33 +182,30 @@ def _larger(a, b):
 
 
 @device
-def _largest_of(own, shared):
-    """The largest of all threads' numbers, for each of them."""
-    thread = cuda.threadIdx.x
-    shared[thread] = own
-    cuda.syncthreads()
-    width = THREADS // 2
-    while width > 0:
-        if thread < width:
-            shared[thread] = _larger(shared[thread], shared[thread + width])
-        cuda.syncthreads()
-        width //= 2
-    return shared[0]
+def _added(a, b):
+    return a + b
 
 
-@device
-def _sum_of(own, shared):
-    """The sum of all threads' numbers, in a fixed order, for each of them."""
-    thread = cuda.threadIdx.x
-    shared[thread] = own
-    cuda.syncthreads()
-    width = THREADS // 2
-    while width > 0:
-        if thread < width:
-            shared[thread] += shared[thread + width]
+def _joined(both):
+    """``join(own, shared)``: all threads' numbers as one, for each of them; in a fixed order."""
+
+    @device
+    def join(own, shared):
+        thread = cuda.threadIdx.x
+        shared[thread] = own
         cuda.syncthreads()
-        width //= 2
-    return shared[0]
+        width = THREADS // 2
+        while width > 0:
+            if thread < width:
+                shared[thread] = both(shared[thread], shared[thread + width])
+            cuda.syncthreads()
+            width //= 2
+        return shared[0]
+
+    return join
+
+
+_largest_of, _sum_of = _joined(_larger), _joined(_added)
 
 
 @device

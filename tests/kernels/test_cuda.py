@@ -4,6 +4,8 @@ same checks as those of every backend."""
 
 import importlib.util
 import inspect
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ import pytest
 import fastdigit as fd
 from fastdigit.bench import cases, checks
 from fastdigit.kernels.common import cuda
+from fastdigit.kernels.dropout import cuda as dropout
+from fastdigit.kernels.dropout import reference as dropout_reference
 from fastdigit.kernels.matmul import cuda as products
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
+from fastdigit.kernels.optimizer import cuda as optimizer
+from fastdigit.kernels.optimizer import reference as optimizer_reference
 from fastdigit.kernels.relu import cuda as relu
 
 from ..ptx.emulated import backend, emulated
@@ -154,12 +160,13 @@ def to_tf32(x):
 KINDS = {
     "bf16": (to_bfloat16, from_bfloat16),
     "tf32": (lambda x: x, to_tf32),
+    "float32": (lambda x: x, lambda x: x),
 }
 
 
 TENSOR_CORES = [
     pytest.param(module, kind, tile, id=f"{module.__name__.rpartition('_')[2]} {kind} {tile[0]} × {tile[1]}")
-    for module, kinds in ((cuda_mma, KINDS), (cuda_wgmma, ["bf16"]))
+    for module, kinds in ((cuda_mma, ["bf16", "tf32"]), (cuda_wgmma, ["bf16"]))
     for kind in kinds
     for tile in module.TILES
 ]
@@ -241,6 +248,135 @@ def test_what_products_on_tensor_cores_refuse():
                     cuda_mma.multiply(*operands, c=c, **options)
 
 
+# --- products: dropout and updates ----------------------------------------------------------------
+
+SMALL = [(cuda_simt, "float32"), (cuda_mma, "bf16"), (cuda_mma, "tf32"), (cuda_wgmma, "bf16")]
+SMALL_IDS = [f"{module.__name__.rpartition('_')[2]} {kind}" for module, kind in SMALL]
+UPDATE_NUMBER = 5 * 2**32 + 7  # both words of the counter matter
+
+
+def check_dropout(multiply, plain, dropping):
+    """``multiply(c, then)`` must write what the reference makes of ``plain`` [R, C] or [C], of float64."""
+    c = np.full(plain.shape, np.nan, np.float32)
+    with emulated():
+        multiply(c, dropping(0.3, (11, 2), np.array([UPDATE_NUMBER, -1])))
+    expected = plain.reshape(-1, plain.shape[-1]).copy()
+    dropout_reference.dropout(np, expected, 0.3, (11, 2), UPDATE_NUMBER)
+    np.testing.assert_allclose(c, expected.reshape(c.shape), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("module", "kind"), SMALL, ids=SMALL_IDS)
+def test_dropout_of_a_product(module, kind):
+    given, meant = KINDS[kind]
+    a, b = (given(x) for x in operands((70, 40, 67), (False, False)))
+    bias = np.random.default_rng(1).standard_normal(67).astype(np.float32)
+
+    def multiply(c, then):
+        module.multiply(a, b, c=c, bias=bias, relu=True, then=then, tile=module.TILES[-1])
+
+    plain = np.maximum(product(meant(a), meant(b), (False, False)) + bias, 0)
+    check_dropout(multiply, plain, dropout.dropping)
+
+
+OPTIMIZERS = {
+    "sgd": fd.SGD(0.1, weight_decay=0.2, decoupled=True),
+    "nesterov": fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.2),
+    "adam": fd.Adam(0.1, beta1=0.8, beta2=0.9, weight_decay=0.2),
+}
+
+
+def check_update(multiply, gradient, record, padding, updating, half=None):
+    """``multiply(p, then)`` must update p [R, C] or [C] as the reference does, by ``gradient`` of float64,
+    with the rate of the second of three steps; ``padding`` numbers lie behind each row of p and its state."""
+    random = np.random.default_rng(6)
+
+    def padded():
+        whole = random.uniform(0.1, 1, gradient.size).reshape(gradient.shape)
+        whole = np.pad(whole, [(0, 0)] * (gradient.ndim - 1) + [(0, padding)], constant_values=np.nan)
+        return np.ascontiguousarray(whole, np.float32)[..., : gradient.shape[-1]]
+
+    p, state = padded(), tuple(padded() for _ in record.state_names)
+    expected, *expected_state = (x.astype(np.float64) for x in (p, *state))
+    backend = SimpleNamespace(
+        sgd=lambda *arguments: optimizer_reference.sgd(np, *arguments),
+        adam=lambda *arguments: optimizer_reference.adam(np, *arguments),
+    )
+    rates = np.array([0.5, 0.03, 0.2])
+    plan = SimpleNamespace(optimizer=record, learning_rates=rates, state=state, update=4)
+    numbers, nesterov = optimizer.step_numbers(plan), getattr(record, "nesterov", False)
+    with emulated():
+        multiply(p, updating(state, nesterov, numbers, np.array([1, -1])))
+    record.update(backend, expected, gradient, tuple(expected_state), 0.03, 6)
+    for name, found, wanted in zip("p01", (p, *state), (expected, *expected_state), strict=False):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4, err_msg=name)
+        assert np.isnan(found.base[..., gradient.shape[-1] :]).all(), "padding"
+    if half is not None:
+        bits = to_bfloat16(np.ascontiguousarray(np.pad(p, [(0, 0), (0, half.base.shape[1] - p.shape[1])])))
+        np.testing.assert_array_equal(half.base, bits)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "name", "columns"),
+    [
+        (cuda_simt, "float32", "adam", 67),
+        (cuda_simt, "float32", "nesterov", 68),
+        (cuda_mma, "bf16", "adam", 67),
+        (cuda_mma, "tf32", "nesterov", 67),
+        (cuda_wgmma, "bf16", "sgd", 68),
+        (cuda_wgmma, "bf16", "adam", 67),
+    ],
+)
+def test_update_by_a_product(module, kind, name, columns):
+    given, meant = KINDS[kind]
+    a, b = (given(x) for x in operands((70, 40, columns), (True, False)))
+    half = np.full((70, 72), 0x7FC0, np.uint16) if kind == "bf16" else None
+    if half is not None:
+        half[:, columns + columns % 2 :] = 0
+    more = {} if half is None else {"half": half[:, :columns]}
+
+    def multiply(p, then):
+        module.multiply(a, b, c=p, turned=(True, False), then=then, tile=module.TILES[-1], **more)
+
+    gradient, padding = product(meant(a), meant(b), (True, False)), 5 if columns % 2 else 4
+    check_update(multiply, gradient, OPTIMIZERS[name], padding, optimizer.updating, more.get("half"))
+
+
+def sums_of_columns(kind="float32"):
+    """(``multiply`` of the two checks, the sums), which is quicker than a product."""
+    given, meant = KINDS[kind]
+    dy = given(np.random.default_rng(5).standard_normal((37, 70)).astype(np.float32)[:, :67])
+    return partial(products.sum_columns, dy), meant(dy).astype(np.float64).sum(axis=0)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("float32", "nesterov"), ("bf16", "adam")])
+def test_update_by_column_sums(kind, name):
+    multiply, sums = sums_of_columns(kind)
+    check_update(multiply, sums, OPTIMIZERS[name], 0, optimizer.updating)
+
+
+def test_what_epilogues_refuse():
+    a, b, c = (np.zeros((8, 8), np.float32) for _ in range(3))
+    numbers, step = np.zeros((1, optimizer.NUMBERS), np.float32), np.zeros(1, np.int64)
+
+    def update(*state):
+        return optimizer.updating(state, False, numbers, step)
+
+    half = np.zeros((8, 8), np.uint16)
+    with pytest.raises(ValueError, match="'update' changes an output of float32 that is there already"):
+        cuda_mma.multiply(a, b, half=half, then=update())
+    with pytest.raises(ValueError, match=r"state has shape \(8, 7\), the others ask for \(8, 8\)"):
+        cuda_simt.multiply(a, b, c, then=update(c[:, :7]))
+    with pytest.raises(ValueError, match="rows of state must be as far apart"):
+        cuda_simt.multiply(a, b, c, then=update(np.zeros((8, 9), np.float32)[:, :8]))
+    with pytest.raises(TypeError, match="state must be a float32 array, got float64"):
+        products.sum_columns(a, c[0], update(np.zeros(8)))
+    with pytest.raises(ValueError, match="p must be in 0 ≤ p < 1, got 1"):
+        dropout.dropping(1, (0, 0), step)
+
+
+# --- rounding -------------------------------------------------------------------------------------
+
+
 def test_rounding_to_bfloat16():
     x = np.random.default_rng(2).standard_normal((5, 301)).astype(np.float32)
     half = np.zeros((5, 302), np.uint16)[:, :301]
@@ -284,6 +420,37 @@ def test_matmul_takes_any_view(on_host, name, given):
     assert getattr(products, name)(view(a), view(b), out=out) is out
     np.testing.assert_allclose(out, expected, atol=1e-5)
     np.testing.assert_allclose(getattr(products, name)(view(a), view(b)), expected, atol=1e-5)
+
+
+def test_matmul_with_dropout_and_updates(on_host):
+    random = np.random.default_rng(4)
+    a, b, out = (random.uniform(1, 2, (8, 8)).astype(np.float32) for _ in range(3))
+    numbers, step = np.zeros((1, optimizer.NUMBERS), np.float32), np.array([0])
+    update = optimizer.updating((), False, numbers, step)
+    numbers[0, [optimizer.SHRINK, optimizer.RATE]] = 1, 0.5
+    expected = out - 0.5 * product(a, b, (False, False))
+    assert products.matmul(a, b, out=out, then=update) is out
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
+    # A sum of nothing is a gradient of zero: weights still decay.
+    numbers[0, optimizer.SHRINK] = 0.9
+    products.matmul(a[:, :0], b[:0], out=out, then=update)
+    np.testing.assert_allclose(out, 0.9 * expected, rtol=1e-5)
+    with pytest.raises(TypeError, match="out must be an array on the GPU, got NoneType"):
+        products.matmul(a, b, then=update)
+    check_dropout(
+        lambda c, then: products.matmul(a, b, c, then=then),
+        product(a, b, (False, False)),
+        dropout.dropping,
+    )
+
+
+@pytest.mark.parametrize("name", ["matmul_tn", "matmul_nt"])
+def test_transposed_products_have_epilogues_too(on_host, monkeypatch, name):
+    given, square = [], np.zeros((4, 4), np.float32)
+    monkeypatch.setattr(products, "multiply", lambda *arguments, **how: given.append(how["then"]))
+    then = dropout.dropping(0.5, (0, 0), np.array([0]))
+    getattr(products, name)(square, square, then=then)
+    assert given == [then]
 
 
 def test_matmul_of_nothing(on_host):
@@ -377,8 +544,8 @@ FAULTS = [
     ),
     pytest.param(
         cuda_simt,
-        "_finish(sums, top + row, left + column, rows, columns",
-        "_finish(sums, top + row, left + column, rows + 64, columns",
+        "finish(sums, strip, top + row, left + column, rows, columns",
+        "finish(sums, strip, top + row, left + column, rows + 64, columns",
         "out of bounds",
         id="rows beyond the last",
     ),
@@ -417,6 +584,13 @@ FAULTS = [
         cuda_wgmma, "ptx.EIGHT - 1)) & ~", "ptx.EIGHT - 1)) | ~", "shared", id="stages where there is nothing"
     ),
     pytest.param(cuda_mma, "row // 2 % 4 if by_k", "0 if by_k", None, id="no exchange: right, but slow"),
+    pytest.param(
+        cuda_simt,
+        "        cuda.syncthreads()  # all have computed with the last half\n",
+        "",
+        "race|wrong",
+        id="sums over operands that are still needed",
+    ),
 ]
 
 
@@ -446,3 +620,38 @@ def test_faults_are_found(module, old, new, message):
     else:
         with pytest.raises(PTXError, match=message):
             run()
+
+
+DROPOUT_FAULTS = [
+    ("uint64(column) // uint64(4)", "uint64(column) // uint64(4) + uint64(1)"),
+    ("uint64(row), step & MASK", "uint64(row) + uint64(1), step & MASK"),
+    ("step >> SHIFT", "step & MASK"),
+    ("numbers[1][0]", "numbers[1][1]"),
+    ("four[3] * scale if words[3]", "four[3] * scale if words[2]"),
+]
+UPDATE_FAULTS = [
+    ("    if states > 0:\n        write4(", "    if states > 2:\n        write4("),
+    ("    if states > 1:\n        write4(", "    if states > 2:\n        write4("),
+    ("write4(state_1, at, count, vectors, (new_0[2]", "write4(state_1, at, count + 1, vectors, (new_0[2]"),
+    ("numbers_of(table, step[0])", "numbers_of(table, step[1] + 1)"),
+    ("s_0[3], s_1[3]", "s_0[3], s_1[2]"),
+    ("p * numbers[SHRINK]", "p"),
+    ("if nesterov else state_0", "if not nesterov else state_0"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), DROPOUT_FAULTS, ids=[new for _, new in DROPOUT_FAULTS])
+def test_faults_of_dropout_are_found(old, new):
+    multiply, sums = sums_of_columns()
+    check_dropout(multiply, sums, dropout.dropping)
+    with pytest.raises((PTXError, AssertionError)):
+        check_dropout(multiply, sums, with_fault(dropout, old, new).dropping)
+
+
+@pytest.mark.parametrize(("old", "new"), UPDATE_FAULTS, ids=[new.strip() for _, new in UPDATE_FAULTS])
+def test_faults_of_updates_are_found(old, new):
+    multiply, sums = sums_of_columns()
+    record = OPTIMIZERS["nesterov" if "nesterov" in old else "sgd" if "SHRINK" in old else "adam"]
+    check_update(multiply, sums, record, 5, optimizer.updating)
+    with pytest.raises((PTXError, AssertionError)):
+        check_update(multiply, sums, record, 5, with_fault(optimizer, old, new).updating)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ..ptx import table
+from ..ptx import steps, table
 from ..ptx.all_kernels import KERNELS
 from ..ptx.assembled import LIMITS, assemble
 
@@ -20,7 +20,7 @@ COMPILED = [
 
 @pytest.mark.parametrize(("kernel", "capability"), COMPILED)
 def test_registers_and_memory(kernel, capability):
-    code = assemble(kernel.ptx(capability), capability)
+    code = assemble(kernel, capability)
     assert code.spills == 0
     assert code.stack == 0, "numbers in local memory"
     most = LIMITS[capability[:2]][1] // kernel.threads  # 7.5 holds fewer threads than the others
@@ -33,7 +33,7 @@ def test_registers_and_memory(kernel, capability):
 def test_products_of_float32_multiply(capability):
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_simt"):
-            code = assemble(kernel.ptx(capability), capability)
+            code = assemble(kernel, capability)
             # The code for the edges is in the loop, too, and hardly ever runs.
             large = kernel.threads == 256
             assert code.share("FFMA", "FFMA2") > (0.75 if large else 0.65), (kernel.name, code.loop)
@@ -44,7 +44,7 @@ def test_products_of_float32_multiply(capability):
 def test_products_use_tensor_cores_and_asynchronous_copies(capability):
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_mma"):
-            code = assemble(kernel.ptx(capability), capability)
+            code = assemble(kernel, capability)
             assert code.opcodes["HMMA"] > 0
             assert code.opcodes["LDSM"] > 0 or "tf32" in kernel.name
             assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
@@ -56,7 +56,7 @@ def test_products_use_tensor_cores_and_asynchronous_copies(capability):
 def test_products_for_hopper_use_what_it_has():
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_wgmma"):
-            code = assemble(kernel.ptx((9, 0, "a")), (9, 0, "a"))
+            code = assemble(kernel, (9, 0, "a"))
             assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # 16 of 64 k each
             assert code.opcodes["UTMALDG"] >= 2
             assert code.opcodes["SYNCS"] > 0  # barriers that count
@@ -68,14 +68,30 @@ def test_what_products_move():
     """Of whole tiles: no access of shared memory waits for another's bank, nothing is moved that is not
     an operand."""
     found = table.traffic()
-    assert len(found) == 24
+    assert len(found) == 40
     for name, counted in found.items():
         assert counted["conflicts"] == 0, name
         assert 0.99 < counted["sectors"] <= 1.05, name
 
 
+@pytest.mark.parametrize("setting", steps.SETTINGS[1:3], ids=["float32, dropout", "bf16"])
+def test_what_a_step_takes(setting):
+    precision, _, dropout = setting
+    # Images, loss, counting on; for each layer forward, to weights, to biases, and to the input but for one.
+    layers = steps.NETWORK.layers
+    assert steps.launches(*setting) == 3 + 4 * len(layers) - 1
+    saved = 8 * sum(layer.inputs * layer.outputs for layer in layers)  # gradients written and read
+    if dropout:
+        size = 2 if precision == "bf16" else 4
+        saved += 2 * size * sum(layer.batch * layer.outputs for layer in layers[:-1])
+    alone, fused = (steps.bytes_moved(*setting, in_epilogues=how) for how in (False, True))
+    assert alone - fused == saved
+
+
 def test_the_page_shows_what_was_counted():
     results = json.loads(table.RESULTS.read_text())
-    assert table.in_page(table.README.read_text(encoding="utf-8")) == table.markdown(results)
+    text = table.README.read_text(encoding="utf-8")
+    for name, shown in table.markdown(results).items():
+        assert table.in_page(text, name)[1] == shown
     assert {row["kernel"] for row in results["kernels"]} == {kernel.name for kernel in KERNELS}
     assert all(row["spills"] == 0 for row in results["kernels"])

@@ -91,7 +91,7 @@ FAULTS = [
     ("        grid.sync()\n        for item", "        for item"),
     ("        _arrived()\n", ""),
     ("        cuda.syncthreads()\n        _logits(", "        _logits("),
-    ("step * NUMBERS)", "0 * NUMBERS)"),
+    ("numbers_of(numbers, step)", "numbers_of(numbers, 0)"),
     ("uint32(4 * row * plan[X_ROW] + 16 * piece)", "uint32(4 * row * plan[X_ROW] + 16 * piece + 4)"),
     ("_carry(plan, memory, state_0, 1, True)", "pass"),
     ("range(part, blocks, parts)", "range(part, blocks - 1, parts)"),

@@ -1,5 +1,6 @@
 """Trainings of any depth as a graph of steps, run by the interpreter of PTX."""
 
+import inspect
 import itertools
 import math
 
@@ -35,7 +36,9 @@ def pictures(count=40, pixels=36, classes=5):
 
 def trained(side, images, sizes=(36, 20, 12, 5), precision="float32", network=(), **options):
     net = fd.Network(list(sizes), backend=side, seed=3, precision=precision, **dict(network))
-    log = fd.fit(net, images, epochs=2, batch_size=16, seed=1, **options)
+    log = fd.fit(net, images, **{"epochs": 2, "batch_size": 16, "seed": 1, **options})
+    for tensor in net.layout.tensors:
+        assert not tensor.padding(net._parameters).any(), f"padding of {tensor.name}"
     return net.get_parameters(), log
 
 
@@ -76,30 +79,34 @@ def test_weights_as_of_the_reference(optimizer, network, options):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "batch", "floats"),
+    ("sizes", "batch", "floats", "network", "options"),
     [
-        ((36, 5), 16, False),
-        ((36, 20, 12, 5), 64, False),
-        ((36, 20, 12, 5), 16, True),
-        ((35, 7, 9, 3), 7, False),
+        ((36, 5), 16, False, {}, {"optimizer": fd.SGD(0.1)}),
+        (
+            (36, 20, 12, 5),
+            64,
+            False,
+            {},
+            {"optimizer": fd.SGD(0.1, momentum=0.5, nesterov=True, weight_decay=0.01)},
+        ),
+        ((36, 20, 12, 5), 16, True, {}, {"optimizer": fd.SGD(0.1), "clip_norm": 0.5}),
+        ((35, 7, 9, 3), 7, False, {"dropout": 0.3}, {"optimizer": fd.SGD(0.1, momentum=0.5)}),
     ],
-    ids=["no hidden layer", "fewer images than a batch", "images of float32", "odd sizes"],
+    ids=["no hidden layer", "fewer images than a batch", "images of float32, clipped", "odd sizes, dropout"],
 )
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_other_shapes(sizes, batch, floats, precision):
+def test_other_shapes(sizes, batch, floats, network, options, precision):
     images = pictures(40, sizes[0], sizes[-1])
     if floats:
         images = images.images.astype(np.float32) / 255, images.labels
-    weights = []
-    for side, kind in ((backend(AMPERE), precision), ("numpy", "float32")):
-        with emulated():
-            net = fd.Network(list(sizes), backend=side, seed=3, precision=kind)
-            log = fd.fit(net, images, epochs=2, batch_size=batch, seed=1, optimizer=fd.SGD(0.1))
-            weights.append(net.get_parameters())
-        assert len(log.step_losses) == 2 * -(-40 // batch)
-    for name, expected in weights[1].items():
+    how = {"sizes": sizes, "batch_size": batch, "network": network, **options}
+    with emulated():
+        found, log = trained(backend(AMPERE), images, precision=precision, **how)
+    expected, _ = trained("numpy", images, **how)
+    assert len(log.step_losses) == 2 * -(-40 // batch)
+    for name, values in expected.items():
         close = 1e-5 if precision == "float32" else 5e-3
-        np.testing.assert_allclose(weights[0][name], expected, atol=close, err_msg=name)
+        np.testing.assert_allclose(found[name], values, atol=close, err_msg=name)
 
 
 def rounded_to_bfloat16(x):
@@ -216,17 +223,28 @@ def test_parameters_are_those_of_the_networks_backend_afterwards():
     np.testing.assert_allclose(found, other.predict_proba(images.images), atol=1e-6)
 
 
+SOURCE = inspect.getsource(cuda_steps)
+TO_INPUT, TO_WEIGHTS, END = map(
+    SOURCE.index, ("            if layer:  # before", "            (w, b),", "    def _up")
+)
 FAULTS = [
     ("position[STEP] += 1", "position[STEP] += 0"),
+    ("position[STEP_OF_EPOCH] += 1", "position[STEP_OF_EPOCH] += 0"),
+    ("position[UPDATE_NUMBER] += 1", "position[UPDATE_NUMBER] += 0"),
     ("if place < order.size:", "if place < order.size + 1:"),
-    ("position[UPDATE] + position[STEP]", "position[UPDATE]"),
     ("min(batch, order.size - _place(position, batch, 0))", "batch"),
-    ("n, zero = position[STEP] * NUMBERS", "n, zero = 0 * NUMBERS"),
-    ('how = {"turned": (False, True), "y_below": below, "scale": scale}', 'how = {"turned": (False, True)}'),
+    (
+        'how = {"turned": (False, True), "y_below": y[layer], "scale": scale}',
+        'how = {"turned": (False, True)}',
+    ),
+    ("(plan.seed, layer), step)", "(plan.seed, layer + 1), step)"),
+    (SOURCE[TO_INPUT:END], SOURCE[TO_WEIGHTS:END].rstrip() + "\n" + SOURCE[TO_INPUT:TO_WEIGHTS] + "\n"),
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), FAULTS, ids=[old for old, _ in FAULTS])
+@pytest.mark.parametrize(
+    ("old", "new"), FAULTS, ids=[*(old for old, _ in FAULTS[:-1]), "weights updated before they are read"]
+)
 def test_faults_are_found(old, new):
     images, options = pictures(), {"optimizer": fd.SGD(0.1), "network": {"dropout": 0.2}}
     side = with_faulty_epochs(AMPERE, cuda_steps=with_fault(cuda_steps, old, new))

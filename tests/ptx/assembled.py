@@ -62,26 +62,35 @@ def _number(pattern, text):
 
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE)
-MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA", "IMMA")
+ON_TENSOR_CORES, MULTIPLY = ("HMMA", "HGMMA", "IMMA"), ("FFMA", "FFMA2")
 
 
 def _main_loop(lines):
-    """The instructions of the smallest loop with most multiplications."""
+    """The instructions of the smallest loop with most multiplications, on tensor cores if there are such."""
+    tensor_cores = any(opcode.split(".")[0] in ON_TENSOR_CORES for _, opcode, _ in lines)
+    counted = ON_TENSOR_CORES if tensor_cores else MULTIPLY
     places = [place for place, _, _ in lines]
     best, most = [], 0
     for place, opcode, operands in lines:
         target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
         if target and int(target[1], 16) < place:
             body = [line for at, line in zip(places, lines, strict=True) if int(target[1], 16) <= at <= place]
-            count = sum(line[1].split(".")[0] in MULTIPLY for line in body)
+            count = sum(line[1].split(".")[0] in counted for line in body)
             if count > most or (count == most and best and len(body) < len(best)):
                 best, most = body, count
     return best
 
 
 @cache
-def assemble(ptx, capability):
-    """The :class:`Assembled` of a kernel's PTX."""
+def ptx_of(kernel, capability):
+    """Its code, compiled once for all tests."""
+    return kernel.ptx(capability)
+
+
+@cache
+def assemble(kernel, capability):
+    """The :class:`Assembled` of a kernel for a compute capability."""
+    ptx = ptx_of(kernel, capability)
     architecture = "sm_" + "".join(map(str, capability))
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")

@@ -14,6 +14,7 @@ from fastdigit.backend import _host_memory, cuda_backend
 from fastdigit.kernels import epoch
 from fastdigit.kernels.common import cuda
 
+from .assembled import ptx_of
 from .ptxrun import Device, DeviceArray, launch, numba_args, parse
 
 LINE = 256  # bytes: arrays get the place relative to such a line that they have on the host
@@ -21,7 +22,7 @@ LINE = 256  # bytes: arrays get the place relative to such a line that they have
 
 @cache
 def program(kernel, capability):
-    return parse(kernel.ptx(capability))
+    return parse(ptx_of(kernel, capability))
 
 
 def _placed(device, array):
@@ -34,6 +35,15 @@ def _placed(device, array):
     return copy
 
 
+def _members(arguments):
+    """Of arguments and of tuples among them."""
+    for argument in arguments:
+        if isinstance(argument, tuple) and not isinstance(argument, cuda.TensorMap):
+            yield from _members(argument)
+        else:
+            yield argument
+
+
 class Emulator:
     """Runs launches; ``reports`` lists (kernel, report) of all of them."""
 
@@ -42,9 +52,10 @@ class Emulator:
         self.burst, self.reports = burst, []
 
     def launch(self, kernel, blocks, arguments, shared):
-        maps = [a for a in arguments if isinstance(a, cuda.TensorMap)]
+        members = list(_members(arguments))
+        maps = [a for a in members if isinstance(a, cuda.TensorMap)]
         wholes = {id(a): cuda.flat(a.matrix) for a in maps}
-        vectors = [a for a in arguments if isinstance(a, np.ndarray)] + list(wholes.values())
+        vectors = [a for a in members if isinstance(a, np.ndarray)] + list(wholes.values())
         size = sum(a.nbytes + 4 * LINE for a in vectors) + 16384
         device = Device(-(-size // LINE) * LINE)  # seen as words of up to 8 bytes
         places = {}
@@ -70,7 +81,7 @@ class Emulator:
             program(kernel, (9, 0, "a") if kernel.only == (9, 0) else self.capability),
             blocks,
             kernel.threads,
-            numba_args(*map(given, arguments)),
+            numba_args(*map(given, members)),
             device,
             shared=shared,
             race=self.race,

@@ -1,61 +1,73 @@
-"""The table of kernels for the GPU in kernels/README.md: what the assembler and the interpreter count.
+"""The tables of kernels for the GPU, and of steps made of them, in kernels/README.md: what the assembler and
+the interpreter count.
 
-``python -m tests.ptx.table`` measures it and writes it to ``bench/results/cuda_code.json`` and to the page.
+``python -m tests.ptx.table`` counts anew and writes them to ``bench/results/cuda_code.json`` and to the page.
 Nothing of it was measured on a GPU.
 """
 
 import json
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from fastdigit.files import atomic_write
-from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
+from fastdigit.kernels.common.fours import AS_IT_IS
+from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
+from fastdigit.kernels.optimizer.cuda import NUMBERS, UPDATE, updating
 
-from .all_kernels import KERNELS
+from . import steps
+from .all_kernels import FORMS, KERNELS, TECHNIQUES
 from .assembled import assemble
 from .emulated import backend, emulated
 
 PROJECT = Path(__file__).resolve().parents[2]
 RESULTS = PROJECT / "bench" / "results" / "cuda_code.json"
 README = PROJECT / "kernels" / "README.md"
-BEGIN, END = "<!-- table: cuda -->", "<!-- end of table -->"
+END = "<!-- end of table -->"
 CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))
 MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA")
 DEPTH = 64  # of the products whose traffic is counted: one tile of the output
+
+
+def _operands(kind, tile, turned):
+    """a, b and c of zeros: one tile with DEPTH k, aligned as arrays of a GPU are."""
+    zeros, (rows, columns) = backend().zeros, tile
+    dtype = np.uint16 if kind == "bf16" else np.float32
+    a = zeros((DEPTH, rows) if turned[0] else (rows, DEPTH), dtype)
+    b = zeros((columns, DEPTH) if turned[1] else (DEPTH, columns), dtype)
+    return a, b, zeros(tile, np.float32)
+
+
+def _then(epilogue, c):
+    """The epilogue of that name with numbers, and the bytes of what it moves besides writing c."""
+    step = np.zeros(1, np.int64)
+    if epilogue == DROPOUT:
+        return dropping(0.5, (0, 0), step), 0
+    if epilogue == UPDATE:
+        state = [backend().zeros(c.shape, np.float32) for _ in range(2)]
+        return updating(state, False, backend().zeros((1, NUMBERS), np.float32), step), 5 * c.nbytes
+    return AS_IT_IS, 0
 
 
 def traffic():
     """For each product: bank conflicts for each access of shared memory, and the sectors of 32 bytes that it
     moves over those that its operands have. At a tile's size, so that no edge counts."""
     found = {}
-    techniques = (
-        (cuda_simt, np.float32),
-        (cuda_mma, np.uint16),
-        (cuda_mma, np.float32),
-        (cuda_wgmma, np.uint16),
-    )
-    for technique, dtype in techniques:
-        for tile in technique.TILES:
-            for turned in ((False, False), (False, True), (True, False)):
-                rows, columns = tile
-                zeros = backend().zeros  # aligned as arrays of a GPU are
-                a = zeros((DEPTH, rows) if turned[0] else (rows, DEPTH), dtype)
-                b = zeros((columns, DEPTH) if turned[1] else (DEPTH, columns), dtype)
-                c = zeros(tile, np.float32)
-                with emulated(race=False, metrics=True) as emulator:
-                    if technique is cuda_simt:
-                        technique.multiply(a, b, c, turned=turned, tile=tile)
-                    else:
-                        technique.multiply(a, b, c=c, turned=turned, tile=tile)
-                ((kernel, report),) = emulator.reports
-                requests = sum(n for key, n in report.requests.items() if "shared" in key)
-                ideal = (a.nbytes + b.nbytes + c.nbytes) / 32
-                found[kernel.name] = {
-                    "conflicts": sum(report.bank_conflicts.values()) / requests,
-                    "sectors": sum(report.sectors.values()) / ideal,
-                }
+    for technique, kind in TECHNIQUES:
+        for tile, (turned, epilogue) in product(technique.TILES, FORMS):
+            a, b, c = _operands(kind, tile, turned)
+            then, more = _then(epilogue, c)
+            with emulated(race=False, metrics=True) as emulator:
+                technique.multiply(a, b, c=c, turned=turned, tile=tile, then=then)
+            ((kernel, report),) = emulator.reports
+            requests = sum(n for key, n in report.requests.items() if "shared" in key)
+            ideal = (a.nbytes + b.nbytes + c.nbytes + more) / 32
+            found[kernel.name] = {
+                "conflicts": sum(report.bank_conflicts.values()) / requests,
+                "sectors": sum(report.sectors.values()) / ideal,
+            }
     return found
 
 
@@ -72,7 +84,7 @@ def measure():
         for capability in CAPABILITIES:
             if not kernel.runs_on(capability):
                 continue
-            code = assemble(kernel.ptx(capability), capability)
+            code = assemble(kernel, capability)
             row["registers"][".".join(map(str, capability[:2]))] = code.registers
             row["shared"] = code.shared + kernel.shared
             row["blocks"] = code.blocks(capability, kernel.threads, kernel.shared)  # the last one stays: 9.0a
@@ -80,10 +92,10 @@ def measure():
             row["spills"] = row.get("spills", 0) + code.spills + code.stack
         rows.append(row)
     tools = ("numba-cuda", "nvidia-cuda-nvcc")
-    return {"tools": {name: version(name) for name in tools}, "kernels": rows}
+    return {"tools": {name: version(name) for name in tools}, "kernels": rows, "steps": steps.measure()}
 
 
-def markdown(results):
+def _kernels(results):
     lines = [
         "| kernel | threads | registers at 7.5, 8.0, 9.0a | shared memory | blocks resident at 9.0a "
         "| multiplications in the main loop | bank conflicts | sectors moved / ideal |",
@@ -102,17 +114,27 @@ def markdown(results):
     return "\n".join([*lines, "", f"Compiled with {tools}; not run on a GPU."])
 
 
-def in_page(text):
-    """What stands between the marks of a page."""
-    return text.split(BEGIN)[1].split(END)[0].strip()
+def markdown(results):
+    """{mark in the page: table}"""
+    return {"cuda": _kernels(results), "cuda steps": steps.markdown(results["steps"])}
+
+
+def in_page(text, name):
+    """(what stands before, in and behind the table of that name)"""
+    begin = f"<!-- table: {name} -->"
+    head, rest = text.split(begin)
+    table, tail = rest.split(END, 1)
+    return head + begin + "\n", table.strip(), "\n" + END + tail
 
 
 def main():
     results = measure()
     atomic_write(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
-    head, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, tail = rest.split(END, 1)
-    atomic_write(README, f"{head}{BEGIN}\n{markdown(results)}\n{END}{tail}".encode())
+    text = README.read_text(encoding="utf-8")
+    for name, table in markdown(results).items():
+        head, _, tail = in_page(text, name)
+        text = head + table + tail
+    atomic_write(README, text.encode())
 
 
 if __name__ == "__main__":

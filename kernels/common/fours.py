@@ -119,6 +119,12 @@ def _as_they_are(four, place, c, numbers):
 AS_IT_IS = Then(Epilogue("", _as_they_are, types.Tuple(())), (), None)
 
 
+def check_counter(step):
+    """TypeError unless it is a vector of int64 with a number."""
+    if step.dtype != np.int64 or step.ndim != 1 or not step.size:
+        raise TypeError(f"step must be a vector of int64, got {step.dtype} of shape {step.shape}")
+
+
 def check_beside(output, then):
     """ValueError unless what an epilogue reads and writes besides an output lies as the output does."""
     if then.beside is None:

@@ -4,7 +4,7 @@ the kernel of the product whose output it is about."""
 from numba import float32, int64, uint64
 
 from ..common.cuda import FLOATS, LONGS, Kernel, blocks_for, cuda, device, flat, row_distance, types
-from ..common.fours import Epilogue, Then, read4, write4
+from ..common.fours import Epilogue, Then, check_counter, read4, write4
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import keep_threshold
 
@@ -77,7 +77,8 @@ def dropping(p, key, step):
     ``multiply(x, w, y, bias=b, relu=True, then=dropping(0.5, (seed, layer), step))``
 
     ``step``: a vector of int64 on the GPU, whose first number is read when the kernel runs: the same launch
-    serves all steps. Errors: ValueError for ``p`` or ``key`` out of range.
+    serves all steps. Errors: ValueError for ``p`` or ``key`` out of range, TypeError for another ``step``.
     Cost: one Philox block for four elements; no access of memory for an element.
     """
+    check_counter(step)
     return Then(DROPOUT, (_numbers(p, key), step), None)

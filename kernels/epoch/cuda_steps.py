@@ -81,7 +81,6 @@ def _put_halves(words, at, first, second, both):
     words[at // 2] = ptx.bfloat16_pair(first, second)
 
 
-_updated = UPDATE.change
 _philox = device(philox4x32)
 
 
@@ -221,6 +220,9 @@ def _losses(halves):
     )
     name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
     return _kernel(losses, *arguments, name=name, halves=halves)
+
+
+_updated = UPDATE.change
 
 
 def _update(p, g, rounded, numbers):
@@ -382,12 +384,12 @@ class Steps:
     def _forward(self, plan, y):
         """All outputs, from those of the layer below."""
         step, last = self.memory["position"][UPDATE_NUMBER:], len(y) - 2
-        for layer, w in enumerate(self._weights(plan)):
+        biases = [b for _, b in plan.layout.layers(plan.parameters)]
+        for layer, (w, b) in enumerate(zip(self._weights(plan), biases, strict=True)):
             hidden, then = layer < last, AS_IT_IS
             if hidden and plan.dropout[layer]:
                 then = dropping(plan.dropout[layer], (plan.seed, layer), step)
-            bias = plan.layout.layers(plan.parameters)[layer][1]
-            self._multiply(y[layer], w, y[layer + 1], bias=bias, relu=hidden, then=then)
+            self._multiply(y[layer], w, y[layer + 1], bias=b, relu=hidden, then=then)
 
     def _backward(self, plan, y, dy):
         """From the gradient of the logits down to the weights: to their gradients, or to what they become."""

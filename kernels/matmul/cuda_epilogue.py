@@ -29,6 +29,8 @@ from ..common.ptx import load4
 # What becomes of a number, in this order, where it goes, and whether fours of all arrays are aligned.
 BIAS, RELU, MASK, WHOLE, HALVES, VECTORS = 1, 2, 4, 8, 16, 32
 
+LONGEST = 2**29  # numbers in a row or column, whose bytes are counted in 32 bits
+
 
 @device
 def _finished(value, bias, relu):
@@ -204,6 +206,8 @@ class Product:
         for name, array in (("c", c), ("half", half), ("y_below", y_below), ("bias", bias)):
             if array is not None:
                 check_shapes(**{name: (array.shape, shape[-array.ndim :])})
+        if max(*shape, self.depth) >= LONGEST:
+            raise ValueError(f"no side may have {LONGEST:,} numbers or more")
         for name, array in (("a", a), ("b", b)):
             if kind != "float32" and not in_pieces(array, 16):
                 raise ValueError(f"the rows of {name} must begin at multiples of 16 bytes")

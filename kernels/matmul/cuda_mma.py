@@ -20,7 +20,7 @@ Source: NVIDIA, PTX ISA 9.0, sections 9.7.15.5 (mma, ldmatrix) and 9.7.9.25.3 (c
 from functools import cache
 
 import numpy as np
-from numba import float32, int64, uint32, uint64
+from numba import float32, int32, int64, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import FLOATS, WORDS, Kernel, blocks_for, check_float32, check_shapes, cuda, device, flat
@@ -74,8 +74,9 @@ class _Operand:
                 row, column, rows, columns = start + row, k + numbers * chunk, count, depth
             else:
                 row, column, rows, columns = k + row, start + numbers * chunk, depth, count
-            within = uint32(max(min(size * (columns - column), 16), 0))
-            rows_left = uint32(max(rows - row, 0))
+            # In 32 bits, of which a maximum is one instruction.
+            within = uint32(max(min(int32(size * (columns - column)), int32(16)), int32(0)))
+            rows_left = uint32(max(int32(rows - row), int32(0)))
             source = address + uint64(size * (row * row_distance + column))
             further = uint64(size * rows_at_once * row_distance)
             for piece in range(pieces):

@@ -9,8 +9,21 @@ import math
 import numpy as np
 from numba import float32, float64, int64
 
-from ..common.cuda import DOUBLES, FLOATS, LONGS, Kernel, blocks_for, cuda, device, flat, types
-from ..common.fours import Epilogue, Then, read4, write4
+from ..common.cuda import (
+    DOUBLES,
+    FLOATS,
+    LONGS,
+    Kernel,
+    address_of,
+    blocks_for,
+    check_float32,
+    check_shapes,
+    cuda,
+    device,
+    flat,
+    types,
+)
+from ..common.fours import Epilogue, Then, check_counter, read4, write4
 from ..common.ptx import load4
 
 THREADS = 256
@@ -166,8 +179,16 @@ def updating(state, nesterov, numbers, step):
     parameters, with rows as far apart; ``numbers`` [steps, NUMBERS], from :func:`step_numbers`, begins at a
     multiple of 16 bytes. ``step``: a vector of int64, whose first number says which of the steps it is when
     the kernel runs: the same launch serves all. Dtypes: else float32. Writes: the parameters, ``state``.
+    Errors: TypeError and ValueError for other arrays.
     Cost: reads and writes parameters and state once; the gradient is neither written nor read again.
     """
+    check_counter(step)
+    check_float32(numbers=numbers)
+    check_shapes(numbers=(numbers.shape, (len(numbers), NUMBERS)))
+    if address_of(numbers) % 16:
+        raise ValueError("numbers must begin at a multiple of 16 bytes")
+    if len(state) > 2:
+        raise ValueError(f"an optimizer has at most two states, got {len(state)}")
     counts = len(state), bool(nesterov)
     return Then(UPDATE, (*_padded(state, numbers), *counts, flat(numbers), step), tuple(state))
 

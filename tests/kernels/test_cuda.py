@@ -225,7 +225,7 @@ def test_what_follows_a_product_on_tensor_cores(module, kind, tile, columns):
 def test_what_products_on_tensor_cores_refuse():
     a, b = np.zeros((4, 8), np.float32), np.zeros((8, 8), np.float32)
     halves = a.astype(np.uint16), b.astype(np.uint16)
-    c = np.zeros((4, 8), np.float32)
+    c, strided = np.zeros((4, 8), np.float32), np.lib.stride_tricks.as_strided
     for operands, options, error, said in (
         ((a.astype(np.float64), b), {}, TypeError, "a must hold bfloat16 as uint16, or float32"),
         ((a, halves[1]), {}, TypeError, "b must be an array of float32 here"),
@@ -237,6 +237,12 @@ def test_what_products_on_tensor_cores_refuse():
             {},
             ValueError,
             "rows of a must begin at multiples of 16 bytes",
+        ),
+        (
+            (strided(a, (4, 2**29), (2**31, 4)), strided(b, (2**29, 8), (32, 4))),
+            {},
+            ValueError,
+            "no side may have 536,870,912 numbers or more",
         ),
         (halves, {"half": np.zeros((4, 9), np.uint16)[:, :8]}, ValueError, "multiples of 4 bytes"),
     ):
@@ -372,6 +378,17 @@ def test_what_epilogues_refuse():
         products.sum_columns(a, c[0], update(np.zeros(8)))
     with pytest.raises(ValueError, match="p must be in 0 ≤ p < 1, got 1"):
         dropout.dropping(1, (0, 0), step)
+    for other in (step.astype(np.int32), step[:0]):
+        with pytest.raises(TypeError, match="step must be a vector of int64"):
+            dropout.dropping(0.5, (0, 0), other)
+        with pytest.raises(TypeError, match="step must be a vector of int64"):
+            optimizer.updating((), False, numbers, other)
+    with pytest.raises(ValueError, match="at most two states, got 3"):
+        update(c, c, c)
+    with pytest.raises(ValueError, match=r"numbers has shape \(1, 8\), the others ask for \(1, 12\)"):
+        optimizer.updating((), False, numbers[:, :8], step)
+    with pytest.raises(ValueError, match="numbers must begin at a multiple of 16 bytes"):
+        optimizer.updating((), False, np.zeros(13, np.float32)[1:].reshape(1, 12), step)
 
 
 # --- rounding -------------------------------------------------------------------------------------

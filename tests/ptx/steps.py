@@ -35,6 +35,9 @@ def launches(precision, optimizer, dropout):
         optimizer=optimizer,
         batch_size=NETWORK.batch,
         dropout=(dropout,) * (len(sizes) - 2),
+        input_dropout=0.0,
+        label_smoothing=0.0,
+        deformation=None,
         seed=0,
         clip_norm=None,
         weight=None,
@@ -102,6 +105,6 @@ def markdown(rows):
         alone, fused = row["bytes_of_their_own"] / 1e6, row["bytes"] / 1e6
         lines.append(
             f"| {row['precision']}, {kind}{dropout} | {row['launches_of_their_own']}, {row['launches']} "
-            f"| {alone:.0f}, {fused:.0f} ({fused / alone - 1:+.0%}) |"
+            f"| {alone:.0f}, {fused:.0f} (− {1 - fused / alone:.0%}) |"
         )
     return "\n".join(lines)

@@ -7,6 +7,8 @@ and by which command it was made. Exit status 1 if anything asked of the recipe 
 """
 
 import argparse
+import json
+import re
 import shlex
 import sys
 import time
@@ -16,7 +18,10 @@ from pathlib import Path
 import fastdigit as fd
 from fastdigit.robust import substitute
 
-from . import machine
+from . import acceptance, machine, tables
+
+NAME = "attacks"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 PGD_40 = fd.PGD(0.1, step=0.01, steps=40)
 FGSM_25 = fd.FGSM(0.25)
@@ -93,6 +98,24 @@ def measure(recipe, net, data):
     }
 
 
+def table():
+    """A row for each committed result."""
+    made = tables.Table(
+        NAME, "Attacks", ("training", "clean", "PGD-40 within 0.05", "0.1", "0.2", "FGSM within 0.25")
+    )
+    for name in RECIPES:
+        results = json.loads((RESULTS / f"adversarial_{name}.json").read_text())
+        recipe, accuracies = results["recipe"], [results["clean"]]
+        accuracies += [each["accuracy"] for each in results["pgd"]["attacked"]]
+        accuracies += [each["accuracy"] for each in results["fgsm"]["attacked"] if each["epsilon"] == 0.25]
+        adversary = re.sub(r"step=None, |, restarts=.*(?=\))", "", recipe["adversary"] or "")
+        against = f"against {adversary}" if adversary else "on images as they are"
+        clean = ", half of a batch left clean" if recipe["clean_share"] == 0.5 else ""
+        row = f"`{name}`: {recipe['epochs']} epochs {against}{clean}"
+        made.rows.append((row, *(f"{accuracy:.2%}" for accuracy in accuracies)))
+    return made
+
+
 def options_of(arguments):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", choices=RECIPES)
@@ -106,6 +129,7 @@ def options_of(arguments):
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--model", type=Path, help="where to save the network")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="where to bring the table of all results up to date")
     return parser.parse_args(arguments)
 
 
@@ -122,7 +146,7 @@ def recipe_of(options):
 
 def without_files(arguments):
     """The arguments that a result depends on."""
-    files = [i for i, argument in enumerate(arguments) if argument in ("--json", "--model")]
+    files = [i for i, argument in enumerate(arguments) if argument in ("--json", "--model", "--page")]
     return [argument for i, argument in enumerate(arguments) if i not in files and i - 1 not in files]
 
 
@@ -154,6 +178,8 @@ def main(arguments=None):
             epochs=epochs,
             **found,
         )
+    if options.page:
+        acceptance.put_between_marks(options.page, NAME, tables.markdown(table()))
     return 0 if found["met"] else 1
 
 

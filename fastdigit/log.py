@@ -10,6 +10,7 @@ from .files import atomic_write
 
 SMOOTHED = 5  # epochs whose mean loss is compared, so that a single one does not count
 NOISE_EPOCHS = 20  # at least, where there are: the latest, whose ups and downs say how noisy a loss is
+NOISY = 3  # times its noise is what a validation loss must rise by
 LEAST_RISE = 0.05  # of a validation loss: less is not worth a word
 
 
@@ -61,7 +62,7 @@ class TrainingLog:
         validation loss has risen since, while the training loss fell. None if it is not so, or if too
         few epochs or no validation images can tell.
 
-        Means of SMOOTHED epochs are compared, the last with the lowest. The rise must be three times the
+        Means of SMOOTHED epochs are compared, the last with the lowest. The rise must be NOISY times the
         noise, and LEAST_RISE of the loss; the fall must be more than the noise. Noise is the standard
         deviation of the changes from one epoch to the next, since the lowest.
         """
@@ -77,7 +78,7 @@ class TrainingLog:
         fall, rise = means[best] - means[-1], validation_means[-1] - validation_means[best]
         noise = np.diff(losses[best:]).std()
         validation_noise = np.diff(validation[max(0, min(best, count - NOISE_EPOCHS)) :]).std()
-        if fall <= noise or rise <= max(3 * validation_noise, LEAST_RISE * validation_means[best]):
+        if fall <= noise or rise <= max(NOISY * validation_noise, LEAST_RISE * validation_means[best]):
             return None
         return self.epochs[best + validation[best : best + SMOOTHED].argmin()].epoch
 

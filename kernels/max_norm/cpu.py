@@ -8,8 +8,9 @@ from ..common.compiling import inner
 from ..common.memory import ints, matrix, matrix_address, number, row, share, word_of
 from ..common.team import Kernel, thread_count
 
-# Elements a thread: so many take some 10 µs, less than it takes to wake a thread that sleeps.
-SHARE = 32_768
+# Elements a thread: so many take some 100 µs. Others sleep by the time that weights are shortened, and
+# to wake one may take as long.
+SHARE = 262_144
 
 CACHE_LINE = 16  # elements: shares end between cache lines, so that no two threads write one
 

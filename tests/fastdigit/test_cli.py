@@ -300,7 +300,8 @@ def test_overfitting_is_told_once_and_drawn(capsys, tmp_path):
     assert main(["train", "--png", "curves.png", *options.split()]) == 0
     output = capsys.readouterr().out
     (line,) = (line for line in output.splitlines() if line.startswith("overfit"))
-    assert re.search(r"since epoch \d+ .*: try --dropout 0.5, --early-stopping 5, or more images$", line)
+    advice = "--augment standard, --dropout 0.5, --early-stopping 5, or more images"
+    assert re.search(rf"since epoch \d+ .*: try {advice}$", line)
     assert output.count("picture    curves.png") == 1
     assert main(["train", "--resume", "run", "--png", "again.png"]) == 0
     for name in ("curves.png", "again.png"):

@@ -29,7 +29,8 @@ from .reference import (
 )
 
 THREADS = 128
-MOST_KNOTS, MOST_LINES = 1024, 4096  # of both fields, and of these for all rows
+RESIDENT = 6  # blocks; more would leave a thread too few registers
+MOST_KNOTS, MOST_LINES = 1024, 2048  # of both fields, and of these for all rows
 BITS = np.uint64(LEVEL_BITS)
 
 _philox = device(philox4x32)
@@ -186,12 +187,14 @@ _kernel = Kernel(
     _augment,
     *(BYTES, LONGS, int64, uint64, uint64, uint64, *DEFORMATION, FLOATS, int64, float32),
     threads=THREADS,
+    resident=RESIDENT,
     name="augment",
 )
 _steps = Kernel(
     _augment_steps,
     *(BYTES, LONGS, int64, int64, uint64, uint64, uint64, *DEFORMATION, BYTES),
     threads=THREADS,
+    resident=RESIDENT,
     name="augment, steps",
 )
 

@@ -22,7 +22,7 @@ import math
 import numpy as np
 from numba import float32, int32, int64, uint64
 
-from ..augment.cuda import DEFORMATION, MOST_KNOTS, MOST_LINES, arguments_of, pixel, prepare
+from ..augment.cuda import DEFORMATION, MOST_KNOTS, MOST_LINES, RESIDENT, arguments_of, pixel, prepare
 from ..augment.reference import ARRAYS, KEY
 from ..common import cuda as gpu  # its launches by this name: tests without a GPU put others there
 from ..common import ptx
@@ -84,7 +84,7 @@ def _put_halves(words, at, first, second, both):
 _philox = device(philox4x32)
 
 
-def _kernel(function, *arguments, name, halves):
+def _kernel(function, *arguments, name, halves, **more):
     """``halves``: whether it rounds to bfloat16, which the simulator cannot."""
     return Kernel(
         function,
@@ -93,6 +93,7 @@ def _kernel(function, *arguments, name, halves):
         name=name,
         least=(8, 0) if halves else (7, 5),
         simulated=not halves,
+        **more,
     )
 
 
@@ -173,7 +174,7 @@ def _deformer(halves):
     arguments = BYTES, LONGS, LONGS, int64, uint64, *DEFORMATION, stored, int64, float32
     arguments += uint64, float32, uint64
     name = f"step: images deformed, to {'bfloat16' if halves else 'float32'}"
-    return _kernel(deform, *arguments, name=name, halves=halves)
+    return _kernel(deform, *arguments, name=name, halves=halves, resident=RESIDENT)
 
 
 def _losses(halves):

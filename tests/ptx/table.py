@@ -71,26 +71,24 @@ def traffic():
     return found
 
 
+def row_of(kernel, counted):
+    """What the assembler makes of a kernel, with what was ``counted`` of it, for all capabilities."""
+    row = {"kernel": kernel.name, "threads": kernel.threads, "registers": {}, **counted}
+    for capability in CAPABILITIES:
+        if not kernel.runs_on(capability):
+            continue
+        code = assemble(kernel, capability)
+        row["registers"][".".join(map(str, capability[:2]))] = code.registers
+        row["shared"] = code.shared + kernel.shared
+        row["blocks"] = code.blocks(capability, kernel.threads, kernel.shared)  # the last one stays: 9.0a
+        row["multiplications"] = code.share(*MULTIPLY) if "matmul" in kernel.name else None
+        row["spills"] = row.get("spills", 0) + code.spills + code.stack
+    return row
+
+
 def measure():
     counted = traffic()
-    rows = []
-    for kernel in KERNELS:
-        row = {
-            "kernel": kernel.name,
-            "threads": kernel.threads,
-            "registers": {},
-            **counted.get(kernel.name, {}),
-        }
-        for capability in CAPABILITIES:
-            if not kernel.runs_on(capability):
-                continue
-            code = assemble(kernel, capability)
-            row["registers"][".".join(map(str, capability[:2]))] = code.registers
-            row["shared"] = code.shared + kernel.shared
-            row["blocks"] = code.blocks(capability, kernel.threads, kernel.shared)  # the last one stays: 9.0a
-            row["multiplications"] = code.share(*MULTIPLY) if "matmul" in kernel.name else None
-            row["spills"] = row.get("spills", 0) + code.spills + code.stack
-        rows.append(row)
+    rows = [row_of(kernel, counted.get(kernel.name, {})) for kernel in KERNELS]
     tools = ("numba-cuda", "nvidia-cuda-nvcc")
     return {"tools": {name: version(name) for name in tools}, "kernels": rows, "steps": steps.measure()}
 

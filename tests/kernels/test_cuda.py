@@ -34,7 +34,7 @@ OPERATIONS = {
 def test_the_backend_is_complete_and_has_the_protocols_parameters():
     for name, parameters in OPERATIONS.items():
         assert list(inspect.signature(getattr(backend(), name)).parameters) == parameters
-    assert len(OPERATIONS) == 15
+    assert len(OPERATIONS) == 16
 
 
 MATMUL = [

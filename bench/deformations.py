@@ -1,14 +1,18 @@
 """What a training on deformed images is worth where handwriting is unusual, measured on MNIST.
 
     python -m fastdigit.bench.deformations [--json FILE] [--page LIMITS.md]
+    python -m fastdigit.bench.deformations --cost FILE
 
 784-800-10, twenty epochs, trained on the images as they are, deformed by the standard strengths, and by
 stronger ones with noise: read right as they are and corrupted (``fd.corruption_robustness``), and misread of
-the worst tenth of writers (``bench.bias``).
+the worst tenth of writers (``bench.bias``). ``--cost`` measures what deforming costs an epoch instead; nothing
+else should run meanwhile.
 """
 
 import argparse
 from pathlib import Path
+
+import numpy as np
 
 import fastdigit as fd
 
@@ -38,6 +42,22 @@ def measure(strengths, seed, data, writers):
     }
 
 
+def cost(rounds=7):
+    """Epochs of LAYERS on deformed images over those on images as they are, in turns, one after the other."""
+    data = fd.load_mnist()
+    affine = fd.Augment(rotation=10, scale=0.1, shear=0.1, shift=1)
+    kinds = {"as they are": None, "affine": affine, "standard": fd.Augment.standard()}
+    seconds = {name: [] for name in kinds}
+    for _ in range(rounds + 1):
+        for name, augment in kinds.items():
+            log = fd.fit(fd.Network(LAYERS), data.train, epochs=1, augment=augment)
+            seconds[name].append(log.epochs[0].seconds)
+    seconds = {name: each[1:] for name, each in seconds.items()}  # the first ones compile
+    ratios = {name: np.divide(each, seconds["as they are"]) for name, each in seconds.items()}
+    quartiles = {name: np.quantile(ratio, (0.25, 0.5, 0.75)).tolist() for name, ratio in ratios.items()}
+    return {"network": LAYERS, "seconds": seconds, "ratio_quartiles": quartiles}
+
+
 def table(results):
     """A row for each training: means over the seeds."""
     columns = ("trained on images", "read as they are", "corrupted, on average", "points more")
@@ -64,7 +84,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--cost", type=Path)
     options = parser.parse_args(arguments)
+    if options.cost:
+        machine.write(options.cost, **cost())
+        return
     data, rows = fd.load_mnist(), []
     writers = fd.load_writers("test", data.test.labels)
     for name, strengths in STRENGTHS.items():

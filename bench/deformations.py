@@ -3,10 +3,10 @@
     python -m fastdigit.bench.deformations [--json FILE] [--page LIMITS.md]
     python -m fastdigit.bench.deformations --cost FILE
 
-784-800-10, twenty epochs, trained on the images as they are, deformed by the standard strengths, and by
+784-800-10, thirty epochs, trained on the images as they are, deformed by the standard strengths, and by
 stronger ones with noise: read right as they are and corrupted (``fd.corruption_robustness``), and misread of
-the worst tenth of writers (``bench.bias``). ``--cost`` measures what deforming costs an epoch instead; nothing
-else should run meanwhile.
+the worst tenth of writers (``bench.bias``). ``--cost`` measures what deforming costs an epoch instead, for
+which nothing else should run.
 """
 
 import argparse
@@ -19,11 +19,11 @@ import fastdigit as fd
 from . import acceptance, machine, tables
 
 NAME = "deformations"
-LAYERS, EPOCHS, SEEDS = [784, 800, 10], 20, range(2)
+LAYERS, EPOCHS, SEEDS = [784, 800, 10], 30, range(2)
 STRENGTHS = {
     "as they are": None,
     "standard": "standard",
-    "stronger, with noise": "rotation=15,scale=0.2,shear=0.15,shift=2.5,elastic=1,thickness=0.5,noise=160",
+    "stronger, with noise": "rotation=15,scale=0.2,shear=0.15,shift=2.5,elastic=1,thickness=0.5,noise=200",
 }
 
 

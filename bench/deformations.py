@@ -5,8 +5,8 @@
 
 784-800-10, thirty epochs, trained on the images as they are, deformed by the standard strengths, and by
 stronger ones with noise and dropped pixels: read right as they are and corrupted
-(``fd.corruption_robustness``), and misread of the worst tenth of writers (``bench.bias``). ``--cost`` measures
-what deforming costs an epoch instead, for which nothing else should run.
+(``fd.corruption_robustness``), and misread of the worst tenth of writers (``bench.bias``). ``--cost``
+measures what deforming costs an epoch instead, for which nothing else should run.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python -m fastdigit.bench.deformations --cost FILE
 
 784-800-10, thirty epochs, trained on the images as they are, deformed by the standard strengths, and by
-stronger ones with noise and dropped pixels: read right as they are and corrupted
-(``fd.corruption_robustness``), and misread of the worst tenth of writers (``bench.bias``). ``--cost``
-measures what deforming costs an epoch instead, for which nothing else should run.
+stronger ones with noise: read right as they are and corrupted (``fd.corruption_robustness``), and misread of
+the worst tenth of writers (``bench.bias``). ``--cost`` measures what deforming costs an epoch instead, for
+which nothing else should run.
 """
 
 import argparse
@@ -20,13 +20,15 @@ from . import acceptance, machine, tables
 
 NAME = "deformations"
 LAYERS, EPOCHS, SEEDS = [784, 800, 10], 30, range(2)
-STRONGER = "rotation=15,scale=0.2,shear=0.15,shift=2.5,elastic=1,thickness=0.5,noise=200"
-# Name: (strengths, input dropout)
-TRAININGS = {"as they are": (None, 0.0), "standard": ("standard", 0.0), "stronger": (STRONGER, 0.2)}
+STRENGTHS = {
+    "as they are": None,
+    "standard": "standard",
+    "stronger, with noise": "rotation=15,scale=0.2,shear=0.15,shift=2.5,elastic=1,thickness=0.5,noise=200",
+}
 
 
-def measure(strengths, input_dropout, seed, data, writers):
-    net = fd.Network(LAYERS, seed=seed, input_dropout=input_dropout)
+def measure(strengths, seed, data, writers):
+    net = fd.Network(LAYERS, seed=seed)
     augment = None if strengths is None else fd.Augment.parse(strengths)
     optimizer = fd.SGD(0.2, momentum=0.9, nesterov=True)
     log = fd.fit(net, data.train, optimizer=optimizer, epochs=EPOCHS, augment=augment, seed=seed)
@@ -73,7 +75,6 @@ def table(results):
         more = f"{100 * (points - corrupted[0]):+.1f}" if row is not plain else ""
         cut = f"{1 - error / worst[0]:.0%}" if row is not plain else ""
         strengths = f"deformed: {row['strengths']}" if row["strengths"] else row["name"]
-        strengths += f", input dropout {row['input_dropout']:g}" if row["input_dropout"] else ""
         accuracy = f"{mean(row, lambda seed: seed['accuracy']):.2%}"
         made.rows.append((strengths, accuracy, f"{points:.1%}", more, f"{error:.1%}", cut))
     return made
@@ -90,11 +91,10 @@ def main(arguments=None):
         return
     data, rows = fd.load_mnist(), []
     writers = fd.load_writers("test", data.test.labels)
-    for name, (strengths, input_dropout) in TRAININGS.items():
-        how = {"strengths": strengths, "input_dropout": input_dropout}
-        rows.append({"name": name, **how, "seeds": []})
+    for name, strengths in STRENGTHS.items():
+        rows.append({"name": name, "strengths": strengths, "seeds": []})
         for seed in SEEDS:
-            found = measure(strengths, input_dropout, seed, data, writers)
+            found = measure(strengths, seed, data, writers)
             rows[-1]["seeds"].append(found)
             print(f"{name}, {seed}: {found['accuracy']:.2%}, {found['corrupted']:.2%} corrupted", flush=True)
     results = {"network": LAYERS, "epochs": EPOCHS, "rows": rows}

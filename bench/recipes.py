@@ -88,20 +88,19 @@ def run(name, seeds, backend="auto", data=None, out=None):
 
 def markdown():
     """The table of all recipes, those without a result too."""
-    lines = ["| recipe | asked | aim | reached, mean (range) | seeds | seconds each | what |"]
-    lines.append("| --- | --: | --: | --: | --: | --: | --- |")
+    lines = ["| recipe | asked | aim | reached, mean (range) | seeds | what |"]
+    lines.append("| --- | --: | --: | --: | --: | --- |")
     for file in sorted(FOLDER.glob("*.toml")):
         recipe, found = read(file.stem), RESULTS / f"recipe_{file.stem}.json"
-        reached = seeds = seconds = "–"
+        reached = seeds = "–"
         if found.exists():
             results = json.loads(found.read_text())
             of = results["accuracy"]
             reached = f"{of['mean']:.2%} ({of['least']:.2%} to {of['most']:.2%})"
             seeds = len(results["seeds"])
-            seconds = f"{statistics.median(row['seconds'] for row in results['seeds']):.0f}"
         name = f"[{file.stem}]({file.name})"
         asked = f"{recipe['asked']:.2%} | {recipe['aim']:.2%}"
-        lines.append(f"| {name} | {asked} | {reached} | {seeds} | {seconds} | {recipe['title']} |")
+        lines.append(f"| {name} | {asked} | {reached} | {seeds} | {recipe['title']} |")
     return "\n".join(lines)
 
 

@@ -1,9 +1,11 @@
-"""Small, quick, learnable data for tests of the layer above the kernels."""
+"""Small, quick, learnable data for tests of the layer above the kernels, and what tests of commands share."""
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastdigit as fd
+from fastdigit.cli import main
 
 
 @pytest.fixture
@@ -34,3 +36,45 @@ def same_bits(a, b):
     return mine.keys() == theirs.keys() and all(
         mine[name].tobytes() == theirs[name].tobytes() for name in mine
     )
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+QUICK = ("--epochs", "12", "--hidden", "32", "--backend", "numpy")
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("FASTDIGIT_BACKEND", raising=False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run on the digits data; tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A PNG of a test digit, enlarged, dark on light, and the digit that it shows."""
+    test = fd.load_digits().test
+    index = int(np.flatnonzero(test.labels == 7)[0])
+    Image.fromarray(255 - test.images[index]).resize((140, 140)).save(tmp_path / "seven.png")
+    return tmp_path / "seven.png"
+
+
+def error_of(capsys, arguments, status):
+    """The one line on stderr that the command must end with."""
+    assert main([str(part) for part in arguments]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

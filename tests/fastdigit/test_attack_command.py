@@ -12,29 +12,9 @@ import fastdigit as fd
 from fastdigit.cli import main
 from fastdigit.plots import DPI
 
+from .conftest import error_of
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("FASTDIGIT_BACKEND", raising=False)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run on the digits data; tests must not change it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    options = ("--epochs", "12", "--hidden", "32", "--backend", "numpy")
-    assert main(["train", "--out", str(folder), *options]) == 0
-    return folder
-
-
-def error_of(capsys, arguments, status):
-    assert main([str(part) for part in arguments]) == status
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 QUICK = ("--images", "100", "--steps", "5")
 
 

@@ -20,22 +20,9 @@ from fastdigit.cli import main
 from fastdigit.plots import DPI
 from fastdigit.runs import LATER
 
-QUICK = ("--epochs", "12", "--hidden", "32", "--backend", "numpy")
+from .conftest import QUICK, contents, error_of
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("FASTDIGIT_BACKEND", raising=False)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run on the digits data; tests must not change it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", "--out", str(folder), *QUICK]) == 0
-    return folder
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +31,6 @@ def trained_on_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
     assert main(["train", "--out", str(folder), "--classes", "0,1", "--epochs", "5", "--hidden", "16"]) == 0
     return folder
-
-
-@pytest.fixture
-def picture(tmp_path):
-    """A PNG of a test digit, enlarged, dark on light, and the digit that it shows."""
-    test = fd.load_digits().test
-    index = int(np.flatnonzero(test.labels == 7)[0])
-    Image.fromarray(255 - test.images[index]).resize((140, 140)).save(tmp_path / "seven.png")
-    return tmp_path / "seven.png"
-
-
-def error_of(capsys, arguments, status):
-    """The one line on stderr that the command must end with."""
-    assert main([str(part) for part in arguments]) == status
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 # --- help and usage -------------------------------------------------------------------------------
@@ -701,10 +670,6 @@ def test_a_closed_stdout_is_no_error(tmp_path):
     result = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
     assert (tmp_path / "runs" / "001" / "model.safetensors").exists()
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_resume_that_fails_changes_nothing(trained, tmp_path, capsys):

@@ -14,15 +14,14 @@ from fastdigit import runs
 from fastdigit.cli import main
 from fastdigit.progress import Progress
 
-from .conftest import same_bits
-from .test_cli import QUICK, contents, error_of, in_an_empty_folder, picture  # noqa: F401 (fixtures)
+from .conftest import QUICK, contents, error_of, same_bits
 
 HELD_BACK = (*QUICK, "--validation", "0.25")
 digits = cache(fd.load_digits)
 
 
 @pytest.fixture(autouse=True)
-def quickly(in_an_empty_folder, monkeypatch):  # noqa: F811
+def quickly(in_an_empty_folder, monkeypatch):
     """Nothing is compiled, and the digits are scaled to 28×28 once for all tests here."""
     monkeypatch.setenv("FASTDIGIT_BACKEND", "numpy")
     monkeypatch.setitem(runs.DATA, "digits", digits)
@@ -170,7 +169,7 @@ def test_a_calibrated_run_trains_on_as_if_it_were_not(run, trained, tmp_path):
 # --- thresholds -----------------------------------------------------------------------------------
 
 
-def test_predict_rejects(trained, picture, capsys):  # noqa: F811
+def test_predict_rejects(trained, picture, capsys):
     command = ["predict", "--model", str(trained), "seven.png"]
     assert main([*command, "--reject-below", "1"]) == 0
     text = r"seven\.png  \?  perhaps 7  +\d+\.\d\d %   then [0-689]  +\d+\.\d\d %\n"
@@ -290,7 +289,7 @@ def test_the_first_member_is_the_network_of_the_same_seed(committee):
     assert same_bits(model.networks[0], fd.Network.load("alone/model.safetensors", backend="numpy"))
 
 
-def test_predict_with_a_committee(committee, picture, capsys):  # noqa: F811
+def test_predict_with_a_committee(committee, picture, capsys):
     assert main(["predict", "--model", str(committee), "seven.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["label"] == 7
 

@@ -9,12 +9,8 @@ from PIL import Image
 import fastdigit as fd
 from fastdigit.cli import main
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 QUICK = ("--epochs", "2", "--hidden", "16", "--backend", "numpy", "--quiet", "--out", "run")
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def test_a_run_keeps_its_strengths_and_trains_with_them(capsys):

@@ -16,14 +16,10 @@ from fastdigit.cli import main
 from fastdigit.datasets import Writers
 from fastdigit.inputs import as_weights
 
+from .conftest import error_of
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 QUICK = ["--epochs", "2", "--hidden", "16", "--backend", "numpy", "--quiet"]
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.delenv("FASTDIGIT_BACKEND", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +51,6 @@ def small_mnist(monkeypatch):
     monkeypatch.setattr("fastdigit.runs.find_mnist", lambda: ("here", True))
     monkeypatch.setattr("fastdigit.runs.load_writers", writers)
     return SimpleNamespace(train=data.train, test=data.test, writers=writers)
-
-
-def error_of(capsys, arguments, status):
-    """The one line on stderr that the command must end with."""
-    assert main([str(part) for part in arguments]) == status
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def figures(path):

@@ -582,13 +582,15 @@ class Augment:
 
 
 _AFFINE = (("rotation", 40), ("scale", 0.4), ("shear", 0.5), ("shift", 3))
-_ALL = (*_AFFINE, ("elastic", 1.4), ("thickness", 0.8), ("noise", 60))
+_ALL = (*_AFFINE, ("elastic", 1.4), ("thickness", 0.8), ("noise", 60), ("erase", 12), ("faint", 0.9))
 AUGMENT = (
     Augment(5, 7, ()),
     Augment(9, 6, _AFFINE),
     Augment(8, 16, (("elastic", 2), ("smoothness", 1.5)), key=(2**32 - 1, 0), step=0),
     Augment(11, 8, (("thickness", 1),), step=2**40 + 1),
     Augment(7, 9, (("noise", 255),)),
+    Augment(6, 18, (("erase", 9),), count=9, batch=8),
+    Augment(10, 5, (("faint", 0.99),)),
     Augment(28, 28, _ALL, count=1, start=0, batch=1),
     Augment(17, 33, _ALL, count=6, start=3, batch=3),
 )

@@ -34,7 +34,7 @@ def _fields(height, width, elastic, smoothness, random_bytes):
     down = [[round(256 * w / top) for w in row] for row in down]
     across = [[round(scale * w) for w in row] for row in across]
     rows, columns = len(down[0]), len(across[0])
-    random = np.array(random_bytes(2, 2 * rows * columns)).reshape(2, rows, columns).tolist()
+    random = np.array(random_bytes(3, 2 * rows * columns)).reshape(2, rows, columns).tolist()
     fields = []
     for knots in random:
         lines = [
@@ -54,7 +54,8 @@ def deformed(image, strengths, words):
     """
     height, width = image.shape
     s = {
-        **dict.fromkeys(("rotation", "scale", "shear", "shift", "elastic", "thickness", "noise"), 0),
+        **dict.fromkeys(("rotation", "scale", "shear", "shift", "elastic"), 0),
+        **dict.fromkeys(("thickness", "noise", "erase", "faint"), 0),
         "smoothness": 4,
         **strengths,
     }
@@ -92,6 +93,12 @@ def deformed(image, strengths, words):
     fields = None
     if s["elastic"]:
         fields = _fields(height, width, s["elastic"], s["smoothness"], random_bytes)
+    left = top = side = 0
+    size, from_left, from_top, faint = words(2)
+    if s["erase"]:
+        side = round(min(s["erase"], height, width) * (1 + _level(size)) / 2)
+        left, top = (width + 1 - side) * from_left >> 32, (height + 1 - side) * from_top >> 32
+    strong = _fixed(1 - s["faint"] * (1 + _level(faint)) / 2)
     noise = random_bytes(1 << 16, height * width) if s["noise"] else None
     largest = round(s["noise"] * (1 + noisy) / 2)
     result = np.zeros_like(image)
@@ -109,7 +116,9 @@ def deformed(image, strengths, words):
             pair = ink(column, row + below) * (256 - part_x) + ink(column + 1, row + below) * part_x
             value += pair * share
         value = value + ONE // 2 >> 16
-        value = 0 if value < PAPER else value
+        value = 0 if value < PAPER else value * strong + ONE // 2 >> 16
+        if left <= x < left + side and top <= y < top + side:
+            value = 0
         if noise:
             value = min(max(value + ((2 * noise[y * width + x] - 255) * largest >> 8), 0), 255)
         result[y, x] = value

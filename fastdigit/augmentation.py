@@ -24,6 +24,8 @@ class Augment:
       their α = 34, σ = 4 is elastic 1.4, smoothness 4).
     - ``thickness``: how much thicker or thinner strokes become, in pixels on each side, up to 1.
     - ``noise``: grey levels, for each pixel by itself, up to what is drawn for the image.
+    - ``erase``: pixels, the side of a square that is hidden, somewhere in the image (Zhong et al., "Random
+      erasing", AAAI 2020). ``faint``: the share of its grey level that ink loses, below 1.
 
     The same seed, image and step give the same deformation on every backend, bit for bit.
     Errors: ConfigError for a strength that makes no sense.
@@ -37,6 +39,8 @@ class Augment:
     smoothness: float = 4
     thickness: float = 0
     noise: int = 0
+    erase: int = 0
+    faint: float = 0
 
     def __post_init__(self):
         check_number("rotation", self.rotation, "[0, 180]")
@@ -49,6 +53,8 @@ class Augment:
         check_count("noise", self.noise, 0)
         if self.noise > 255:
             raise ConfigError(f"noise must be at most 255 grey levels, got {self.noise}")
+        check_count("erase", self.erase, 0)
+        check_number("faint", self.faint, "[0, 1)")
 
     @classmethod
     def standard(cls):

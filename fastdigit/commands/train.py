@@ -74,7 +74,7 @@ def train(
             "--augment",
             "standard|NAME=STRENGTH,…",
             "Deform images anew each time by rotation, scale, shear, shift, elastic, smoothness, thickness, "
-            "noise; see [bold]fastdigit show augment[/bold].",
+            "noise, erase, faint; see [bold]fastdigit show augment[/bold].",
         ),
     ] = None,
     input_dropout: Annotated[

@@ -24,6 +24,8 @@ from .reference import (
     ACROSS_SHIFT,
     COSINE,
     DOWN_SHIFT,
+    ERASE_BLOCK,
+    FAINTNESS,
     FIELD_BLOCK,
     LEVEL_BITS,
     LEVELS,
@@ -32,6 +34,7 @@ from .reference import (
     ONE,
     SHEAR,
     SHIFT_BY,
+    SIDE,
     SINE,
     STRETCH,
     TABLES,
@@ -70,11 +73,12 @@ BITS = np.uint64(LEVEL_BITS)
     KNOTS_ACROSS,
     THICK,
     NOISY,
+    ERASING,
     SEED,
     STREAM,
     ROOM,  # int32 numbers of working space that a thread needs
     WORDS,
-) = range(14)
+) = range(15)
 
 _philox = inner(philox4x32, forceinline=True)
 
@@ -106,7 +110,7 @@ def words_for(deformation, key):
     room += 2 * _padded(width) + height * width + 2 * LANES
     return [
         *(height, width, *(a.ctypes.data for a in kept), knots_down, knots_across),
-        *(deformation.thick, deformation.noise, *key, _padded(room)),
+        *(deformation.thick, deformation.noise, deformation.erase, *key, _padded(room)),
     ], kept
 
 
@@ -163,6 +167,21 @@ def _put_together(frame, height, width, fours):
         numbers[i] = (
             here[i] | (right[i] << np.int32(8)) | (below[i] << np.int32(16)) | (both[i] << np.int32(24))
         )
+
+
+@inner
+def _erase(pixels, height, width, tables, words):
+    """A square becomes paper, ink fainter."""
+    w0, w1, w2, w3 = words
+    side = np.int64(tables[np.uint64(SIDE * LEVELS) + (w0 >> BITS)])
+    ink = tables[np.uint64(FAINTNESS * LEVELS) + (w3 >> BITS)]
+    left = ((width + 1 - side) * np.int64(w1)) >> 32
+    top = ((height + 1 - side) * np.int64(w2)) >> 32
+    for i in range(height * width):
+        pixels[i] = (pixels[i] * ink + np.int32(HALF)) >> np.int32(16)
+    for y in range(top, top + side):
+        for x in range(left, left + side):
+            pixels[y * width + x] = 0
 
 
 _one_sum, _two_sums = weighted_sums(1), weighted_sums(2)
@@ -252,6 +271,9 @@ def _deform(plan, image, number, low, high, room, out):
             # What is too much of a row is written over by the next.
             sample(fours, maps, plan[PLACES] + 4 * left, both, both + 4 * LANES, own)
     pixels, target = ints32(result, height * width), floats(out, height * width)
+    if plan[ERASING]:
+        drawn = _philox(np.uint64(ERASE_BLOCK), number, low, high, seed, stream)
+        _erase(pixels, height, width, tables, drawn)
     if plan[NOISY]:
         words = ints32(random, 4 * ((height * width + 15) // 16))
         _random(words, words.size // 4, NOISE_BLOCK, number, low, high, seed, stream)

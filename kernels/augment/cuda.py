@@ -14,6 +14,8 @@ from .reference import (
     ARRAYS,
     COSINE,
     DOWN_SHIFT,
+    ERASE_BLOCK,
+    FAINTNESS,
     FIELD_BLOCK,
     LEVEL_BITS,
     LEVELS,
@@ -23,6 +25,7 @@ from .reference import (
     PAPER,
     SHEAR,
     SHIFT_BY,
+    SIDE,
     SINE,
     STRETCH,
     THICKNESS,
@@ -43,11 +46,12 @@ def _looked_up(tables, row, word):
 
 @device
 def prepare(image, step, key, deformation, knots, lines):
-    """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength, noise).
+    """What is the same for all pixels of an image: (xx, xy, yx, yy, x, y, strength, noise, side, left,
+    top, ink).
 
     Afterwards ``lines`` of shared memory hold its knots, spread over the rows. For all threads of a block.
     """
-    height, width, tables, down, knots_down, _, knots_across, _, _ = deformation
+    height, width, tables, down, knots_down, _, knots_across, _, _, erasing = deformation
     low, high = step & MASK, step >> SHIFT
     seed, stream = key
     count, thread = knots_down * knots_across, cuda.threadIdx.x
@@ -72,6 +76,12 @@ def prepare(image, step, key, deformation, knots, lines):
     cos, sin = _looked_up(tables, COSINE, w0), _looked_up(tables, SINE, w0)
     wide, tall = _looked_up(tables, STRETCH, w1), _looked_up(tables, STRETCH, w2)
     lean = (_looked_up(tables, SHEAR, w3) * tall) >> 16
+    side, left, top, ink = int64(0), int64(0), int64(0), int64(ONE)
+    if erasing:
+        w8, w9, w10, w11 = _philox(uint64(ERASE_BLOCK), image, low, high, seed, stream)
+        side, ink = _looked_up(tables, SIDE, w8), _looked_up(tables, FAINTNESS, w11)
+        left = ((width + 1 - side) * int64(w9)) >> 32
+        top = ((height + 1 - side) * int64(w10)) >> 32
     return (
         (cos * wide) >> 16,
         (cos * lean - sin * tall) >> 16,
@@ -81,6 +91,7 @@ def prepare(image, step, key, deformation, knots, lines):
         (height - 1) * (ONE // 2) + _looked_up(tables, SHIFT_BY, w5),
         _looked_up(tables, THICKNESS, w6),
         _looked_up(tables, NOISE, w7),
+        *(side, left, top, ink),
     )
 
 
@@ -112,8 +123,8 @@ def _thickened(images, first, height, width, x, y, strength):
 @device
 def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     """A pixel (x, y) of a deformed image, 0 … 255; ``first``: where the image begins in ``images``."""
-    height, width, _, _, _, across, knots_across, thick, noisy = deformation
-    xx, xy, yx, yy, from_x, from_y, strength, noise = prepared
+    height, width, _, _, _, across, knots_across, thick, noisy, erasing = deformation
+    xx, xy, yx, yy, from_x, from_y, strength, noise, side, left, top, ink = prepared
     u, v = 2 * x - (width - 1), 2 * y - (height - 1)
     from_x += (xx * u + xy * v) >> 1
     from_y += (yx * u + yy * v) >> 1
@@ -131,10 +142,14 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     p1 = _thickened(images, first, height, width, column + 1, row, strength)
     p2 = _thickened(images, first, height, width, column, row + 1, strength)
     p3 = _thickened(images, first, height, width, column + 1, row + 1, strength)
-    top, bottom = p0 * (256 - right) + p1 * right, p2 * (256 - right) + p3 * right
-    value = (top * (256 - below) + bottom * below + ONE // 2) >> 16
+    upper, lower = p0 * (256 - right) + p1 * right, p2 * (256 - right) + p3 * right
+    value = (upper * (256 - below) + lower * below + ONE // 2) >> 16
     if value < PAPER:
         value = int64(0)
+    if erasing:
+        value = (value * ink + ONE // 2) >> 16
+        if left <= x < left + side and top <= y < top + side:
+            value = int64(0)
     if noisy:
         place = y * width + x
         seed, stream = key
@@ -149,11 +164,11 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
 
 def _augment(
     images, order, start, step, seed, stream, height, width, tables, down, knots_down, across, knots_across,
-    thick, noisy, out, out_row, scale,
+    thick, noisy, erasing, out, out_row, scale,
 ):  # fmt: skip
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy, erasing
     key, row = (seed, stream), cuda.blockIdx.x
     place = order[start + row]
     image, first = uint64(place) & MASK, place * height * width
@@ -166,11 +181,11 @@ def _augment(
 
 def _augment_steps(
     images, order, start, batch, update, seed, stream, height, width, tables, down, knots_down, across,
-    knots_across, thick, noisy, out,
+    knots_across, thick, noisy, erasing, out,
 ):  # fmt: skip
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
+    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy, erasing
     key, step = (seed, stream), update + uint64(cuda.blockIdx.x // batch)
     place = order[start + cuda.blockIdx.x]
     image, first = uint64(place) & MASK, place * height * width
@@ -181,7 +196,7 @@ def _augment_steps(
 
 
 # What kernels are given of a deformation.
-DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64
+DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64, int64
 
 _kernel = Kernel(
     _augment,
@@ -214,7 +229,7 @@ def arguments_of(deformation):
     tables, down, across = (flat(getattr(deformation, name).reshape(-1)) for name in ARRAYS)
     return (
         *(height, width, tables, down, knots_down, across, knots_across),
-        *(int(deformation.thick), int(deformation.noise)),
+        *(int(deformation.thick), int(deformation.noise), int(deformation.erase)),
     )
 
 

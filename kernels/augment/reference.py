@@ -24,13 +24,14 @@ PAPER = 16  # grey levels; what is fainter becomes paper, which kernels skip: me
 
 LEVELS = 1024  # so many angles, factors and shifts there are, evenly spaced
 
-# The rows of the tables, int32: functions of an angle, of a stretch, of a shear, a shift, a thickness, noise.
-COSINE, SINE, STRETCH, SHEAR, SHIFT_BY, THICKNESS, NOISE, TABLES = range(8)
+# The rows of the tables, int32: functions of an angle, of a stretch, of a shear, a shift, a thickness, noise,
+# of the side of a square, of faintness.
+COSINE, SINE, STRETCH, SHEAR, SHIFT_BY, THICKNESS, NOISE, SIDE, FAINTNESS, TABLES = range(10)
 
-# The random words of an image, by blocks of four: two for the tables, then bytes for the displacements,
-# then, far behind, bytes for the noise.
+# The random words of an image, by blocks of four: two for the tables, one more for what is erased and faint,
+# then bytes for the displacements and, far behind, bytes for the noise.
 LEVEL_BITS = 22  # a word shifted down by so many is a level
-FIELD_BLOCK, NOISE_BLOCK = 2, 1 << 16
+ERASE_BLOCK, FIELD_BLOCK, NOISE_BLOCK = 2, 3, 1 << 16
 
 # Fixed point of displacements: knots · DOWN, shifted, · ACROSS, shifted, is a position.
 DOWN_ONE, DOWN_SHIFT, ACROSS_SHIFT = 256, 6, 8
@@ -54,6 +55,7 @@ class Deformation(NamedTuple):
     across: np.ndarray  # int32 [W, L]
     thick: bool  # whether strokes change at all
     noise: bool  # whether there is any
+    erase: bool  # whether squares are, or ink is faint
 
 
 def _spread(length, smoothness):
@@ -68,20 +70,37 @@ def _spread(length, smoothness):
 
 
 def deformation(
-    height, width, *, rotation=0, scale=0, shear=0, shift=0, elastic=0, smoothness=4, thickness=0, noise=0
+    height,
+    width,
+    *,
+    rotation=0,
+    scale=0,
+    shear=0,
+    shift=0,
+    elastic=0,
+    smoothness=4,
+    thickness=0,
+    noise=0,
+    erase=0,
+    faint=0,
 ):
     """The :class:`Deformation` for images of ``height`` × ``width`` pixels.
 
     ``rotation`` in degrees, ``scale`` and ``shear`` as shares, ``shift`` in pixels, ``thickness`` in pixels
     (at most 1), ``noise`` in grey levels: the largest values, in both directions, each drawn evenly; scale
     and shift for both axes apart. Noise is drawn for each pixel, up to what is drawn for the image.
+    ``erase`` in pixels: the side of a square that is made paper, somewhere in the image, at most all of it.
+    ``faint``, a share: how much of its grey level ink loses.
     ``elastic``: the root mean square, along each axis, of displacements in pixels, and ``smoothness`` the
     standard deviation of the Gaussian in pixels. (Simard's α = 34 with σ = 4 is elastic 1.4, smoothness 4.)
     """
     level = np.linspace(-1, 1, LEVELS)
     angle = np.radians(rotation) * level
     rows = [np.cos(angle), np.sin(angle), 1 / (1 + scale * level), shear * level, shift * level]
-    rows += [thickness * level / 256, noise * (1 + level) / 2 / ONE]  # these in other units: 1/256, 1
+    up = (1 + level) / 2
+    side = min(erase, height, width)
+    rows += [thickness * level / 256, noise * up / ONE, side * up / ONE]  # these in other units: 1/256, 1, 1
+    rows += [1 - faint * up]
     tables = np.round(ONE * np.stack(rows)).astype(np.int32)
     down, across = np.zeros((height, 0), np.int32), np.zeros((width, 0), np.int32)
     if elastic:
@@ -91,7 +110,8 @@ def deformation(
         unit = DOWN_ONE / down.max() / 2**DOWN_SHIFT
         across *= elastic * ONE * 2**ACROSS_SHIFT / (unit * np.sqrt(share * KNOT_MEAN_SQUARE))
         down, across = (np.round(a).astype(np.int32) for a in (down * DOWN_ONE / down.max(), across))
-    return Deformation(height, width, tables, down, across, thickness != 0, noise != 0)
+    some = thickness != 0, noise != 0, erase != 0 or faint != 0
+    return Deformation(height, width, tables, down, across, *some)
 
 
 def _bytes(xp, count, first_block, image, step, key):
@@ -116,6 +136,20 @@ def _thickened(xp, images, strength):
     return result
 
 
+def _erased(xp, result, tables, words):
+    """``result`` int32 [B, H, W] with a square of paper and fainter ink; words [4, B, 1, 1]."""
+    height, width = result.shape[1:]
+    level = [(word >> xp.uint64(LEVEL_BITS)).astype(xp.int64) for word in words]
+    side, ink = tables[SIDE][level[0]].astype(xp.int64), tables[FAINTNESS][level[3]]
+    left, top = (
+        ((length + 1 - side) * word.astype(xp.int64)) >> 32
+        for length, word in ((width, words[1]), (height, words[2]))
+    )
+    x, y = xp.arange(width)[None, None, :], xp.arange(height)[None, :, None]
+    inside = (x >= left) & (x < left + side) & (y >= top) & (y < top + side)
+    return xp.where(inside, 0, (result * ink + ONE // 2) >> 16)
+
+
 def deformed(xp, images, places, deformation, key, step):
     """The images at ``places``, deformed: uint8 [B, H·W].
 
@@ -130,7 +164,7 @@ def deformed(xp, images, places, deformation, key, step):
     tables = xp.asarray(deformation.tables)
     words = [
         (word >> xp.uint64(LEVEL_BITS)).astype(xp.int64)[:, None, None]
-        for block in range(FIELD_BLOCK)
+        for block in range(ERASE_BLOCK)
         for word in philox4x32(xp.full(batch, block, xp.uint64), image, *step, *key)
     ]
 
@@ -165,7 +199,11 @@ def deformed(xp, images, places, deformation, key, step):
     top = framed[number, row, column] * (256 - right) + framed[number, row, column + 1] * right
     bottom = framed[number, row + 1, column] * (256 - right) + framed[number, row + 1, column + 1] * right
     result = (top * (256 - below) + bottom * below + ONE // 2) >> 16
-    result = xp.where(result < PAPER, 0, result).reshape(batch, height * width)
+    result = xp.where(result < PAPER, 0, result)
+    if deformation.erase:
+        drawn = philox4x32(xp.full(batch, ERASE_BLOCK, xp.uint64), image, *step, *key)
+        result = _erased(xp, result, tables, [word[:, None, None] for word in drawn])
+    result = result.reshape(batch, height * width)
     if deformation.noise:
         random = 2 * _bytes(xp, height * width, NOISE_BLOCK, image, step, key) - 255
         largest = tables[NOISE][words[7]].reshape(batch, 1)

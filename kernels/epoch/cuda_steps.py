@@ -299,7 +299,7 @@ class Steps:
         arrays = [plan.parameters, plan.gradients, *plan.state, images, labels, loss, correct, plan.weight]
         strengths = None
         if plan.deformation is not None:
-            strengths = plan.deformation.thick, plan.deformation.noise
+            strengths = plan.deformation.thick, plan.deformation.noise, plan.deformation.erase
             arrays += [getattr(plan.deformation, name) for name in ARRAYS]
         places = tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
         numbers = plan.layout, plan.precision, plan.batch_size, plan.dropout, plan.seed, plan.clip_norm

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.bench import acceptance, adversarial, bias, deformations, robustness, tables
+from fastdigit.bench import acceptance, bias, robustness, tables
 from fastdigit.corruptions import CORRUPTIONS
 from fastdigit.datasets import Writers
 from tests.conftest import PROJECT
@@ -15,16 +15,11 @@ from tests.conftest import PROJECT
 PAGE = PROJECT / "bench" / "LIMITS.md"
 
 
-@pytest.mark.parametrize("part", [bias, robustness, deformations])
+@pytest.mark.parametrize("part", [bias, robustness])
 def test_a_table_of_the_page_is_the_one_of_the_results(part):
     results = json.loads((PROJECT / "bench" / "results" / f"{part.NAME}.json").read_text())
     table = PAGE.read_text(encoding="utf-8").split(f"<!-- table: {part.NAME} -->")[1].split(acceptance.END)[0]
     assert table.strip() == tables.markdown(part.table(results))
-
-
-def test_the_table_of_attacks_is_that_of_the_results():
-    table = PAGE.read_text(encoding="utf-8").split("<!-- table: attacks -->")[1].split(acceptance.END)[0]
-    assert table.strip() == tables.markdown(adversarial.table())
 
 
 def test_links_and_pictures_of_the_page_exist():

@@ -6,7 +6,7 @@ import pytest
 import fastdigit as fd
 from fastdigit import training
 
-AUGMENT = fd.Augment(rotation=10, scale=0.1, shear=0.1, shift=1, elastic=1.2, thickness=0.3)
+AUGMENT = fd.Augment(rotation=10, scale=0.1, shear=0.1, shift=1, elastic=1.2, thickness=0.3, erase=5)
 
 
 def pictures(count=300):
@@ -133,6 +133,9 @@ def test_apply_shows_what_a_step_trains_on():
         ({"thickness": 2}, "thickness"),
         ({"noise": 256}, "255"),
         ({"noise": 0.5}, "noise"),
+        ({"erase": 2.5}, "erase"),
+        ({"erase": -1}, "erase"),
+        ({"faint": 1}, "faint"),
         ({"shift": "1"}, "shift"),
     ],
 )
@@ -142,7 +145,11 @@ def test_strengths_that_make_no_sense(strength, message):
 
 
 def test_text_and_back():
-    for augment in (fd.Augment.standard(), AUGMENT, fd.Augment(noise=7, smoothness=2.5, elastic=1 / 3)):
+    for augment in (
+        fd.Augment.standard(),
+        AUGMENT,
+        fd.Augment(noise=7, smoothness=2.5, elastic=1 / 3, faint=0.1, erase=3),
+    ):
         assert fd.Augment.parse(str(augment)) == augment
     assert fd.Augment.parse("standard") == fd.Augment.standard()
     for text, message in (("rotate=3", "no deformation 'rotate'"), ("shift", "shift needs a number")):

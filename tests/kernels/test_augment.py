@@ -20,7 +20,7 @@ def test_augment(backend, check, case):
     check(backend.augment, backend, case)
 
 
-@pytest.mark.parametrize("case", [checks.AUGMENT[i] for i in (0, 2, 6)], ids=str)
+@pytest.mark.parametrize("case", [checks.AUGMENT[i] for i in (0, 2, 5, 8)], ids=str)
 def test_on_a_gpu(case):
     from ..ptx.emulated import backend
 
@@ -114,10 +114,33 @@ def test_noise_is_as_strong_as_asked_and_stays_inside():
         assert ((found == level).mean(axis=1) > 0.4).all()
 
 
+def test_a_square_becomes_paper_somewhere_and_ink_is_faint():
+    many = np.full((3000, 784), 200, np.uint8)
+    how = deformation(28, 28, erase=12, faint=0.5)
+    found = deformed(np, many, np.arange(3000), how, KEY, STEP).reshape(-1, 28, 28)
+    hidden = found == 0
+    side = np.sqrt(hidden.sum(axis=(1, 2)))
+    for k in range(1, 12):  # drawn evenly, and rounded to whole pixels
+        assert (side == k).mean() == pytest.approx(1 / 12, abs=0.015)
+    assert (side == 0).mean() == (side <= 0.5).mean() == pytest.approx(1 / 24, abs=0.01)
+    for axis in (1, 2):
+        along = hidden[side == 12].any(axis=axis)
+        assert (along.sum(axis=1) == 12).all()  # it is a square
+        first = along.argmax(axis=1)
+        assert first.min() == 0
+        assert first.max() == 28 - 12  # and wholly inside, anywhere
+        assert first.mean() == pytest.approx(8, abs=1.5)
+    ink = found.max(axis=(1, 2)) / 200
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        assert np.quantile(ink, share) == pytest.approx(0.5 + 0.5 * share, abs=0.02)
+    everything = deformation(6, 9, erase=100)
+    assert everything.tables.max(axis=1)[7] == 6  # at most the shorter side
+
+
 def test_an_image_is_deformed_alike_wherever_it_stands():
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60, 784)).astype(np.uint8)
-    how = deformation(28, 28, rotation=20, elastic=1.2, thickness=0.3, noise=5)
+    how = deformation(28, 28, rotation=20, elastic=1.2, thickness=0.3, noise=5, erase=9, faint=0.5)
     order, whole = random.permutation(60), np.empty((60, 784), np.float32)
     cpu.augment(images, order, 0, how, KEY, STEP, whole, threads=1)
     for threads in (2, 3):

@@ -674,6 +674,18 @@ def strokes_always_as_they_are(images, order, start, deformation, key, step, out
 
 
 @wrong("augment", check_augment="out: ")
+def nothing_erased_or_faint(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation._replace(erase=False), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def squares_a_pixel_too_small(images, order, start, deformation, key, step, out):
+    tables = deformation.tables.copy()
+    tables[7] = np.maximum(tables[7] - 1, 0)
+    right.augment(images, order, start, deformation._replace(tables=tables), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
 def not_scaled(images, order, start, deformation, key, step, out):
     right.augment(images, order, start, deformation, key, step, out)
     out *= 255

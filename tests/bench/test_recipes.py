@@ -71,8 +71,8 @@ def test_every_figure_comes_of_its_measure(written, monkeypatch):
     """Against what fastdigit says of the same network."""
     written("tiny", "".join(f"[{name}]\n" for name in measures.FIGURES), "validation = 0.5\n")
     data, kept = fd.load_digits(), []
-    data = Dataset(data.name, data.train.take(np.arange(300)), data.test.take(np.arange(200)))
-    writers = Writers(data.test.labels, np.zeros(200, int), np.arange(200) // 20)
+    data = Dataset(data.name, data.train.take(np.arange(300)), data.test.take(np.arange(100)))
+    writers = Writers(data.test.labels, np.zeros(100, int), np.arange(100) // 10)
     monkeypatch.setattr(fd, "load_writers", lambda split, labels: writers)
     fit = fd.fit
     monkeypatch.setattr(fd, "fit", lambda net, *a, **k: (kept.append((net, a[0])), fit(net, *a, **k))[1])
@@ -85,15 +85,15 @@ def test_every_figure_comes_of_its_measure(written, monkeypatch):
         assert figures[name] == pytest.approx((net.predict(attacked) == data.test.labels).mean(), abs=0.02)
     assert figures["corrupted"] == fd.corruption_robustness(net, data.test).mean
     assert figures["worst_writers"] == max(
-        1 - (net.predict(data.test.images[i : i + 20]) == data.test.labels[i : i + 20]).mean()
-        for i in range(0, 200, 20)
+        1 - (net.predict(data.test.images[i : i + 10]) == data.test.labels[i : i + 10]).mean()
+        for i in range(0, 100, 10)
     )
     net.temperature = fd.fit_temperature(fd.evaluate(net, training.validation))
     evaluation = fd.evaluate(net, data.test)
     assert figures["calibration_error"] == pytest.approx(fd.reliability(evaluation).error)
     surest = np.argsort(-evaluation.probabilities.max(axis=1))
     right = evaluation.predicted == data.test.labels
-    assert figures["error_at_99"] == pytest.approx(1 - right[surest[:198]].mean())
+    assert figures["error_at_99"] == pytest.approx(1 - right[surest[:99]].mean())
 
 
 def test_what_is_asked_in_comparison(written):

@@ -340,8 +340,8 @@ def tensor_sums(tiles_down, tiles_across, kind):
 
     ``sums`` are 4 numbers of each piece of 16 × 8, row by row of pieces: lane l has rows l / 4 and
     l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
-    operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16"; for "tf32" those of 16 × 8
-    and 8 × 8. (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
+    operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16" or "f16"; for "tf32" those of
+    16 × 8 and 8 × 8. (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
     """
     count = 4 * tiles_down * tiles_across
     sums_type = types.UniTuple(types.float32, count)
@@ -350,7 +350,7 @@ def tensor_sums(tiles_down, tiles_across, kind):
         types.UniTuple(types.uint32, 2 * tiles_across),
     )
     four = ir.LiteralStructType([FLOAT] * 4)
-    depth = {"bf16": 16, "tf32": 8}[kind]
+    depth = {"bf16": 16, "f16": 16, "tf32": 8}[kind]
     template = (
         f"mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32 "
         "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"

@@ -90,6 +90,10 @@ def _row_cases(batch, classes, hidden):
         loss, correct = _vector(backend, batch), backend.zeros((batch,), "uint8")
         return lambda: backend.softmax_xent(z, t, None, loss, correct, dz)
 
+    def softmax(backend):
+        z, p = _matrix(backend, batch, classes, 0), _matrix(backend, batch, classes, 1)
+        return lambda: backend.softmax(z, p)
+
     def dropout(backend):
         y = _matrix(backend, batch, hidden, 0, True)
         return lambda: backend.dropout(y, 0.2, (0, 0), 0)
@@ -101,6 +105,12 @@ def _row_cases(batch, classes, hidden):
         images[random.random(images.shape) < 0.81] = 0  # paper, as in MNIST
         images, order = backend.to_device(images), backend.to_device(random.permutation(60_000))
         return ((images, order, step * batch % (60_000 - batch)) for step in range(10**9))
+
+    def gather_values(backend):
+        random = np.random.default_rng(0)
+        values = backend.to_device(random.integers(10, size=60_000).astype(np.int32))
+        order, out = backend.to_device(random.permutation(60_000)), backend.zeros((batch,), "int32")
+        return lambda: backend.gather_values(values, order, 0, out)
 
     def gather(backend):
         out, arguments = _matrix(backend, batch, 784, 0), batches(backend)
@@ -123,11 +133,39 @@ def _row_cases(batch, classes, hidden):
         softmax_xent,
         (cases.Logits(batch, classes),),
     )
-    yield Case("dropout", f"{batch}x{hidden}", batch * hidden, 2 * FLOAT * batch * hidden, dropout)
+    yield Case("softmax", f"{batch}x{classes}", 4 * logits, FLOAT * 2 * logits, softmax)
+    units = batch * hidden
+    yield Case("dropout", f"{batch}x{hidden}", units, 2 * FLOAT * units, dropout)
+    yield Case("gather_values", f"{batch}", batch, 16 * batch, gather_values)
     moved = 5 * batch * 784 + 8 * batch
     yield Case("gather", f"{batch}x784", batch * 784, moved, gather)
     # Two sums over seven knots each, and some 40 other operations on whole numbers, for each pixel.
     yield Case("augment", f"{batch}x784", (4 * 7 + 40) * batch * 784, moved, augment)
+
+
+def _attack_cases(batch, pixels, classes):
+    """What an attack on a batch does besides going through the network and back."""
+    step, epsilon = 0.01, 0.1
+
+    def log_odds(backend):
+        z, dz = _matrix(backend, batch, classes, 0), _matrix(backend, batch, classes, 1)
+        t = backend.to_device(np.random.default_rng(0).integers(classes, size=batch).astype(np.int32))
+        loss, correct = _vector(backend, batch), backend.zeros((batch,), "uint8")
+        return lambda: backend.log_odds(z, t, loss, correct, dz)
+
+    def ascend(backend):
+        x, dx, origin = (_matrix(backend, batch, pixels, seed, True) for seed in range(3))
+        return lambda: backend.ascend(x, dx, origin, step, epsilon, "linf")
+
+    def add_noise(backend):
+        x, order = _matrix(backend, batch, pixels, 0, True), backend.to_device(np.arange(batch))
+        return lambda: backend.add_noise(x, order, 0, epsilon, (0, 0), 0)
+
+    logits, numbers = batch * classes, batch * pixels
+    yield Case("log_odds", f"{batch}x{classes}", 5 * logits, FLOAT * 2 * logits + 9 * batch, log_odds)
+    yield Case("ascend", f"{batch}x{pixels}", 6 * numbers, 4 * FLOAT * numbers, ascend)
+    # Twenty multiplications of a block of Philox give four numbers.
+    yield Case("add_noise", f"{batch}x{pixels}", 7 * numbers, 2 * FLOAT * numbers, add_noise)
 
 
 def _update_cases(sizes):
@@ -151,10 +189,16 @@ def _update_cases(sizes):
         (g,), _ = buffers(backend, 1)
         return lambda: backend.clip_norm(g, 1.0)
 
+    def max_norm(backend):
+        w = _matrix(backend, *sizes[:2], 0)
+        return lambda: backend.max_norm(w, 3.0)
+
     size = Layout(sizes, 1).size
     yield Case("sgd", name, 6 * size, 5 * FLOAT * size, sgd)
     yield Case("adam", name, 12 * size, 7 * FLOAT * size, adam)
     yield Case("clip_norm", name, 3 * size, 3 * FLOAT * size, clip_norm)
+    first = sizes[0] * sizes[1]
+    yield Case("max_norm", f"{sizes[0]}x{sizes[1]}", 3 * first, 3 * FLOAT * first, max_norm)
 
 
 def cases_of(network):
@@ -162,6 +206,7 @@ def cases_of(network):
     found = [*_row_cases(network.batch, network.layer_sizes[-1], network.layer_sizes[1])]
     for i, layer in enumerate(network.layers):
         found += _dense_cases(layer, first=i == 0)
+    found += _attack_cases(network.batch, network.layer_sizes[0], network.layer_sizes[-1])
     found += _update_cases(network.layer_sizes)
     return {str(case): case for case in found}
 

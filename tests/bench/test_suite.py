@@ -16,6 +16,7 @@ import fastdigit as fd
 from fastdigit.bench import (
     accuracy,
     cases,
+    checks,
     commands,
     compare,
     kernels,
@@ -437,6 +438,10 @@ def test_all_operations_of_a_tiny_network_in_turns():
     limits, rows = kernels.measure(("cpu",), [TINY], 2)
     assert limits["gflops"] > 1
     assert limits["copy"] > 0.1
+    assert {case.operation for case in kernels.cases_of(TINY).values()} == set(checks.CHECKS) - {
+        "relu",
+        "relu_grad",
+    }  # parts of others
     names = {str(case) for case in kernels.cases_of(TINY).values()}
     for backend in ("numpy", "cpu"):
         found = [row for row in rows if row["backend"] == backend]

@@ -336,9 +336,9 @@ def test_mnist_with_the_defaults(mnist_root, monkeypatch, tmp_path, options, wan
 def test_interrupted_and_resumed_gives_the_same_bits(tmp_path, capsys):
     options = [
         "--epochs",
-        "40",
+        "20",
         "--hidden",
-        "256,128",
+        "64,32",
         "--dropout",
         "0.2",
         "--validation",

@@ -11,6 +11,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 USABLE_BACKENDS = [name for name, state in fd.backends().items() if state == "ok"]
 
 
+def pytest_collection_modifyitems(items):
+    """Two groups for two processes (``-n 2 --dist loadgroup``): compiled kernels that are interpreted, which
+    takes one core, and all that may use every core."""
+    for item in items:
+        interpreted = item.path.name.startswith("test_cuda") or item.path.parent.name == "ptx"
+        item.add_marker(pytest.mark.xdist_group("interpreted" if interpreted else "run"))
+
+
 @pytest.fixture(scope="session")
 def mnist_root():
     """The folder of the four MNIST files; tests that need it are skipped where it is absent."""

@@ -8,6 +8,9 @@ import numpy as np
 
 from .errors import ConfigError, DataError, check_count, check_number
 
+# Pixels: kernels have places in whole numbers of 32 bits, 16 of them for parts of a pixel. The sum below
+# bounds twice a place from above.
+LARGEST = 30_000
 APPLIED_AT_ONCE = 1000  # images, which take some 100 bytes a pixel meanwhile
 
 
@@ -115,7 +118,7 @@ class Augment:
     def deformation(self, pixels, shape=None):
         """The kernels' Deformation for images of so many pixels, of a shape (H, W) or square.
 
-        Errors: ConfigError for images that are neither.
+        Errors: ConfigError for images that are neither, or that are too large.
         """
         from .kernels.augment.reference import deformation
 
@@ -123,5 +126,10 @@ class Augment:
         if height * width != pixels:
             raise ConfigError(
                 f"augment needs pictures [N, height, width], or square ones: {pixels} pixels are no square"
+            )
+        largest = (width + (1 + self.shear) * height) / (1 - self.scale) + 2 * self.shift + 20 * self.elastic
+        if largest > LARGEST:
+            raise ConfigError(
+                f"images of {height} × {width} pixels are too large for {self}: make them smaller"
             )
         return deformation(height, width, **dataclasses.asdict(self))

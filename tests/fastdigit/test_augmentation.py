@@ -155,3 +155,20 @@ def test_text_and_back():
     for text, message in (("rotate=3", "no deformation 'rotate'"), ("shift", "shift needs a number")):
         with pytest.raises(fd.ConfigError, match=message):
             fd.Augment.parse(text)
+
+
+def test_images_that_are_too_large():
+    """As large as may be every backend's numbers are those of the reference, one step further it is said."""
+    from fastdigit.kernels.augment.cpu import augment as on_cpu
+    from fastdigit.kernels.augment.reference import augment as reference
+
+    strong, height, width = fd.Augment(rotation=180, scale=0.5, shear=1, shift=100), 8, 14_800
+    images = np.random.default_rng(0).integers(0, 256, (20, height * width)).astype(np.uint8)
+    how = strong.deformation(height * width, (height, width))
+    found, expected = (np.empty((20, height * width), np.float32) for _ in range(2))
+    order = np.arange(20)
+    on_cpu(images, order, 0, how, (0, 0), 0, found)
+    reference(np, images, order, 0, how, (0, 0), 0, expected)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(fd.ConfigError, match="too large"):
+        strong.deformation(8 * 15_000, (8, 15_000))

@@ -8,7 +8,10 @@ from . import acceptance, recipes, tables
 from .measures import FIGURES, left_right
 
 PAGE, LIMITS = recipes.FOLDER / "README.md", recipes.HERE / "LIMITS.md"
-DEFORMED, ATTACKED = ("plain-800", "elastic-800", "unusual-800"), ("plain-512", "pgd-512", "fgsm-512")
+DEFORMED = "plain-800", "elastic-800", "unusual-800", "plain-1024", "unusual-1024"
+FITTED = "plain-256", "plain-800", "elastic-800", "unusual-800", "pgd-512"
+UNSURE = "certain-256"
+ATTACKED = "plain-512", "pgd-512", "fgsm-512"
 
 
 def results(name):
@@ -55,21 +58,19 @@ def deformations():
     columns = ("trained on images", "read as they are", "corrupted, on average", "points more")
     columns += ("worst tenth of writers misread", "cut by", "seeds")
     made = tables.Table("deformations", "Deformations", columns)
-    plain = None
+    found = {}
     for name in DEFORMED:
         if not (rows := results(name)):
             continue
-        clean, corrupted, worst = (
-            statistics.fmean(map(FIGURES[each].value, rows))
-            for each in ("accuracy", "corrupted", "worst_writers")
-        )
+        recipe = recipes.read(name)
+        figures = ("accuracy", "corrupted", "worst_writers")
+        found[name] = [statistics.fmean(map(FIGURES[each].value, rows)) for each in figures]
+        clean, corrupted, worst = found[name]
         more = cut = ""
-        if plain is None:
-            plain = corrupted, worst
-        else:
-            more, cut = f"{100 * (corrupted - plain[0]):+.1f}", f"{1 - worst / plain[1]:.0%}"
+        if plain := found.get(recipe["corrupted"].get("against")):
+            more, cut = f"{100 * (corrupted - plain[1]):+.1f}", f"{1 - worst / plain[2]:.0%}"
         numbers = f"{clean:.2%}", f"{corrupted:.1%}", more, f"{worst:.1%}", cut
-        made.rows.append((_linked(name), *numbers, str(len(rows))))
+        made.rows.append((f"[{recipe['title']}](recipes/{name}.toml)", *numbers, str(len(rows))))
     return made
 
 
@@ -88,12 +89,47 @@ def attacks():
     return made
 
 
+def overfitting():
+    """What trainings read of the images that they were trained on, and of others."""
+    columns = ("training", "read in training, last epoch", "read of the test images", "points less", "seeds")
+    made = tables.Table("overfitting", "Overfitting", columns)
+    for name in FITTED:
+        if not (rows := results(name)):
+            continue
+        own, others = (
+            statistics.fmean(row[key] for row in rows) for key in ("training_accuracy", "accuracy")
+        )
+        link = f"[{recipes.read(name)['title']}](recipes/{name}.toml)"
+        made.rows.append((link, f"{own:.2%}", f"{others:.2%}", f"{100 * (own - others):.2f}", str(len(rows))))
+    return made
+
+
+def ambiguity():
+    """How far probabilities are true, and what is left misread where the least certain are not answered."""
+    columns = ("", "mean", "least", "most")
+    made = tables.Table("ambiguity", "Ambiguity", columns)
+    rows = results(UNSURE)
+    named = {
+        "calibration error, as trained": lambda row: row["calibration"]["error_before"],
+        "calibration error, at the temperature of the images held back": FIGURES["calibration_error"].value,
+        "misread of all": lambda row: 1 - row["accuracy"],
+        "misread of the 99 % that it is surest of": FIGURES["error_at_99"].value,
+    }
+    for name, value in named.items() if rows else ():
+        found = list(map(value, rows))
+        made.rows.append((name, *(f"{of(found):.2%}" for of in (statistics.fmean, min, max))))
+    return made
+
+
 def _linked(name):
     """How a recipe trains, its title without the network."""
     return f"[{recipes.read(name)['title'].partition(', ')[2]}](recipes/{name}.toml)"
 
 
-TABLES = ((PAGE, all_recipes), (LIMITS, deformations), (LIMITS, attacks))
+TABLES = (
+    (PAGE, all_recipes),
+    *((LIMITS, make) for make in (deformations, overfitting, ambiguity, attacks)),
+)
 
 
 def in_page(page, name):

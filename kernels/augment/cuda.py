@@ -5,7 +5,7 @@ looks up where its pixels come from.
 """
 
 import numpy as np
-from numba import float32, int32, int64, uint64
+from numba import float32, int32, int64, types, uint64
 
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, cuda, device, flat, row_distance
 from ..common.philox import MASK, SHIFT, philox4x32
@@ -162,13 +162,10 @@ def pixel(images, first, x, y, prepared, image, step, key, deformation, lines):
     return value
 
 
-def _augment(
-    images, order, start, step, seed, stream, height, width, tables, down, knots_down, across, knots_across,
-    thick, noisy, erasing, out, out_row, scale,
-):  # fmt: skip
+def _augment(images, order, start, step, seed, stream, deformation, out, out_row, scale):
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy, erasing
+    height, width = deformation[:2]
     key, row = (seed, stream), cuda.blockIdx.x
     place = order[start + row]
     image, first = uint64(place) & MASK, place * height * width
@@ -179,13 +176,10 @@ def _augment(
         out[row * out_row + at] = float32(value) * scale
 
 
-def _augment_steps(
-    images, order, start, batch, update, seed, stream, height, width, tables, down, knots_down, across,
-    knots_across, thick, noisy, erasing, out,
-):  # fmt: skip
+def _augment_steps(images, order, start, batch, update, seed, stream, deformation, out):
     knots = cuda.shared.array(MOST_KNOTS, int32)
     lines = cuda.shared.array(MOST_LINES, int32)
-    deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy, erasing
+    height, width = deformation[:2]
     key, step = (seed, stream), update + uint64(cuda.blockIdx.x // batch)
     place = order[start + cuda.blockIdx.x]
     image, first = uint64(place) & MASK, place * height * width
@@ -195,19 +189,19 @@ def _augment_steps(
         out[first + at] = pixel(images, first, x, y, prepared, image, step, key, deformation, lines)
 
 
-# What kernels are given of a deformation.
-DEFORMATION = int64, int64, INTS, INTS, int64, INTS, int64, int64, int64, int64
+# What kernels are given of a deformation, in the order of :func:`arguments_of`.
+DEFORMATION = types.Tuple((int64, int64, INTS, INTS, int64, INTS, int64, int64, int64, int64))
 
 _kernel = Kernel(
     _augment,
-    *(BYTES, LONGS, int64, uint64, uint64, uint64, *DEFORMATION, FLOATS, int64, float32),
+    *(BYTES, LONGS, int64, uint64, uint64, uint64, DEFORMATION, FLOATS, int64, float32),
     threads=THREADS,
     resident=RESIDENT,
     name="augment",
 )
 _steps = Kernel(
     _augment_steps,
-    *(BYTES, LONGS, int64, int64, uint64, uint64, uint64, *DEFORMATION, BYTES),
+    *(BYTES, LONGS, int64, int64, uint64, uint64, uint64, DEFORMATION, BYTES),
     threads=THREADS,
     resident=RESIDENT,
     name="augment, steps",
@@ -246,7 +240,7 @@ def augment(images, order, start, deformation, key, step, out):
     """
     _kernel(
         len(out),
-        *(flat(images), flat(order), start, step, *key, *arguments_of(deformation)),
+        *(flat(images), flat(order), start, step, *key, arguments_of(deformation)),
         *(flat(out), row_distance(out), 1 / 255),
     )
 
@@ -258,5 +252,5 @@ def augment_steps(images, order, start, stop, batch, deformation, key, step, out
     Shapes: images and out [N, H·W], order [N], contiguous; the rest as :func:`augment`.
     Dtypes: images and out uint8, order int64. Writes: those rows of out. Cost: as :func:`augment`.
     """
-    how = *key, *arguments_of(deformation), flat(out)
+    how = *key, arguments_of(deformation), flat(out)
     _steps(stop - start, flat(images), flat(order), start, batch, step, *how)

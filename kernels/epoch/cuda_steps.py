@@ -143,13 +143,12 @@ def _deformer(halves):
     put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
 
     def deform(
-        images, order, position, batch, stream, height, width, tables, down, knots_down, across,
-        knots_across, thick, noisy, out, out_row, scale, threshold, kept_scale, seed,
-    ):  # fmt: skip
+        images, order, position, batch, stream, deformation, out, out_row, scale, threshold, kept_scale, seed
+    ):
         """As kernels/augment, a block for each of the batch's images; none where the epoch has ended."""
         knots = cuda.shared.array(MOST_KNOTS, int32)
         lines = cuda.shared.array(MOST_LINES, int32)
-        deformation = height, width, tables, down, knots_down, across, knots_across, thick, noisy
+        height, width = deformation[:2]
         row, pixels, key = cuda.blockIdx.x, height * width, (seed, stream)
         place, update = _place(position, batch, row), uint64(position[UPDATE_NUMBER])
         if place >= order.size:
@@ -171,7 +170,7 @@ def _deformer(halves):
                 one, other = _drop_inputs(one, other, row, at, position, *drop)
             put(out, row * out_row + at, one, other, both)
 
-    arguments = BYTES, LONGS, LONGS, int64, uint64, *DEFORMATION, stored, int64, float32
+    arguments = BYTES, LONGS, LONGS, int64, uint64, DEFORMATION, stored, int64, float32
     arguments += uint64, float32, uint64
     name = f"step: images deformed, to {'bfloat16' if halves else 'float32'}"
     return _kernel(deform, *arguments, name=name, halves=halves, resident=RESIDENT)
@@ -375,7 +374,7 @@ class Steps:
             blocks = blocks_for(blocks_for(x.shape[1], 2), THREADS), self.batch
             take(blocks, images, x.shape[1], order, position, self.batch, *to, *dropped)
         else:
-            how = KEY, *arguments_of(plan.deformation), *to, *dropped
+            how = KEY, arguments_of(plan.deformation), *to, *dropped
             _DEFORM[self.halves](self.batch, images, order, position, self.batch, *how)
 
     def _weights(self, plan):

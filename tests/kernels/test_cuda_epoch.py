@@ -13,7 +13,7 @@ from ..ptx.ptxrun import PTXError
 from .test_cuda import with_fault
 
 BLOCKS, SHARED = 4, 200_000
-AUGMENT = fd.Augment(rotation=20, elastic=1, thickness=0.5)
+AUGMENT = fd.Augment(rotation=20, elastic=1, thickness=0.5, erase=5, faint=0.5)
 
 
 @pytest.fixture(autouse=True)

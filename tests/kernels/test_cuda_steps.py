@@ -17,7 +17,7 @@ from ..ptx.emulated import backend, emulated, with_faulty_epochs
 from ..ptx.ptxrun import PTXError
 from .test_cuda import from_bfloat16, to_bfloat16, to_tf32, with_fault
 
-AUGMENT = fd.Augment(rotation=20, scale=0.2, elastic=0.8, smoothness=2, thickness=0.4)
+AUGMENT = fd.Augment(rotation=20, scale=0.2, elastic=0.8, smoothness=2, thickness=0.4, erase=3)
 AMPERE, HOPPER = Limits((8, 0), 4, 100_000), Limits((9, 0), 4, 200_000)
 
 

@@ -11,12 +11,18 @@ PROJECT = Path(__file__).resolve().parent.parent
 USABLE_BACKENDS = [name for name, state in fd.backends().items() if state == "ok"]
 
 
-def pytest_collection_modifyitems(items):
-    """Two groups for two processes (``-n 2 --dist loadgroup``): compiled kernels that are interpreted, which
-    takes one core, and all that may use every core."""
-    for item in items:
-        interpreted = item.path.name.startswith("test_cuda") or item.path.parent.name == "ptx"
-        item.add_marker(pytest.mark.xdist_group("interpreted" if interpreted else "run"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Two groups for ``pytest -n 2``: compiled kernels that are interpreted, which takes one core for half of
+    the time, and all others, which may use every core and must not be there twice."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TwoGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "interpreted" if path.startswith(("tests/ptx/", "tests/kernels/test_cuda")) else "others"
+
+    return TwoGroups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ FIGURES = {
         lambda row: row["corruptions"]["mean"],
         corruptions,
         change=lambda value, against: value - against,
-        changed="points more read right, corrupted, than",
+        changed="more of the corrupted images read right than",
     ),
     "worst_writers": Figure(
         "misread, worst tenth of writers",

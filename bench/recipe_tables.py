@@ -46,7 +46,7 @@ def all_recipes():
             asked, about = recipe[figure], FIGURES[figure]
             what = f"{about.changed} {asked['against']}" if "against" in asked else about.what
             sign = "≤" if about.less_is_better and "against" not in asked else "≥"
-            numbers = [f"{sign} {asked[key]:.1%}" if key in asked else "" for key in ("asked", "aim")]
+            numbers = [f"{sign} {100 * asked[key]:.4g}%" if key in asked else "" for key in ("asked", "aim")]
             found = values(name, figure, asked)
             link = f"[{name}]({name}.toml)"
             made.rows.append((link, what, *numbers, reached(found), str(len(found) or "–")))
@@ -90,8 +90,14 @@ def attacks():
 
 
 def overfitting():
-    """What trainings read of the images that they were trained on, and of others."""
-    columns = ("training", "read in training, last epoch", "read of the test images", "points less", "seeds")
+    """What trainings read in their last epoch, of images as they are trained on, and of the test images."""
+    columns = (
+        "training",
+        "read in the last epoch, as trained on",
+        "read of the test images",
+        "points less",
+        "seeds",
+    )
     made = tables.Table("overfitting", "Overfitting", columns)
     for name in FITTED:
         if not (rows := results(name)):

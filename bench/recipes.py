@@ -1,12 +1,13 @@
 """Trainings that reach a figure, each in a file: repeated by one command, with other seeds too.
 
-    python -m fastdigit.bench.recipes elastic-800 [--seeds 0,1,2,3,4] [--backend NAME] [--pages]
+    python -m fastdigit.bench.recipes elastic-800 [--seeds 0] [--backend NAME] [--pages]
 
 A recipe is a TOML file in ``bench/recipes``: ``title``, ``source``, ``[train]``, settings as of ``fastdigit
 train``, and a part for each figure of :mod:`.measures` that it is measured by, such as ``[accuracy]``: what
 is ``asked`` and the ``aim``, if anything is, ``against`` which other recipe, if it is a comparison. The
-result, one row for each seed, is written to ``bench/results/recipe_NAME.json`` after each seed; ``--pages``
-brings the tables of :mod:`.recipe_tables` up to date.
+result, one row for each seed (0 to 4, unless others are named), is written to
+``bench/results/recipe_NAME.json`` after each seed; ``--pages`` brings the tables of :mod:`.recipe_tables` up
+to date.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def run(name, seeds, backend="auto", data=None, out=None):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2; by default 0")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="such as 0; by default 0 to 4")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--pages", action="store_true", help="bring the tables of all results up to date")
     options = parser.parse_args(arguments)

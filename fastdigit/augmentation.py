@@ -8,8 +8,8 @@ import numpy as np
 
 from .errors import ConfigError, DataError, check_count, check_number
 
-# Pixels: kernels have places in whole numbers of 32 bits, 16 of them for parts of a pixel. The sum below
-# bounds twice a place from above.
+# Pixels: kernels have places in whole numbers of 32 bits, 16 of them for parts of a pixel. The sum that is
+# held against it bounds how far apart two places can be before they are halved.
 LARGEST = 30_000
 APPLIED_AT_ONCE = 1000  # images, which take some 100 bytes a pixel meanwhile
 
@@ -18,7 +18,8 @@ APPLIED_AT_ONCE = 1000  # images, which take some 100 bytes a pixel meanwhile
 class Augment:
     """Deform every image anew each time it is trained on.
 
-    All strengths are the largest changes, in both directions, drawn evenly for each image; 0 means none.
+    All strengths are the largest changes, drawn evenly for each image, in both directions where there are
+    two; 0 means none.
 
     - ``rotation``: degrees. ``scale``: share of the size, along both axes apart. ``shear``: share of the
       height. ``shift``: pixels, along both axes apart.
@@ -130,6 +131,6 @@ class Augment:
         largest = (width + (1 + self.shear) * height) / (1 - self.scale) + 2 * self.shift + 20 * self.elastic
         if largest > LARGEST:
             raise ConfigError(
-                f"images of {height} × {width} pixels are too large for {self}: make them smaller"
+                f"images of {height} × {width} pixels are too large to be deformed: make them smaller"
             )
         return deformation(height, width, **dataclasses.asdict(self))

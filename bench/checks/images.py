@@ -192,6 +192,22 @@ def check_gather(gather, backend, case, dtype, spread):
     return worst
 
 
+def check_gather_values(gather_values, backend, case, dtype="float32"):
+    """out[i] = values[order[start + i]], for labels and for weights."""
+    random = random_for(case)
+    order = random.permutation(case.count)
+    for kind in ("int32", dtype):
+        values = (random.standard_normal(case.count) * 100).astype(kind)
+        out = output("out", backend, (case.batch,), kind)
+        gather_values(backend.to_device(values), backend.to_device(order), case.start, out.array)
+        backend.synchronize()
+        same(f"out of {kind}", out.read(), values[order[case.start : case.start + case.batch]])
+    return 0.0
+
+
+# --- augment ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Augment:
     """``batch`` images of ``height`` × ``width`` from ``order[start:]`` out of ``count``, deformed."""
@@ -250,17 +266,4 @@ def check_augment(augment, backend, case, dtype, spread):
         within("out", found[row], expected / 255, 2 * gamma(1, dtype) * expected / 255)
     same("images", backend.to_host(device_images), pixels.reshape(case.count, -1))
     same("order", backend.to_host(device_order), order)
-    return 0.0
-
-
-def check_gather_values(gather_values, backend, case, dtype="float32"):
-    """out[i] = values[order[start + i]], for labels and for weights."""
-    random = random_for(case)
-    order = random.permutation(case.count)
-    for kind in ("int32", dtype):
-        values = (random.standard_normal(case.count) * 100).astype(kind)
-        out = output("out", backend, (case.batch,), kind)
-        gather_values(backend.to_device(values), backend.to_device(order), case.start, out.array)
-        backend.synchronize()
-        same(f"out of {kind}", out.read(), values[order[case.start : case.start + case.batch]])
     return 0.0

@@ -87,10 +87,10 @@ def deformation(
     """The :class:`Deformation` for images of ``height`` × ``width`` pixels.
 
     ``rotation`` in degrees, ``scale`` and ``shear`` as shares, ``shift`` in pixels, ``thickness`` in pixels
-    (at most 1), ``noise`` in grey levels: the largest values, in both directions, each drawn evenly; scale
-    and shift for both axes apart. Noise is drawn for each pixel, up to what is drawn for the image.
-    ``erase`` in pixels: the side of a square that is made paper, somewhere in the image, at most all of it.
-    ``faint``, a share: how much of its grey level ink loses.
+    (at most 1), ``noise`` in grey levels: the largest values, each drawn evenly, in both directions where
+    there are two; scale and shift for both axes apart. Noise is drawn for each pixel, up to what is drawn for
+    the image. ``erase`` in pixels: the side of a square that is made paper, somewhere in the image, at most
+    its shorter side. ``faint``, a share: how much of its grey level ink loses.
     ``elastic``: the root mean square, along each axis, of displacements in pixels, and ``smoothness`` the
     standard deviation of the Gaussian in pixels. (Simard's α = 34 with σ = 4 is elastic 1.4, smoothness 4.)
     """

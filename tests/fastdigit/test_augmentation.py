@@ -158,7 +158,7 @@ def test_text_and_back():
 
 
 def test_images_that_are_too_large():
-    """As large as may be every backend's numbers are those of the reference, one step further it is said."""
+    """As large as may be the cpu backend's numbers are those of the reference; what is larger is refused."""
     from fastdigit.kernels.augment.cpu import augment as on_cpu
     from fastdigit.kernels.augment.reference import augment as reference
 

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 import fastdigit as fd
+from fastdigit.bench import checks
+from fastdigit.kernels.augment.reference import ERASE_BLOCK, FAINTNESS, ONE, SIDE
 from fastdigit.kernels.relu import reference as relu_reference
 
 right = fd.get_backend("numpy")
@@ -681,8 +683,41 @@ def nothing_erased_or_faint(images, order, start, deformation, key, step, out):
 @wrong("augment", check_augment="out: ")
 def squares_a_pixel_too_small(images, order, start, deformation, key, step, out):
     tables = deformation.tables.copy()
-    tables[7] = np.maximum(tables[7] - 1, 0)
+    tables[SIDE] = np.maximum(tables[SIDE] - 1, 0)
     right.augment(images, order, start, deformation._replace(tables=tables), key, step, out)
+
+
+@wrong("augment", check_augment="out: ")
+def ink_as_strong_as_ever(images, order, start, deformation, key, step, out):
+    tables = deformation.tables.copy()
+    tables[FAINTNESS] = ONE
+    right.augment(images, order, start, deformation._replace(tables=tables), key, step, out)
+
+
+def _erase_afterwards(order, start, deformation, key, step, out, swapped):
+    """The squares of rows of ``out``, their left and top edges perhaps ``swapped``."""
+    height, width = deformation.height, deformation.width
+    for row, image in zip(out, order[start:].tolist(), strict=False):
+        words = checks.philox((ERASE_BLOCK, image, step % 2**32, step // 2**32), key)
+        side = int(deformation.tables[SIDE][words[0] >> 22])
+        left, top = words[2:0:-1] if swapped else words[1:3]
+        left, top = (width + 1 - side) * left >> 32, (height + 1 - side) * top >> 32
+        picture = row.reshape(height, width)
+        picture[top : top + side, left : left + side] = 0
+
+
+@wrong("augment", check_augment="out: ")
+def squares_with_their_edges_swapped(images, order, start, deformation, key, step, out):
+    tables = deformation.tables.copy()
+    tables[SIDE] = 0
+    right.augment(images, order, start, deformation._replace(tables=tables), key, step, out)
+    _erase_afterwards(order, start, deformation, key, step, out, True)
+
+
+@wrong("augment", check_augment="out: ")
+def squares_without_noise(images, order, start, deformation, key, step, out):
+    right.augment(images, order, start, deformation, key, step, out)
+    _erase_afterwards(order, start, deformation, key, step, out, False)
 
 
 @wrong("augment", check_augment="out: ")

@@ -2,12 +2,13 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.bench import acceptance, bias, robustness, tables
+from fastdigit.bench import acceptance, augment_cost, bias, robustness, tables
 from fastdigit.corruptions import CORRUPTIONS
 from fastdigit.datasets import Writers
 from tests.conftest import PROJECT
@@ -15,7 +16,7 @@ from tests.conftest import PROJECT
 PAGE = PROJECT / "bench" / "LIMITS.md"
 
 
-@pytest.mark.parametrize("part", [bias, robustness])
+@pytest.mark.parametrize("part", [augment_cost, bias, robustness])
 def test_a_table_of_the_page_is_the_one_of_the_results(part):
     results = json.loads((PROJECT / "bench" / "results" / f"{part.NAME}.json").read_text())
     table = PAGE.read_text(encoding="utf-8").split(f"<!-- table: {part.NAME} -->")[1].split(acceptance.END)[0]
@@ -95,3 +96,17 @@ def test_table_of_corruptions():
     rows = robustness.table({"seeds": [of(0, [0.9, 0.5]), of(1, [0.8, 0.4])]}).rows
     assert rows[0] == ("rotation", "85.0%", "45.0%", "65.0%")
     assert rows[-1] == ("all (as they are: 98.00%)", "", "", "65.0%")
+
+
+def test_what_deforming_costs(monkeypatch):
+    seconds = iter([9.0] * 4 + [1.0, 1.1, 1.2, 1.5] * 3)  # the first ones compile
+    monkeypatch.setattr(fd, "load_mnist", fd.load_digits)
+
+    def fit(net, images, epochs, augment):
+        assert epochs == 1
+        return SimpleNamespace(epochs=[SimpleNamespace(seconds=next(seconds))])
+
+    monkeypatch.setattr(fd, "fit", fit)
+    rows = augment_cost.table(augment_cost.measure("numpy", rounds=3)).rows
+    assert rows[0] == ("as they are", "1.00 s", "", "")
+    assert [row[1:3] for row in rows[1:]] == [("1.10 s", "1.10"), ("1.20 s", "1.20"), ("1.50 s", "1.50")]

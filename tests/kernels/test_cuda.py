@@ -59,7 +59,7 @@ MATMUL = [
 def test_dense(operation, case, record_property):
     with emulated() as emulator:
         check, _ = checks.CHECKS[operation][0]
-        record_property("worst error/bound", check(getattr(backend(), operation), backend(), case))
+        record_property("worst error/bound", float(check(getattr(backend(), operation), backend(), case)))
     assert all(kernel.name.startswith(("matmul_simt", "column")) for kernel, _ in emulator.reports)
 
 
@@ -82,7 +82,7 @@ OTHERS += ("log_odds", "ascend", "add_noise", "max_norm")
 )
 def test_other_operations(operation, check, case, record_property):
     with emulated():
-        record_property("worst error/bound", check(getattr(backend(), operation), backend(), case))
+        record_property("worst error/bound", float(check(getattr(backend(), operation), backend(), case)))
 
 
 @pytest.mark.parametrize("case", [cases.Matmul(5, 37, 19), cases.Matmul(64, 64, 10)], ids=str)

@@ -17,7 +17,7 @@ OPERATIONS = ("dense", "dense_grad_input", "dense_grad_weight")
     ],
 )
 def test_float32(backend, operation, check, case, record_property):
-    record_property("worst error/bound", check(getattr(backend, operation), backend, case))
+    record_property("worst error/bound", float(check(getattr(backend, operation), backend, case)))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

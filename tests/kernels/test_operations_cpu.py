@@ -64,7 +64,7 @@ def test_checks(operation, threads, small_work_is_shared, record_property):
     function = partial(OPERATIONS[operation], threads=threads)
     for check, of_check in CHECKS[operation]:
         worst = max(check(function, NUMPY, case) for case in of_check)
-        record_property(f"worst error/bound of {check.__name__}", worst)
+        record_property(f"worst error/bound of {check.__name__}", float(worst))
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def worst_error(function):
 
 def test_exponential_is_good_to_two_units_of_the_last_place(record_property):
     worst = worst_error(exponentials)
-    record_property("worst error in units of the last place", worst)
+    record_property("worst error in units of the last place", float(worst))
     assert worst <= 2
 
 

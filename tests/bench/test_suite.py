@@ -337,6 +337,13 @@ def test_the_tables_and_pictures_of_the_readme_are_those_of_the_committed_result
             assert picture.info["Source"] == report.fingerprint(committed)
 
 
+def test_the_readme_shows_another_machine_too():
+    results = suite.read(RESULTS / "bench_xeon.json")
+    (table,) = (made for made in tables.of_results(results) if made.name == "train")
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- table: xeon -->\n{tables.markdown(table)}\n<!-- end of table -->" in readme
+
+
 # --- comparing --------------------------------------------------------------------------------------
 
 

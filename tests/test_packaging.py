@@ -103,7 +103,7 @@ def test_the_readme_has_the_two_commands():
     assert set(commands) == {"train", "test"}
     assert all("\n" not in command for command in commands.values())
     assert commands["train"].endswith("fastdigit train")
-    assert commands["test"].endswith("-m pytest -n 2 --dist loadgroup")
+    assert commands["test"].endswith("-m pytest -n 2")
 
 
 def test_links_and_pictures_of_the_pages_exist():

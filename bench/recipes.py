@@ -96,16 +96,20 @@ def run(name, seeds, backend="auto", data=None, out=None):
     return results
 
 
+def _seeds(text):
+    return [int(seed) for seed in text.split(",")]
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="such as 0; by default 0 to 4")
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2,3,4", help="such as 0; by default 0 to 4")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--pages", action="store_true", help="bring the tables of all results up to date")
     options = parser.parse_args(arguments)
     for name in options.recipes:
         out = RESULTS / f"recipe_{name}.json"
-        run(name, [int(seed) for seed in options.seeds.split(",")], options.backend, out=out)
+        run(name, options.seeds, options.backend, out=out)
     if options.pages:
         from . import recipe_tables
 

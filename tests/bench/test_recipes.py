@@ -115,6 +115,12 @@ def test_what_is_asked_in_comparison(written):
     assert recipe_tables.all_recipes().rows[1][4:] == ("–", "–")
 
 
+def test_seeds_that_are_no_numbers(capsys):
+    with pytest.raises(SystemExit):
+        recipes.main(["plain-256", "--seeds", "x"])
+    assert "--seeds: invalid" in capsys.readouterr().err
+
+
 def test_a_recipe_that_is_not_there():
     with pytest.raises(fd.ConfigError, match=f"choose one of {NAMES[0]}"):
         recipes.read("nonsense")

@@ -93,6 +93,12 @@ class _Cache(FunctionCache):
         stamp = self._impl.locator.get_source_stamp(), _digest_of_sources()
         self._cache_file = _CheckedFile(self.cache_path, self._impl.filename_base, stamp)
 
+    def _index_key(self, sig, codegen):
+        # Numba's key has the processor, but not what the system lets this process use of it.
+        from .amx import has_tiles
+
+        return *super()._index_key(sig, codegen), has_tiles()
+
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)

@@ -261,6 +261,35 @@ def _halved(build, low, high):
 
 
 @intrinsic
+def halve_some(typing, source, count, target):
+    """As :func:`halve_32`; only the first ``count`` numbers are read, the others become zero."""
+
+    def generate(context, build, signature, arguments):
+        source, count, target = arguments
+        vector = ir.VectorType(FLOAT, 16)
+        low, high = (
+            _masked_load(
+                build,
+                vector,
+                build.inttoptr(build.add(source, INT(FLOAT_BYTES * first)), vector.as_pointer()),
+                _first(
+                    build,
+                    16,
+                    build.select(
+                        build.icmp_signed(">", count, INT(first)), build.sub(count, INT(first)), INT(0)
+                    ),
+                ),
+            )
+            for first in (0, 16)
+        )
+        halves = _halved(build, low, high)
+        build.store(halves, build.inttoptr(target, halves.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), generate
+
+
+@intrinsic
 def halve_32(typing, source, target):
     """Round 32 float32 numbers at an address to bfloat16 at another."""
 

@@ -35,26 +35,26 @@ NEON = Tile(rows=8, vectors=3, lanes=4)  # 28 of 32
 SSE = Tile(rows=6, vectors=2, lanes=4)  # 15 of 16
 
 
-def _features():
+def features():
     """Of the processor that Numba compiles for: the host, or what NUMBA_CPU_FEATURES says."""
     return set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
 
 
 def can_compress():
     """Whether the processor packs the chosen elements of a vector in one instruction."""
-    return "+avx512vbmi2" in _features() and llvm_version_info[0] >= 19  # LLVM's name for it is young
+    return "+avx512vbmi2" in features() and llvm_version_info[0] >= 19  # LLVM's name for it is young
 
 
 def has_bfloat16():
     """Whether the processor multiplies pairs of bfloat16 numbers (AVX-512 BF16)."""
-    return {"+avx512f", "+avx512bf16"} <= _features()
+    return {"+avx512f", "+avx512bf16"} <= features()
 
 
 def host_tile():
     """The tile for the processor that Numba compiles for."""
-    features = _features()
-    if "+avx512f" in features:
+    offered = features()
+    if "+avx512f" in offered:
         return AVX512
-    if {"+avx2", "+fma"} <= features:
+    if {"+avx2", "+fma"} <= offered:
         return AVX2
-    return NEON if "+neon" in features else SSE
+    return NEON if "+neon" in offered else SSE

@@ -36,12 +36,14 @@ from ..common.memory import (
     prefetch_far,
 )
 from ..common.team import Kernel, call, thread_count, wait_for_all
+from ..common.tiles import features
 from ..dropout.cpu import dropout_rows, dropout_sparse_rows
 from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..gather.cpu import gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
-from ..matmul.cpu import column_sums, finish, mask_row, prefetch_matrix, prepare, product, share
+from ..matmul.cpu import column_sums, product, share
+from ..matmul.pieces import beside, finish, mask_row, prefetch_matrix, prepare
 from ..optimizer.cpu import CHUNK, Numbers, adam_numbers, adam_span, clip_norm_share, sgd_numbers, sgd_span
 from ..softmax_xent.cpu import softmax_xent_rows
 
@@ -58,6 +60,10 @@ SAMPLE = 256  # pictures that are looked at to find out
 # The same for hidden layers: of their outputs, those where one of two images is not zero; and the least
 # sizes, of both layers and of the batch, that make up for the lists.
 HIDDEN_SHARE = 0.85
+# Intel's cores with tiles begin two multiply-adds of 512 bits in a cycle, AMD's Zen 4 one, with as many
+# loads. Lists, which load more for each, gain nothing there: without them networks train 1.03 to 1.13
+# times as fast (see kernels/README.md).
+HIDDEN_LISTS = "+amx-tile" not in features()
 HIDDEN_UNITS = 128
 HIDDEN_BATCH = 64
 UNITS_BATCH = 192  # the same for lists by units, which take longer to make
@@ -240,6 +246,19 @@ def _prepare_after(details, top, left, rows, columns):
                 prefetch_matrix(here + details.state_1, details.row, rows, columns)
 
     return ask
+
+
+@overload(beside)
+def _beside_after(details, top, left):
+    if getattr(details, "instance_class", None) is not After:
+        return None
+
+    def where(details, top, left):
+        if details.kind == MASK or details.kind == UPDATE_WEIGHTS:
+            return details.at + SIZE * (top * details.row + left), details.row
+        return 0, 0
+
+    return where
 
 
 @inner(inline="always")
@@ -748,7 +767,7 @@ def _layers_with_lists(sizes, rows, wanted, precision):
     layers, least = len(sizes) - 1, 1 if wanted else HIDDEN_UNITS
     by_rows, by_columns = [False] * layers, [False] * layers
     # Products in bfloat16 are quicker as a whole.
-    if precision == "float32" and (wanted or (wanted is None and rows >= HIDDEN_BATCH)):
+    if precision == "float32" and (wanted or (wanted is None and HIDDEN_LISTS and rows >= HIDDEN_BATCH)):
         for number in range(1, layers):
             above = number < layers - 1 and min(sizes[number : number + 2]) >= least
             below = number > 1 and min(sizes[number - 1 : number + 1]) >= least
@@ -779,7 +798,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
     if plan.deformation is not None and plan.deformation.noise and plan.sparse_input is None:
         with_lists = False  # no paper is left
     if with_lists and plan.sparse_input is None:
-        with_lists = is_sparse(images, hidden[0])
+        tiles = dense.AMX and plan.precision == "bf16"  # quicker than any lists
+        with_lists = not tiles and is_sparse(images, hidden[0])
 
     def whole(length):
         return 64 * sparse.words_for(length)
@@ -838,7 +858,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
                 (inputs, outputs, rows),
                 (rows, inputs if number else 1, outputs),
             )
-            room = max(room, *(dense.room_for(*product) for product in products))
+            kinds = (False, True) if plan.precision == "bf16" else (False,)  # the last layer is float32
+            room = max(room, *(dense.room_for(*product, halves) for product in products for halves in kinds))
     room = -(-max(room, *sizes) // 32) * 32
     buffers, state = plan.buffers, [*plan.state, None, None]
     words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)

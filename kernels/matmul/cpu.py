@@ -18,12 +18,12 @@ Van Zee, van de Geijn, "BLIS", ACM TOMS 41 (2015).
 import threading
 from functools import cache
 from types import NoneType
-from typing import NamedTuple
 
 import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
+from ..common.amx import has_tiles
 from ..common.compiling import inner, jit
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import (
@@ -35,7 +35,6 @@ from ..common.memory import (
     floats,
     ints,
     overlap,
-    prefetch,
     row_distance,
 )
 from ..common.simd import (
@@ -50,6 +49,8 @@ from ..common.simd import (
 )
 from ..common.team import Kernel, thread_count
 from ..common.tiles import has_bfloat16, host_tile
+from . import cpu_amx
+from .pieces import Mask, finish, prepare
 
 TILE = host_tile()
 ROWS, COLUMNS, LANES, MASKED = TILE.rows, TILE.columns, TILE.lanes, TILE.masked
@@ -63,7 +64,7 @@ CONFLICT = 256  # rows of a that are multiples of so many numbers apart share ca
 SHORT = 64  # steps
 ALONE = 250_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
-HALF = has_bfloat16()
+HALF, AMX = has_bfloat16(), has_tiles()
 PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
 
 _multiply = micro_kernel(TILE)
@@ -121,8 +122,13 @@ def strip_size(depth):
 
 
 @register_jitable
-def room_for(rows, columns, depth):
-    """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer."""
+def room_for(rows, columns, depth, halves=False):
+    """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer.
+
+    ``halves``: whether it rounds to bfloat16.
+    """
+    if halves and AMX:
+        return cpu_amx.room_for(rows, columns, depth)
     deep = min(depth, DEPTH)
     group = min(-(-columns // COLUMNS), _most_panels(depth)) * COLUMNS  # fewer columns can make larger groups
     strips = min(-(-rows // ROWS), STRIPS if columns <= group else MOST_STRIPS) if columns > COLUMNS else 0
@@ -256,92 +262,11 @@ def _pack_panels(b, b_step, b_column, depth, columns, half, panels):
             _pack_panel_pairs(source, b_step, b_column, depth, width, place)
 
 
-def finish(details, top, left, rows, columns, piece, piece_row):
-    """What :func:`product` calls for every finished piece of the output, while it is in the cache.
-
-    The piece's place in the output, its size, its address and row distance. What happens is decided
-    by the type of ``details``, a named tuple: ``@overload(finish)`` teaches it another.
-    """
-    raise NotImplementedError("only for jitted code")
-
-
-def prepare(details, top, left, rows, columns):
-    """What :func:`product` calls before it computes a piece: :func:`finish` can ask for its operands.
-
-    ``@overload(prepare)`` for the same types of ``details``.
-    """
-    raise NotImplementedError("only for jitted code")
-
-
 @inner
-def _prefetch_rows(address, distance, first, last, size):
-    """Ask for ``size`` bytes of each of the rows first … last - 1, which are so many bytes apart."""
-    for row in range(first, last):
-        for byte in range(0, size, 64):
-            prefetch(address + row * distance + byte)
-
-
-@inner
-def prefetch_matrix(address, row, rows, columns):
-    """Ask for all lines of a float32 matrix at an address."""
-    for i in range(rows):
-        for j in range(0, columns, 16):
-            prefetch(address + SIZE * (i * row + j))
-
-
-class Mask(NamedTuple):
-    """Details for :func:`finish`: piece · scale where y_below is positive, else 0."""
-
-    y_below: int  # address of a matrix like the output, or 0 for no mask
-    y_row: int
-    scale: np.float32
-
-
-@inner
-def mask_row(target, y_below, scale):
-    """target · scale where y_below is positive, else 0, for contiguous vectors."""
-    for j in range(target.size):
-        target[j] = target[j] * scale if y_below[j] > 0 else np.float32(0)
-
-
-@overload(finish)
-def _finish_mask(details, top, left, rows, columns, piece, piece_row):
-    if getattr(details, "instance_class", None) is not Mask:
-        return None
-
-    def mask_and_scale(details, top, left, rows, columns, piece, piece_row):
-        scale = details.scale
-        if details.y_below == 0 and scale == 1:
-            return
-        for i in range(rows):
-            target = floats(piece + SIZE * i * piece_row, columns)
-            if details.y_below == 0:
-                for j in range(columns):
-                    target[j] = target[j] * scale
-                continue
-            mask_row(
-                target, floats(details.y_below + SIZE * ((top + i) * details.y_row + left), columns), scale
-            )
-
-    return mask_and_scale
-
-
-@inner
-def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details):
-    """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
-
-    ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
-    a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
-    ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
-    none. ``half``, unless it is None, has a and b rounded to bfloat16, where HALF says that the
-    processor can multiply these; the sums are float32. Its type decides what is compiled. ``part`` is
-    what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers that no other thread
-    uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece in ``room``; depth must
-    then be at most DEPTH.
-
-    Cost: 2·rows·columns·depth flops. Every operand is read from memory once for about 300 columns or
-    512 steps.
-    """
+def _vectors_product(
+    a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details
+):
+    """As :func:`product`, by vectors."""
     top, bottom, left, right = part
     rows, columns = bottom - top, right - left
     if rows <= 0 or columns <= 0:
@@ -425,11 +350,30 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                 finish(details, top + down, group_left, high, group_right - group_left, target, target_row)
 
 
-@overload(prepare)
-def _prepare_mask(details, top, left, rows, columns):
-    if getattr(details, "instance_class", None) is not Mask:
-        return None
-    return lambda details, top, left, rows, columns: None
+_product_of_halves = cpu_amx.product if AMX else _vectors_product
+
+
+@inner
+def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details):
+    """c = max(a·b + bias, floor), and then :func:`finish`, for one thread's ``part`` of the output.
+
+    ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
+    a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
+    ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
+    none. ``half``, unless it is None, has a and b rounded to bfloat16, where HALF says that the
+    processor can multiply these; the sums are float32. Its type decides what is compiled. ``part`` is
+    what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers that no other thread
+    uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece in ``room``; depth must
+    then be at most DEPTH.
+
+    Cost: 2·rows·columns·depth flops. Every operand is read from memory once for about 300 columns or
+    512 steps.
+    """
+    operands = a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor
+    if half is None:
+        _vectors_product(*operands, None, room, details)
+    else:
+        _product_of_halves(*operands, half, room, details)
 
 
 @inner
@@ -452,6 +396,7 @@ _WORDS = 18
 
 def _one_product(half):
     """The function of a kernel; ``half`` as for :func:`product`."""
+    halves = half is not None
 
     def one_product(thread, threads, barrier, arguments):
         a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
@@ -463,7 +408,7 @@ def _one_product(half):
         apart = depth < SHORT or (a_row == 1 and rows >= 4 * ROWS * threads) or rows > MOST_STRIPS * ROWS
         wide = -(-columns // LANES) * LANES if apart else LANES
         part = share(thread, threads, rows, columns, ROWS, wide)
-        room += SIZE * thread * room_for(rows, columns, depth)
+        room += SIZE * thread * room_for(rows, columns, depth, halves)
         product(
             a,
             a_row,
@@ -514,7 +459,7 @@ def _by_caller(left, right, c, c_row, rows, columns, depth, half):
     if turn:
         left, right = (right[0], right[2], right[1]), (left[0], left[2], left[1])
         target, target_row, high, wide = turned.ctypes.data, odd_lines(rows), columns, rows
-    room = np.empty(room_for(high, wide, depth), np.float32)
+    room = np.empty(room_for(high, wide, depth, half is not None), np.float32)
     product(
         *left,
         *right,
@@ -560,7 +505,7 @@ def _alone(a, b, out, half):
     return DONE
 
 
-def _describe(a, b, c, relu, words):
+def _describe(a, b, c, relu, halves, words):
     """The words of a product as yet without room, bias and mask; the room for a thread, their address."""
     words[0], words[1], words[2] = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
     words[3], words[4], words[5] = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
@@ -569,7 +514,7 @@ def _describe(a, b, c, relu, words):
     fill(words[11:16], 0)
     numbers = doubles(words.ctypes.data + 8 * 16, 2)
     numbers[0], numbers[1] = 0.0 if relu else -np.inf, 1.0
-    return room_for(a.shape[0], b.shape[1], a.shape[1]), words.ctypes.data
+    return room_for(a.shape[0], b.shape[1], a.shape[1], halves), words.ctypes.data
 
 
 @cache
@@ -581,7 +526,7 @@ def _compiled_alone(half):
 @cache
 def _compiled_describe():
     words = types.Array(types.int64, 1, "C")
-    return jit(_describe, types.UniTuple(types.intp, 2)(*[_ANY] * 3, types.intp, words))
+    return jit(_describe, types.UniTuple(types.intp, 2)(*[_ANY] * 3, types.intp, types.intp, words))
 
 
 _rooms = threading.local()
@@ -603,7 +548,7 @@ def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=No
     """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
     threads = 1 if c.size * a.shape[1] < ALONE else thread_count(threads)
     words = np.empty(_WORDS, np.int64)
-    room, address = _compiled_describe()(a, b, c, relu, words)
+    room, address = _compiled_describe()(a, b, c, relu, half is not None, words)
     words[15] = _room(threads * room)
     if bias is not None:
         words[11] = _address(bias)

@@ -28,7 +28,8 @@ from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ONE, ZERO, fill, floats, ints
 from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, read, write, write_16
 from ..common.tiles import Tile, can_compress
-from .cpu import LANES, copy_16, finish, prepare, transpose
+from .cpu import LANES, copy_16, transpose
+from .pieces import finish, prepare
 
 # Two rows × four vectors: 8 accumulators. One row would load twice as often, more rows have longer
 # lists; measured for rows 1 to 4 and vectors 2, 4 and 8.

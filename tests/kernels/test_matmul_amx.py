@@ -1,0 +1,196 @@
+"""Products in bfloat16 by tile registers, against float64; skipped where the processor has none."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import njit
+
+from fastdigit.kernels.common import amx
+from fastdigit.kernels.common.memory import aligned_zeros
+from fastdigit.kernels.matmul import cpu, cpu_amx
+from fastdigit.kernels.matmul.pieces import Mask
+
+pytestmark = pytest.mark.skipif(not cpu.AMX, reason="the processor has no tiles of bfloat16 (AMX)")
+
+
+def rounded(x):
+    """float32 numbers rounded to bfloat16 (nearest, ties to even), by their bits, as float64."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
+
+
+def operands(m, k, n, seed=0):
+    random = np.random.default_rng(seed)
+    return random.standard_normal((m, k), np.float32), random.standard_normal((k, n), np.float32)
+
+
+def laid_out(a, b, kind):
+    if kind == "nt":
+        b = np.ascontiguousarray(b.T).T
+    if kind == "tn":
+        a = np.ascontiguousarray(a.T).T
+    if kind == "strided":
+        a, b = np.repeat(a, 2, axis=1)[:, ::2], np.repeat(b, 2, axis=1)[:, ::2]
+    return a, b
+
+
+# Tiles of 16, strips and panels of 32, blocks of 512 steps, groups of 960 columns, heaps of 1280 rows.
+SHAPES = [
+    (16, 32, 16),
+    (17, 31, 33),
+    (32, 33, 15),
+    (31, 513, 47),
+    (100, 1100, 90),
+    (40, 70, 970),
+    (1290, 40, 50),
+    (1300, 530, 1000),
+    (1, 600, 1000),
+    (1300, 5, 1),
+]
+
+
+@pytest.mark.parametrize("kind", ["nn", "nt", "tn", "strided"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products(shape, kind):
+    m, k, n = shape
+    a, b = operands(*shape)
+    exact = rounded(a) @ rounded(b)
+    bound = k * 2.0**-23 * (np.abs(rounded(a)) @ np.abs(rounded(b)))
+    found = []
+    for threads in (1, 2):
+        out = np.full((m, n), np.nan, np.float32)
+        cpu.matmul(*laid_out(a, b, kind), out=out, threads=threads, precision="bf16")
+        assert (np.abs(out - exact) <= bound).all()
+        found.append(out)
+    assert (found[0] == found[1]).all()
+
+
+@njit
+def _product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, room, details):
+    cpu_amx.product(
+        a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, 1, room, details
+    )
+
+
+def product(a, b, c, part, room, bias=None, floor=-np.inf, y_below=None, scale=1.0):
+    word = np.int64
+    _product(
+        word(a.ctypes.data),
+        *(word(x // 4) for x in a.strides),
+        word(b.ctypes.data),
+        *(word(x // 4) for x in b.strides),
+        word(0 if bias is None else bias.ctypes.data),
+        word(0 if c is None else c.ctypes.data),
+        word(0 if c is None else c.strides[0] // 4),
+        tuple(map(word, part)),
+        word(a.shape[1]),
+        np.float32(floor),
+        word(room.ctypes.data),
+        Mask(
+            word(0 if y_below is None else y_below.ctypes.data),
+            word(0 if y_below is None else y_below.strides[0] // 4),
+            np.float32(scale),
+        ),
+    )
+
+
+def full_room(m, n, k, content):
+    room = aligned_zeros(cpu_amx.room_for(m, n, k) + 64, np.float32)
+    room[...] = content
+    return room
+
+
+@pytest.mark.parametrize("shape", [(37, 101, 53), (64, 600, 64), (48, 1030, 1000)], ids=str)
+@pytest.mark.parametrize("relu", [True, False])
+def test_bias_relu_and_mask(shape, relu):
+    m, k, n = shape
+    a, b = operands(*shape)
+    bias, y_below = operands(1, n, m)[0][0], np.sign(operands(m, n, 1, seed=1)[0])
+    expected = rounded(a) @ rounded(b) + bias
+    bound = (k + 2) * 2.0**-23 * (np.abs(rounded(a)) @ np.abs(rounded(b)) + np.abs(bias))
+    c = np.full((m, n), np.nan, np.float32)
+    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan), bias, 0 if relu else -np.inf)
+    assert (np.abs(c - (np.maximum(expected, 0) if relu else expected)) <= bound).all()
+    assert not relu or (c == 0).any()
+    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan), bias, -np.inf, y_below, 1.25)
+    assert (np.abs(c - np.where(y_below > 0, 1.25 * expected, 0)) <= 2 * bound).all()
+
+
+def test_a_part_is_all_that_is_written():
+    m, k, n = 70, 45, 90
+    a, b = operands(m, k, n)
+    whole = np.full((m, n), np.nan, np.float32)
+    product(a, b, whole, (0, m, 0, n), full_room(m, n, k, np.nan))
+    for part in [(0, 16, 0, 16), (3, 40, 16, 90), (17, 70, 5, 22), (5, 5, 0, 90)]:
+        c = np.full((m, n), 7, np.float32)
+        product(a, b, c, part, full_room(m, n, k, np.inf))
+        top, bottom, left, right = part
+        inside = np.zeros((m, n), bool)
+        inside[top:bottom, left:right] = True
+        assert (c[inside] == whole[inside]).all()
+        assert (c[~inside] == 7).all()
+
+
+def test_the_room_is_large_enough():
+    for m, k, n in [(1, 1, 1), (33, 17, 40), (100, 600, 1000), (1300, 512, 33)]:
+        a, b = operands(m, k, n)
+        room = aligned_zeros(cpu_amx.room_for(m, n, k) + 2048, np.float32)
+        room[...] = -1
+        product(a, b, np.empty((m, n), np.float32), (0, m, 0, n), room)
+        if k <= cpu_amx.DEPTH:
+            product(a, b, None, (0, m, 0, n), room)  # the pieces are in the room, too
+        assert (room[cpu_amx.room_for(m, n, k) :] == -1).all()
+
+
+def test_what_is_not_finite_stays_in_its_row():
+    a, b = operands(40, 70, 50)
+    clean = cpu.matmul(a, b, precision="bf16")
+    a[7, 3], a[20, 5] = np.nan, np.inf
+    spoilt = cpu.matmul(a, b, precision="bf16")
+    rows = np.isin(np.arange(40), [7, 20])
+    assert np.isnan(spoilt[7]).all()
+    assert not np.isfinite(spoilt[20]).any()
+    assert (spoilt[~rows] == clean[~rows]).all()
+    assert (cpu.matmul(a[21:], b, precision="bf16") == clean[21:]).all()
+
+
+CODE = """
+import sys
+import numpy as np
+from fastdigit.kernels.common import amx
+if sys.argv[1] == "refused":
+    amx.has_tiles = lambda: False
+from fastdigit.kernels.matmul import cpu
+random = np.random.default_rng(0)
+a, b = random.standard_normal((50, 300), np.float32), random.standard_normal((300, 70), np.float32)
+print(cpu.AMX, cpu.matmul(a, b, precision="bf16").tobytes().hex())
+"""
+
+
+def test_a_process_that_may_not_use_tiles_computes_without_them(tmp_path):
+    """Also where another process has left its compiled kernels."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", CODE, how],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for how in ("allowed", "refused", "allowed")
+    ]
+    assert [words[0] for words in said] == ["True", "False", "True"]
+    assert said[0][1] == said[2][1] != said[1][1]
+
+
+def test_processors_without_tiles(monkeypatch):
+    asked = amx.has_tiles.__wrapped__
+    assert asked()
+    monkeypatch.setattr(amx, "features", lambda: {"+avx512f", "+avx512bf16"})
+    assert not asked()
+    monkeypatch.undo()
+    monkeypatch.setattr(amx.sys, "platform", "win32")
+    assert not asked()

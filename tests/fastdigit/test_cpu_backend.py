@@ -263,6 +263,17 @@ def test_bfloat16_products(shape, kind):
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("optimizer", [fd.SGD(0.05), fd.SGD(0.05, momentum=0.9), fd.Adam(0.01)], ids=repr)
+def test_gradients_in_bfloat16_used_up_or_stored(optimizer):
+    """Where gradients are clipped they are stored first: with the same bits, if nothing is cut off."""
+    options = {"sizes": (PIXELS, 70, 133, 5), "network": {"precision": "bf16"}, "optimizer": optimizer}
+    data = pictures(0.4)
+    for threads in (1, 2):
+        used_up = train(data, threads=threads, **options)
+        assert used_up == train(data, threads=threads, clip_norm=1e9, **options)
+
+
+@needs_bfloat16
 def test_training_in_bfloat16():
     data = pictures(0.15)
     options = {"sizes": (PIXELS, 70, 64, 5), "network": {"precision": "bf16", "dropout": 0.2}}

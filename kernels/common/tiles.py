@@ -50,6 +50,14 @@ def has_bfloat16():
     return {"+avx512f", "+avx512bf16"} <= features()
 
 
+def has_amx():
+    """Whether it is one of Intel's processors with tile registers, which some choices are measured for.
+
+    Whether these may be used is another question: :func:`~.amx.has_tiles`.
+    """
+    return "+amx-tile" in features()
+
+
 def host_tile():
     """The tile for the processor that Numba compiles for."""
     offered = features()

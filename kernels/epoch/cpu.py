@@ -36,7 +36,7 @@ from ..common.memory import (
     prefetch_far,
 )
 from ..common.team import Kernel, call, thread_count, wait_for_all
-from ..common.tiles import features
+from ..common.tiles import has_amx
 from ..dropout.cpu import dropout_rows, dropout_sparse_rows
 from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..gather.cpu import gather_rows, gather_span
@@ -63,7 +63,7 @@ HIDDEN_SHARE = 0.85
 # Intel's cores with tiles begin two multiply-adds of 512 bits in a cycle, AMD's Zen 4 one, with as many
 # loads. Lists, which load more for each, gain nothing there: without them networks train 1.03 to 1.13
 # times as fast (see kernels/README.md).
-HIDDEN_LISTS = "+amx-tile" not in features()
+HIDDEN_LISTS = not has_amx()
 HIDDEN_UNITS = 128
 HIDDEN_BATCH = 64
 UNITS_BATCH = 192  # the same for lists by units, which take longer to make

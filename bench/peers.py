@@ -452,4 +452,7 @@ SIDES = {
     "torch-bf16": Side(partial(torch_loop, bf16=True), "bf16"),
     "torch-compile-bf16": Side(partial(torch_loop, compiled=True, bf16=True), "bf16"),
     "fastdigit-bf16": Side(partial(Fit, precision="bf16"), "bf16", ours=True),
+    "fastdigit-bf16x3": Side(partial(Fit, precision="bf16x3"), "bf16x3", ours=True),
 }
+# What is as exact as float32 is compared with float32.
+AS_EXACT_AS = {"bf16x3": "float32"}

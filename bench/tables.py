@@ -92,14 +92,14 @@ def _each_network(networks):
                 low, high = row["quartiles"]
                 ratio = row.get("ratio_to_best_peer")
                 best = result["best_peers"].get(row["precision"])
-                bf16 = row["precision"] == "bf16"
+                rounded = row["precision"] != "float32"
                 table.rows.append(
                     (
                         row["side"] + (f" ({NOTE})" if row["noisy"] else ""),
                         count(row["images_per_second"]),
                         f"{count(low)} to {count(high)}",
                         f"{row['gflops']:.0f}",
-                        "" if bf16 else f"{row['gflops'] / limit:.0%}",
+                        "" if rounded else f"{row['gflops'] / limit:.0%}",
                         f"{ratio['median']:.2f} × {best}" if ratio else "best peer" * (row["side"] == best),
                         f"{row['first_call_seconds']:.1f} s",
                     )
@@ -126,10 +126,11 @@ def _all_networks(networks):
     lines, sides = {}, {}
     for result in networks:
         for row in result["rows"]:
-            side = row["side"].removesuffix("-bf16")
+            kind = "" if row["precision"] == "float32" else row["precision"]
+            side = row["side"].removesuffix(f"-{kind}")
             if not side.startswith("fastdigit-") and "no_time" not in row:
                 sides[side] = None
-                name = result["network"].replace("@", ", ") + ", bf16" * (row["precision"] == "bf16")
+                name = result["network"].replace("@", ", ") + (kind and f", {kind}")
                 lines.setdefault(name, {})[side] = row
     sides = sorted(sides, key="fastdigit".__eq__)  # ours last
     last = "fastdigit to the best"

@@ -8,6 +8,10 @@ far apart share cache sets, which takes a third of the speed (measured, see kern
 - A *right* tile holds b[k, j], 32 steps k of 16 columns j, two steps side by side: number (k, j) at
   bytes 64·(k // 2) + 4·j + 2·(k % 2).
 
+An operand can be one *piece*, rounded to bfloat16, or three, which sum to all 24 bits of a float32: the
+number rounded, what is left rounded, and what is left then. Six products of pieces make a float32's; the
+three others are below half a unit in its last place.
+
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume
 2, TDPBF16PS; Linux, Documentation/arch/x86/xstate.rst for the permission.
 """
@@ -16,6 +20,7 @@ import ctypes
 import platform
 import sys
 from functools import cache
+from itertools import product
 
 from llvmlite import ir
 from numba import types
@@ -80,9 +85,15 @@ def release_tiles(typing):
     return types.void(), generate
 
 
-def _kernel(module, tall, wide):
+# Which pieces are multiplied, of the left and of the right operand: the smallest products first, and each
+# time one of the two is already in its registers.
+_PRODUCTS = {1: [(0, 0)], 3: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)]}
+_AT_ONCE = 2  # rows that are asked for with each step
+
+
+def _kernel(module, pieces, tall, wide):
     """The LLVM function for ``tall`` × ``wide`` tiles of sums; see :func:`multiply_tiles`."""
-    name = f"fastdigit_amx_{tall}x{wide}"
+    name = f"fastdigit_amx_{pieces}_{tall}x{wide}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, ir.FunctionType(_VOID, [INT] * 9), name)
@@ -96,13 +107,13 @@ def _kernel(module, tall, wide):
     store = declared(module, "llvm.x86.tilestored64", _VOID, [_NUMBER, BYTES, INT])
     dot = declared(module, "llvm.x86.tdpbf16ps", _VOID, [_NUMBER] * 3)
     prefetch = declared(module, "llvm.prefetch.p0", _VOID, [BYTES, INT32, INT32, INT32])
-    sums = [(r, v) for r in range(tall) for v in range(wide)]
 
     def every_sum(build, call, address, row):
         """Load or store all tiles of sums, which lie as parts of one matrix."""
-        for r, v in sums:
-            place = build.add(address, build.add(build.mul(row, INT(ROWS * r)), INT(64 * v)))
-            build.call(call, [_NUMBER(2 * r + v), build.inttoptr(place, BYTES), row])
+        for r in range(tall):
+            for v in range(wide):
+                place = build.add(address, build.add(build.mul(row, INT(ROWS * r)), INT(64 * v)))
+                build.call(call, [_NUMBER(2 * r + v), build.inttoptr(place, BYTES), row])
 
     build = ir.IRBuilder(entry)
     every_sum(build, load, start, start_row)
@@ -111,27 +122,31 @@ def _kernel(module, tall, wide):
     build = ir.IRBuilder(loop)
     step, a_now, b_now, ahead = (build.phi(INT) for _ in range(4))
 
-    def tile(call, number, address, i):
-        place = build.inttoptr(build.add(address, INT(TILE * i)), BYTES)
-        build.call(call, [_NUMBER(number + i), place, INT(64)])
+    def tile(call, register, address, number):
+        place = build.inttoptr(build.add(address, INT(TILE * number)), BYTES)
+        build.call(call, [_NUMBER(register), place, INT(64)])
 
-    for r in range(tall):
+    left_now = right_now = None  # the pieces that are in registers 4 and 5, 6 and 7
+    for left, right in _PRODUCTS[pieces]:
+        for r in range(tall):
+            for v in range(wide):
+                if r == 0 and right != right_now:
+                    tile(load_past, 6 + v, b_now, 2 * right + v)
+                if v == 0 and left != left_now:
+                    tile(load, 4 + r, a_now, 2 * left + r)
+                build.call(dot, [_NUMBER(2 * r + v), _NUMBER(4 + r), _NUMBER(6 + v)])
+        left_now, right_now = left, right
+    for line in range(_AT_ONCE):
+        row = build.add(ahead, build.mul(beside_row, INT(line)))
         for v in range(wide):
-            if r == 0:
-                tile(load_past, 6, b_now, v)
-            if v == 0:
-                tile(load, 4, a_now, r)
-            build.call(dot, [_NUMBER(2 * r + v), _NUMBER(4 + r), _NUMBER(6 + v)])
-    for row in (ahead, build.add(ahead, beside_row)):
-        for line in range(wide):
-            wanted = build.inttoptr(build.add(row, INT(64 * line)), BYTES)
+            wanted = build.inttoptr(build.add(row, INT(64 * v)), BYTES)
             build.call(prefetch, [wanted, INT32(1), INT32(3), INT32(1)])
     following = build.add(step, INT(1))
     for phi, first, after in (
         (step, INT(0), following),
-        (ahead, beside, build.add(ahead, build.mul(beside_row, INT(2)))),
-        (a_now, a, build.add(a_now, INT(2 * TILE))),
-        (b_now, b, build.add(b_now, INT(2 * TILE))),
+        (ahead, beside, build.add(ahead, build.mul(beside_row, INT(_AT_ONCE)))),
+        (a_now, a, build.add(a_now, INT(2 * pieces * TILE))),
+        (b_now, b, build.add(b_now, INT(2 * pieces * TILE))),
     ):
         phi.add_incoming(first, entry)
         phi.add_incoming(after, loop)
@@ -144,31 +159,34 @@ def _kernel(module, tall, wide):
 
 
 @intrinsic
-def multiply_tiles(typing, a, b, steps, start, start_row, c, c_row, beside, beside_row, tall, wide):
+def multiply_tiles(typing, pieces, a, b, steps, start, start_row, c, c_row, beside, beside_row, tall, wide):
     """c = start + a·b, for ``tall`` × ``wide`` tiles of sums, each 1 or 2; whole tiles are written.
 
-    ``a`` and ``b`` are addresses of two left and two right tiles for each of ``steps`` times 32 k, where
-    the second of a pair is not read if the direction has one tile. ``start`` and ``c`` are addresses of
-    float32 matrices whose rows are so many *bytes* apart; a ``start_row`` of 0 takes one row for all.
-    The sum runs over steps in order; within one the order is the processor's, which takes numbers below
-    2⁻¹²⁶ for zero. ``beside`` is the address of a matrix like c, its rows ``beside_row`` bytes apart, that
-    will be read next: two of its rows are asked for with each step (at once they would hold up the tiles).
+    ``a`` and ``b`` are addresses of two left and two right tiles for each of the 1 or 3 ``pieces`` of each
+    of ``steps`` times 32 k; the second of two is not read if its direction has one tile. ``start`` and
+    ``c`` are addresses of float32 matrices whose rows are so many *bytes* apart; a ``start_row`` of 0 takes
+    one row for all. The sum runs over steps in order; within one the order is the processor's, which takes
+    numbers below 2⁻¹²⁶ for zero. ``beside`` is the address of a matrix like c, its rows ``beside_row``
+    bytes apart, that will be read next: two of its rows are asked for with each step (all at once they
+    would hold up the tiles).
 
-    Cost: 16 cycles a tile and step, as long as a comes from the first cache and b from the second.
+    Cost: 16 cycles a tile, product of pieces and step, as long as operands come in time: a fifth more from
+    the second cache.
     """
 
     def generate(context, build, signature, arguments):
-        *passed, tall, wide = arguments
+        pieces, *passed, tall, wide = arguments
         end = build.append_basic_block("end")
-        choice = build.switch(build.add(build.mul(tall, INT(2)), wide), end)
-        for rows in (1, 2):
-            for columns in (1, 2):
-                block = build.append_basic_block(f"tiles_{rows}x{columns}")
-                choice.add_case(INT(2 * rows + columns), block)
-                with build.goto_block(block):
-                    build.call(_kernel(build.module, rows, columns), passed)
-                    build.branch(end)
+        choice = build.switch(
+            build.add(build.mul(pieces, INT(8)), build.add(build.mul(tall, INT(2)), wide)), end
+        )
+        for number, rows, columns in product(_PRODUCTS, (1, 2), (1, 2)):
+            block = build.append_basic_block(f"tiles_{rows}x{columns}")
+            choice.add_case(INT(8 * number + 2 * rows + columns), block)
+            with build.goto_block(block):
+                build.call(_kernel(build.module, number, rows, columns), passed)
+                build.branch(end)
         build.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 11), generate
+    return types.void(*[types.intp] * 12), generate

@@ -261,35 +261,6 @@ def _halved(build, low, high):
 
 
 @intrinsic
-def halve_some(typing, source, count, target):
-    """As :func:`halve_32`; only the first ``count`` numbers are read, the others become zero."""
-
-    def generate(context, build, signature, arguments):
-        source, count, target = arguments
-        vector = ir.VectorType(FLOAT, 16)
-        low, high = (
-            _masked_load(
-                build,
-                vector,
-                build.inttoptr(build.add(source, INT(FLOAT_BYTES * first)), vector.as_pointer()),
-                _first(
-                    build,
-                    16,
-                    build.select(
-                        build.icmp_signed(">", count, INT(first)), build.sub(count, INT(first)), INT(0)
-                    ),
-                ),
-            )
-            for first in (0, 16)
-        )
-        halves = _halved(build, low, high)
-        build.store(halves, build.inttoptr(target, halves.type.as_pointer()), align=2)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 3), generate
-
-
-@intrinsic
 def halve_32(typing, source, target):
     """Round 32 float32 numbers at an address to bfloat16 at another."""
 
@@ -328,6 +299,75 @@ def pair_rows(typing, first, second, first_count, second_count, target):
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), generate
+
+
+def _first_numbers(build, address, count, first):
+    """16 float32 numbers from number ``first`` on; those from ``count`` on are not read but zero."""
+    vector = ir.VectorType(FLOAT, 16)
+    pointer = build.inttoptr(build.add(address, INT(FLOAT_BYTES * first)), vector.as_pointer())
+    left = build.sub(count, INT(first))
+    return _masked_load(
+        build,
+        vector,
+        pointer,
+        _first(build, 16, build.select(build.icmp_signed(">", left, INT(0)), left, INT(0))),
+    )
+
+
+def _in_pieces(build, low, high, count):
+    """Two vectors of float32, one behind the other, as ``count`` vectors of bfloat16 that sum to them."""
+    halves = _halved(build, low, high)
+    if count == 1:
+        return [halves]
+    whole = build.fpext(halves, ir.VectorType(FLOAT, 32))
+    parts = [
+        build.shuffle_vector(whole, whole, ir.VectorType(INT32, 16)([INT32(first + i) for i in range(16)]))
+        for first in (0, 16)
+    ]
+    left = (build.fsub(x, part) for x, part in zip((low, high), parts, strict=True))
+    return [halves, *_in_pieces(build, *left, count - 1)]
+
+
+def splitters(count):
+    """Two functions for jitted code that write float32 numbers as sums of ``count`` bfloat16 numbers.
+
+    The first piece is the number rounded (to nearest, ties to even), the second what is left of it
+    rounded, and so on; infinities leave NaN. Piece p goes to ``target`` + p·``apart``, in bytes.
+
+    ``split_row(source, count, target, apart)``: 32 numbers, of which those from ``count`` on are not read
+    but zero. ``split_rows(first, second, first_count, second_count, target, apart)``: 16 of each of two
+    rows, in pairs, as :func:`pair_rows`.
+    """
+
+    def store(build, pieces, target, apart, order=None):
+        for p, piece in enumerate(pieces):
+            if order is not None:
+                piece = build.shuffle_vector(piece, piece.type(ir.Undefined), order)
+            place = build.add(target, build.mul(apart, INT(p)))
+            build.store(piece, build.inttoptr(place, piece.type.as_pointer()), align=2)
+
+    @intrinsic
+    def split_row(typing, source, some, target, apart):
+        def generate(context, build, signature, arguments):
+            source, some, target, apart = arguments
+            numbers = (_first_numbers(build, source, some, first) for first in (0, 16))
+            store(build, _in_pieces(build, *numbers, count), target, apart)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), generate
+
+    @intrinsic
+    def split_rows(typing, first, second, first_count, second_count, target, apart):
+        def generate(context, build, signature, arguments):
+            first, second, first_count, second_count, target, apart = arguments
+            rows = (_first_numbers(build, *row, 0) for row in ((first, first_count), (second, second_count)))
+            order = ir.VectorType(INT32, 32)([INT32(i // 2 + 16 * (i % 2)) for i in range(32)])
+            store(build, _in_pieces(build, *rows, count), target, apart, order)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), generate
+
+    return split_row, split_rows
 
 
 @intrinsic

@@ -741,7 +741,7 @@ def _steps(half):
     return steps
 
 
-_kernel, _kernel_of_halves = Kernel(_steps(None)), Kernel(_steps(ONE))
+_kernels = {None: Kernel(_steps(None)), 1: Kernel(_steps(ONE)), 3: Kernel(_steps(3 * ONE))}
 
 
 # --- for the backend ------------------------------------------------------------------------------
@@ -794,11 +794,12 @@ def train_epoch(plan, images, labels, order, loss, correct):
     count, pixels = images.shape
     batch, hidden = plan.batch_size, sizes[1:-1]
     rows = min(batch, count)
+    pieces = dense.PIECES[plan.precision]
     with_lists = bool(hidden) and plan.sparse_input is not False
     if plan.deformation is not None and plan.deformation.noise and plan.sparse_input is None:
         with_lists = False  # no paper is left
     if with_lists and plan.sparse_input is None:
-        tiles = dense.AMX and plan.precision == "bf16"  # quicker than any lists
+        tiles = dense.AMX and pieces is not None  # quicker than any lists
         with_lists = not tiles and is_sparse(images, hidden[0])
 
     def whole(length):
@@ -858,8 +859,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
                 (inputs, outputs, rows),
                 (rows, inputs if number else 1, outputs),
             )
-            kinds = (False, True) if plan.precision == "bf16" else (False,)  # the last layer is float32
-            room = max(room, *(dense.room_for(*product, halves) for product in products for halves in kinds))
+            kinds = {0, pieces or 0}  # the last layer is float32
+            room = max(room, *(dense.room_for(*product, kind) for product in products for kind in kinds))
     room = -(-max(room, *sizes) // 32) * 32
     buffers, state = plan.buffers, [*plan.state, None, None]
     words = np.zeros(HEAD + (len(sizes) - 1) * LAYER, np.int64)
@@ -967,6 +968,6 @@ def train_epoch(plan, images, labels, order, loss, correct):
                 turned = idle(sizes[number] * turned_row, np.float32)
                 layer |= {TURNED: turned, TURNED_ROW: turned_row}
         words[[at + place for place in layer]] = list(layer.values())
-    (_kernel_of_halves if plan.precision == "bf16" else _kernel)(words, threads)
+    _kernels[pieces](words, threads)
     for tensor in tensors if borrowed else ():
         tensor.padding(plan.gradients)[...] = 0  # single steps write all else and count on that

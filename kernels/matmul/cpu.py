@@ -68,7 +68,9 @@ SHORT = 64  # steps
 ALONE = 250_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
 HALF, AMX = has_bfloat16(), has_tiles()
-PRECISIONS = ("float32", "bf16") if HALF else ("float32",)
+# What each precision makes of an operand: this many bfloat16 numbers that sum to it, or nothing else.
+PIECES = {"float32": None, "bf16": 1, "bf16x3": 3}
+PRECISIONS = ("float32",) + ("bf16",) * HALF + ("bf16x3",) * AMX
 
 _multiply = micro_kernel(TILE)
 transpose = transposer(LANES)
@@ -125,13 +127,13 @@ def strip_size(depth):
 
 
 @register_jitable
-def room_for(rows, columns, depth, halves=False):
+def room_for(rows, columns, depth, pieces=0):
     """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer.
 
-    ``halves``: whether it rounds to bfloat16.
+    ``pieces``: how many bfloat16 numbers stand for an operand, or 0.
     """
-    if halves and AMX:
-        return cpu_amx.room_for(rows, columns, depth)
+    if pieces > 0 and AMX:
+        return cpu_amx.room_for(rows, columns, depth, pieces)
     deep = min(depth, DEPTH)
     group = min(-(-columns // COLUMNS), _most_panels(depth)) * COLUMNS  # fewer columns can make larger groups
     strips = min(-(-rows // ROWS), STRIPS if columns <= group else MOST_STRIPS) if columns > COLUMNS else 0
@@ -367,8 +369,8 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     ``a``, ``b``, ``c`` are addresses of the whole operands' first numbers; a[i, k] is a_row·i +
     a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
     ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
-    none. ``half``, unless it is None, has a and b rounded to bfloat16, where HALF says that the
-    processor can multiply these; the sums are float32. Its type decides what is compiled. ``part`` is
+    none. ``half``, unless it is None, is the number of PIECES of a and b for one of the processor's
+    PRECISIONS; the sums are float32. Its type decides what is compiled. ``part`` is
     what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers that no other thread
     uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece in ``room``; depth must
     then be at most DEPTH.
@@ -403,7 +405,7 @@ _WORDS = 18
 
 def _one_product(half):
     """The function of a kernel; ``half`` as for :func:`product`."""
-    halves = half is not None
+    pieces = half or ZERO
 
     def one_product(thread, threads, barrier, arguments):
         a, a_row, a_step, b, b_step, b_column, c, c_row, rows, columns, depth = ints(arguments, 11)
@@ -415,7 +417,7 @@ def _one_product(half):
         apart = depth < SHORT or (a_row == 1 and rows >= 4 * ROWS * threads) or rows > MOST_STRIPS * ROWS
         wide = -(-columns // LANES) * LANES if apart else LANES
         part = share(thread, threads, rows, columns, ROWS, wide)
-        room += SIZE * thread * room_for(rows, columns, depth, halves)
+        room += SIZE * thread * room_for(rows, columns, depth, pieces)
         product(
             a,
             a_row,
@@ -439,7 +441,7 @@ def _one_product(half):
     return one_product
 
 
-_kernel, _kernel_of_halves = Kernel(_one_product(None)), Kernel(_one_product(ONE))
+_kernels = {None: Kernel(_one_product(None)), 1: Kernel(_one_product(ONE)), 3: Kernel(_one_product(3 * ONE))}
 
 DONE, REFUSED, LARGE = range(3)
 _ANY = types.Array(types.float32, 2, "A")
@@ -461,12 +463,13 @@ def _by_caller(left, right, c, c_row, rows, columns, depth, half):
     fill whole vectors: the transposed product, which is turned at the end. Sums have the same order.
     """
     target, target_row, high, wide = c, c_row, rows, columns
+    pieces = ZERO if half is None else half
     turn = _is_turned(left[1], rows, columns, depth)
     turned = np.empty(columns * odd_lines(rows) if turn else 0, np.float32)
     if turn:
         left, right = (right[0], right[2], right[1]), (left[0], left[2], left[1])
         target, target_row, high, wide = turned.ctypes.data, odd_lines(rows), columns, rows
-    room = np.empty(room_for(high, wide, depth, half is not None), np.float32)
+    room = np.empty(room_for(high, wide, depth, pieces), np.float32)
     product(
         *left,
         *right,
@@ -512,7 +515,7 @@ def _alone(a, b, out, half):
     return DONE
 
 
-def _describe(a, b, c, relu, halves, words):
+def _describe(a, b, c, relu, pieces, words):
     """The words of a product as yet without room, bias and mask; the room for a thread, their address."""
     words[0], words[1], words[2] = a.ctypes.data, a.strides[0] // SIZE, a.strides[1] // SIZE
     words[3], words[4], words[5] = b.ctypes.data, b.strides[0] // SIZE, b.strides[1] // SIZE
@@ -521,7 +524,7 @@ def _describe(a, b, c, relu, halves, words):
     fill(words[11:16], 0)
     numbers = doubles(words.ctypes.data + 8 * 16, 2)
     numbers[0], numbers[1] = 0.0 if relu else -np.inf, 1.0
-    return room_for(a.shape[0], b.shape[1], a.shape[1], halves), words.ctypes.data
+    return room_for(a.shape[0], b.shape[1], a.shape[1], pieces), words.ctypes.data
 
 
 @cache
@@ -555,7 +558,7 @@ def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=No
     """One product of checked operands: a [M, K], b [K, N], c [M, N]."""
     threads = 1 if c.size * a.shape[1] < ALONE else thread_count(threads)
     words = np.empty(_WORDS, np.int64)
-    room, address = _compiled_describe()(a, b, c, relu, half is not None, words)
+    room, address = _compiled_describe()(a, b, c, relu, half or 0, words)
     words[15] = _room(threads * room)
     if bias is not None:
         words[11] = _address(bias)
@@ -565,7 +568,7 @@ def _run(a, b, c, threads, bias=None, relu=False, y_below=None, scale=1.0, db=No
         words[14] = _address(db)
     if scale != 1:
         words[17:].view(np.float64)[0] = scale
-    (_kernel if half is None else _kernel_of_halves).run(address, threads)
+    _kernels[half].run(address, threads)
 
 
 def matmul(a, b, out=None, threads=None, precision="float32"):
@@ -579,18 +582,22 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     ``threads``: at most so many; by default FASTDIGIT_THREADS, else all processors. The bits do not
     depend on it.
     ``precision``: "bf16" rounds a and b to bfloat16 and sums their products in float32, on processors
-    with AVX-512 BF16.
+    with AVX-512 BF16, and in tile registers where there are some (AMX). "bf16x3", there alone, has three
+    bfloat16 numbers stand for each of a and b, which together have all its bits: as exact as float32, and
+    quicker.
     Writes: out (a new array if None), and returns it.
     Errors: TypeError for another dtype, ValueError for shapes or an out that do not fit, for threads
     below 1, and for a precision that the processor does not have.
-    Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread. The first
-    call on a machine compiles for some seconds, later processes read that from Numba's cache.
+    Cost: 2·M·N·K flops; parts of a and b are copied to buffers of at most 0.6 MB a thread (2.4 MB in
+    tiles, 5 MB in three pieces). The first call on a machine compiles for some seconds, later processes
+    read that from Numba's cache.
     Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴);
-    with bf16 each operand is rounded before, by up to 2⁻⁹ of itself.
+    with bf16 each operand is rounded before, by up to 2⁻⁹ of itself. bf16x3 rounds six times a step, five of
+    them far below what counts, and takes products below 2⁻¹²⁶ for zero; what is not finite is NaN.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} here, got {precision!r}")
-    half = 1 if precision == "bf16" else None
+    half = PIECES[precision]
     threads = None if threads is None else thread_count(threads)
     if out is not None:
         try:

@@ -1,10 +1,11 @@
 """Matrix products in bfloat16 on processors with tile registers (:mod:`~..common.amx`).
 
 Tiles multiply twenty times as fast as vectors, so a product is as quick as its operands come. All of
-them are rounded and copied into tiles: up to GROUP panels of 32 columns of the right operand and up to
-MOST strips of 32 rows of the left one, for DEPTH steps at a time, read in long runs, which the processor
-fetches ahead. One strip then stays in the first cache while it meets the panels, which come from the
-second; and what the output is combined with is asked for while the tiles before it are computed.
+them are rounded, or cut into three pieces, and copied into tiles: up to GROUP panels of 32 columns of the
+right operand and up to MOST strips of 32 rows of the left one, for DEPTH steps at a time, read in long
+runs, which the processor fetches ahead. A strip of one piece then stays in the first cache while it meets
+the panels, which come from the second; and what the output is combined with is asked for while the tiles
+before it are computed.
 
 The order of every sum is that of k, whatever the cut of the work: the bits do not depend on threads.
 """
@@ -24,19 +25,21 @@ from ..common.amx import (
 from ..common.compiling import inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import ONE, ZERO, fill, floats
-from ..common.simd import halve_some, micro_kernel, pair_rows, read, transposer, write_half
+from ..common.simd import micro_kernel, read, splitters, transposer, write
 from ..common.tiles import AVX512
 from .pieces import beside, finish
 
-DEPTH = 512  # k at a time: a strip of so many steps is 32 KiB
+DEPTH = 512  # k at a time: a strip of one piece is 32 KiB
 STRIP, PANEL = 2 * ROWS, 2 * COLUMNS
-GROUP = 30  # panels that are copied together, 960 KiB of a second-level cache of 2 MiB
-MOST = 40  # strips that are copied together, 1.3 MB: they stream through the second-level cache
+GROUP = 30  # panels of one piece that are copied together, 960 KiB of a second-level cache of 2 MiB
+MOST = 40  # strips that are copied together; they stream through that cache
 HIGH = AVX512.rows
 NO_FLOOR = np.float32(-np.inf)
 
 _vectors = micro_kernel(AVX512)  # for the edges of the output, and for ReLU
-_transpose, _transpose_pairs = transposer(16), transposer(16, halve=True)
+_transpose = transposer(16)
+_round_row, _round_rows = splitters(1)
+_split_row, _split_rows = splitters(3)
 
 
 @register_jitable
@@ -58,79 +61,60 @@ def _piece_row(panels):
 
 
 @register_jitable
-def room_for(rows, columns, depth):
+def room_for(rows, columns, depth, pieces):
     """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer."""
-    size = 2 * TILE // SIZE * _depth_in_tiles(depth)
-    strips, panels = min(-(-rows // STRIP), MOST), min(-(-columns // PANEL), GROUP)
-    edges = 16 + PANEL + STRIP * PANEL + TILE // SIZE  # to start a line, and what product() has besides
+    size = 2 * pieces * TILE // SIZE * _depth_in_tiles(depth)
+    strips, panels = min(-(-rows // STRIP), MOST), min(-(-columns // PANEL), GROUP // pieces)
+    # To start a line, and what product() has besides.
+    edges = 16 + PANEL + STRIP * PANEL + 3 * TILE // SIZE + 2 * 16
     return edges + size * (strips + panels) + STRIP * _piece_row(panels)
 
 
 @inner
-def _pack_panels(b, b_step, b_column, depth, columns, panels):
-    """Copy so many columns of b into right tiles: of panel p, at panels + p · 2 · TILE · pairs of tiles."""
-    pairs = _depth_in_tiles(depth)
-    if b_column == 1:
-        for k in range(0, STEPS * pairs, 2):
-            row, place = b + SIZE * k * b_step, panels + k // STEPS * 2 * TILE + k % STEPS * 32
-            after = 1 if k + 1 < depth else 0
-            for j in range(0, columns, COLUMNS):
-                wide = min(COLUMNS, columns - j) if k < depth else 0
-                target = place + (j // PANEL * pairs * 2 + j % PANEL // COLUMNS) * TILE
-                pair_rows(row + SIZE * j, row + SIZE * (after * b_step + j), wide, after * wide, target)
-        return
-    for j in range(0, columns, COLUMNS):
-        place, wide = (
-            panels + (j // PANEL * pairs * 2 + j % PANEL // COLUMNS) * TILE,
-            min(COLUMNS, columns - j),
-        )
-        whole = depth // STEPS if b_step == 1 and wide == COLUMNS else 0
-        for pair in range(whole):
-            source = b + SIZE * (j * b_column + STEPS * pair)
-            _transpose_pairs(source, b_column, place + 2 * TILE * pair, COLUMNS)
-        for pair in range(whole, pairs):
-            tile = place + 2 * TILE * pair
-            fill(floats(tile, TILE // SIZE), 0)
-            for k in range(min(STEPS, depth - STEPS * pair)):
-                for i in range(wide):
-                    number = read(b + SIZE * ((STEPS * pair + k) * b_step + (j + i) * b_column))
-                    write_half(tile + k // 2 * 64 + 4 * i + k % 2 * 2, number)
+def _to_tiles(x, distance, step, count, depth, pieces, right, square, tiles):
+    """Copy a matrix into pairs of left tiles or, if ``right``, of right ones.
 
-
-@inner
-def _pack_strips(a, a_row, a_step, depth, rows, square, strips):
-    """Copy so many rows of a into left tiles: of strip s, at strips + s · 2 · TILE · pairs of tiles.
-
-    What is missing of the last strip stays as it is: sums of it are not used. ``square`` is the
-    address of room for a tile.
+    Of its ``count`` rows (of a; columns of b), each is ``distance`` numbers behind the one before, and each
+    of its ``depth`` steps ``step`` numbers. 32 rows lie behind each other, in these 32 steps, in these
+    pieces, in these a pair of tiles; what is missing is zero. ``square`` is the address of room for three
+    tiles and 32 numbers.
     """
-    pairs = _depth_in_tiles(depth)
-    if a_row == 1 and a_step != 1:
-        for pair in range(pairs):
-            k = STEPS * pair
-            for i in range(0, rows, ROWS):
-                tall = min(ROWS, rows - i)
-                for step in range(0, STEPS, 2):
-                    row = a + SIZE * ((k + step) * a_step + i)
-                    after = 1 if k + step + 1 < depth else 0
-                    high = tall if k + step < depth else 0
-                    pair_rows(row, row + SIZE * after * a_step, high, after * tall, square + 32 * step)
-                tile = strips + (i // STRIP * pairs * 2 + pair * 2 + i % STRIP // ROWS) * TILE
-                _transpose(square, 16, tile, 16)
-        return
-    for i in range(rows):
-        row, place = (
-            a + SIZE * i * a_row,
-            strips + (i // STRIP * pairs * 2 + i % STRIP // ROWS) * TILE + i % ROWS * 64,
-        )
-        for pair in range(pairs):
-            k, target = STEPS * pair, place + 2 * TILE * pair
-            if a_step == 1:
-                halve_some(row + SIZE * k, min(STEPS, depth - k), target)
+    groups, blocks, line = -(-count // ROWS), -(-depth // STEPS), square + 3 * TILE
+    by_rows = distance != 1 or step == 1  # read along rows, which gives left tiles; else right ones
+    turned = by_rows == right  # the others are their transposes
+    for turn in range(groups * blocks):
+        if by_rows:
+            group, block = turn // blocks, turn % blocks
+        else:
+            block, group = turn // groups, turn % groups
+        first, k = ROWS * group, STEPS * block
+        high, deep = min(ROWS, count - first), min(STEPS, depth - k)
+        source = x + SIZE * (first * distance + k * step)
+        target = tiles + (group // 2 * blocks + block) * 2 * TILE * pieces + group % 2 * TILE
+        place, apart = (square, ONE * TILE) if turned else (target, ONE * 2 * TILE)
+        for i in range(16):
+            there = place + 64 * i
+            if by_rows:
+                here, some = source + SIZE * i * distance, deep if i < high else 0
+                if step != 1:
+                    for j in range(some):
+                        write(line + SIZE * j, read(here + SIZE * j * step))
+                    here = line
+                if pieces == 1:
+                    _round_row(here, some, there, apart)
+                else:
+                    _split_row(here, some, there, apart)
             else:
-                fill(floats(target, 16), 0)
-                for step in range(min(STEPS, depth - k)):
-                    write_half(target + 2 * step, read(row + SIZE * (k + step) * a_step))
+                here = source + SIZE * 2 * i * step
+                some, more = high if 2 * i < deep else 0, high if 2 * i + 1 < deep else 0
+                below = here + SIZE * step if more > 0 else here
+                if pieces == 1:
+                    _round_rows(here, below, some, more, there, apart)
+                else:
+                    _split_rows(here, below, some, more, there, apart)
+        if turned:
+            for piece in range(pieces):
+                _transpose(square + TILE * piece, 16, target + 2 * TILE * piece, 16)
 
 
 @inner
@@ -158,44 +142,41 @@ def _copy(source, source_row, target, target_row, rows, columns, floor):
 
 
 @inner
-def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, half, room, details):
-    """As :func:`.cpu.product` with both operands rounded to bfloat16; ``room`` holds :func:`room_for`."""
+def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, pieces, room, details):
+    """As :func:`.cpu.product`, where both operands become 1 or 3 ``pieces`` of bfloat16.
+
+    ``room`` holds :func:`room_for`.
+    """
     top, bottom, left, right = part
     rows, columns = bottom - top, right - left
     if rows <= 0 or columns <= 0:
         return
     count, heap = -(-columns // PANEL), -(-rows // STRIP)
-    group, most = _nearly_equal(count, GROUP), _nearly_equal(heap, MOST)
+    group, most = _nearly_equal(count, GROUP // pieces), _nearly_equal(heap, MOST)
     groups, heaps, blocks = -(-count // group), -(-heap // most), -(-depth // DEPTH)
-    size = 2 * TILE * _depth_in_tiles(depth)
+    pair = 2 * TILE * pieces
     zeros = -(-room // 64) * 64
     edge = zeros + SIZE * PANEL
     square = edge + SIZE * STRIP * PANEL
-    panels = square + TILE
-    strips = panels + group * size
-    piece = strips + most * size
+    panels = square + 3 * TILE + SIZE * STEPS
+    strips = panels + group * _depth_in_tiles(depth) * pair
+    piece = strips + most * _depth_in_tiles(depth) * pair
     fill(floats(zeros, PANEL), 0)
     strips_of = -ONE, -ONE
     configure_tiles()
     for turn in range(blocks * groups * heaps):
-        from_k, first, above = (
-            turn // heaps // groups * DEPTH,
-            turn // heaps % groups * group,
-            turn % heaps * most,
-        )
+        block, first, above = turn // heaps // groups, turn // heaps % groups * group, turn % heaps * most
+        from_k = block * DEPTH
         deep, behind, below = min(DEPTH, depth - from_k), min(first + group, count), min(above + most, heap)
-        pairs, at_end = _depth_in_tiles(deep), from_k + deep == depth
-        next_panel = 2 * TILE * pairs
+        steps, at_end = -(-deep // STEPS), from_k + deep == depth
         group_left, group_right = left + first * PANEL, min(left + behind * PANEL, right)
         if above == 0:
             source = b + SIZE * (from_k * b_step + group_left * b_column)
-            _pack_panels(source, b_step, b_column, deep, group_right - group_left, panels)
+            _to_tiles(source, b_column, b_step, group_right - group_left, deep, pieces, True, square, panels)
         if strips_of != (above, from_k):
-            source, tall = (
-                a + SIZE * ((top + above * STRIP) * a_row + from_k * a_step),
-                min(below * STRIP, rows),
-            )
-            _pack_strips(source, a_row, a_step, deep, tall - above * STRIP, square, strips)
+            source = a + SIZE * ((top + above * STRIP) * a_row + from_k * a_step)
+            tall = min(below * STRIP, rows) - above * STRIP
+            _to_tiles(source, a_row, a_step, tall, deep, pieces, False, square, strips)
             strips_of = above, from_k
         for strip in range(above, below):
             down = strip * STRIP
@@ -222,9 +203,10 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                     _copy(start, start_row, edge, PANEL, high, wide, NO_FLOOR)
                     start, start_row, here, here_row = edge, PANEL, edge, PANEL
                 multiply_tiles(
-                    strips + (strip - above) * next_panel,
-                    panels + (p - first) * next_panel,
-                    pairs,
+                    pieces,
+                    strips + (strip - above) * steps * pair,
+                    panels + (p - first) * steps * pair,
+                    steps,
                     start,
                     SIZE * start_row,
                     here,

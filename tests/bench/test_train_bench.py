@@ -173,6 +173,10 @@ def test_the_best_peer_is_the_quickest_of_the_same_precision():
         timed("fastdigit-1thread", 5, [5, 5]),
     ]
     assert train.compare(rows, [0, 1]) == {"float32": "jax", "bf16": "torch-bf16"}
+    exact = timed("fastdigit-bf16x3", 60, [60, 60])  # as exact as float32
+    found = train.compare([*rows, exact], [0, 1])
+    assert found == {"float32": "jax", "bf16": "torch-bf16", "bf16x3": "jax"}
+    assert exact["ratio_to_best_peer"]["median"] == 4.5
     assert rows[4]["ratio_to_best_peer"] == {"median": 2.25, "quartiles": [1.875, 2.625]}
     assert "ratio_to_best_peer" not in rows[1]
 

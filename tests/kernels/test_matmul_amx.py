@@ -22,6 +22,10 @@ def rounded(x):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.float64)
 
 
+# What products see of an operand, and how many products of bfloat16 numbers make one of its.
+SEEN = {"bf16": (rounded, 1), "bf16x3": (np.float64, 6)}
+
+
 def operands(m, k, n, seed=0):
     random = np.random.default_rng(seed)
     return random.standard_normal((m, k), np.float32), random.standard_normal((k, n), np.float32)
@@ -52,30 +56,59 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("precision", SEEN)
 @pytest.mark.parametrize("kind", ["nn", "nt", "tn", "strided"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_products(shape, kind):
+def test_products(shape, kind, precision):
     m, k, n = shape
     a, b = operands(*shape)
-    exact = rounded(a) @ rounded(b)
-    bound = k * 2.0**-23 * (np.abs(rounded(a)) @ np.abs(rounded(b)))
+    seen, products = SEEN[precision]
+    exact = seen(a) @ seen(b)
+    bound = products * k * 2.0**-23 * (np.abs(seen(a)) @ np.abs(seen(b)))
     found = []
     for threads in (1, 2):
         out = np.full((m, n), np.nan, np.float32)
-        cpu.matmul(*laid_out(a, b, kind), out=out, threads=threads, precision="bf16")
+        cpu.matmul(*laid_out(a, b, kind), out=out, threads=threads, precision=precision)
         assert (np.abs(out - exact) <= bound).all()
         found.append(out)
     assert (found[0] == found[1]).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-20, 1e15])
+def test_three_pieces_are_as_exact_as_float32(size):
+    """Against float64: less than twice the error of float32, and a thousandth of bfloat16's."""
+    a, b = operands(200, 700, 300)
+    a, b = a * np.float32(size), np.abs(b)  # positive, so that sums grow
+    exact = a.astype(np.float64) @ b
+    error = {
+        precision: np.sqrt(np.mean((cpu.matmul(a, b, precision=precision) - exact) ** 2))
+        for precision in ("float32", "bf16", "bf16x3")
+    }
+    assert error["bf16x3"] < 2 * error["float32"]
+    assert error["bf16x3"] < error["bf16"] / 1000
+
+
+def test_three_pieces_of_numbers_of_all_sizes():
+    """A product with a unit matrix gives back the numbers themselves, all of their bits."""
+    random = np.random.default_rng(1)
+    x = (random.standard_normal((50, 64)) * 10.0 ** random.integers(-25, 30, (50, 64))).astype(np.float32)
+    unit = np.eye(64, dtype=np.float32)
+    assert (cpu.matmul(x, unit, precision="bf16x3") == x).all()
+    assert (cpu.matmul(np.ascontiguousarray(unit), x.T, precision="bf16x3") == x.T).all()
+    with pytest.raises(AssertionError):
+        assert (cpu.matmul(x, unit, precision="bf16") == x).all()
+
+
 @njit
-def _product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, room, details):
+def _product(
+    a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, pieces, room, details
+):
     cpu_amx.product(
-        a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, 1, room, details
+        a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, pieces, room, details
     )
 
 
-def product(a, b, c, part, room, bias=None, floor=-np.inf, y_below=None, scale=1.0):
+def product(a, b, c, part, room, bias=None, floor=-np.inf, y_below=None, scale=1.0, pieces=1):
     word = np.int64
     _product(
         word(a.ctypes.data),
@@ -88,6 +121,7 @@ def product(a, b, c, part, room, bias=None, floor=-np.inf, y_below=None, scale=1
         tuple(map(word, part)),
         word(a.shape[1]),
         np.float32(floor),
+        word(pieces),
         word(room.ctypes.data),
         Mask(
             word(0 if y_below is None else y_below.ctypes.data),
@@ -97,25 +131,30 @@ def product(a, b, c, part, room, bias=None, floor=-np.inf, y_below=None, scale=1
     )
 
 
-def full_room(m, n, k, content):
-    room = aligned_zeros(cpu_amx.room_for(m, n, k) + 64, np.float32)
+def full_room(m, n, k, content, pieces=1):
+    room = aligned_zeros(cpu_amx.room_for(m, n, k, pieces), np.float32)
     room[...] = content
     return room
 
 
 @pytest.mark.parametrize("shape", [(37, 101, 53), (64, 600, 64), (48, 1030, 1000)], ids=str)
 @pytest.mark.parametrize("relu", [True, False])
-def test_bias_relu_and_mask(shape, relu):
+@pytest.mark.parametrize("precision", SEEN)
+def test_bias_relu_and_mask(shape, relu, precision):
     m, k, n = shape
     a, b = operands(*shape)
+    seen, products = SEEN[precision]
+    pieces = cpu.PIECES[precision]
     bias, y_below = operands(1, n, m)[0][0], np.sign(operands(m, n, 1, seed=1)[0])
-    expected = rounded(a) @ rounded(b) + bias
-    bound = (k + 2) * 2.0**-23 * (np.abs(rounded(a)) @ np.abs(rounded(b)) + np.abs(bias))
+    expected = seen(a) @ seen(b) + bias
+    bound = products * (k + 2) * 2.0**-23 * (np.abs(seen(a)) @ np.abs(seen(b)) + np.abs(bias))
     c = np.full((m, n), np.nan, np.float32)
-    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan), bias, 0 if relu else -np.inf)
+    product(
+        a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan, pieces), bias, 0 if relu else -np.inf, pieces=pieces
+    )
     assert (np.abs(c - (np.maximum(expected, 0) if relu else expected)) <= bound).all()
     assert not relu or (c == 0).any()
-    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan), bias, -np.inf, y_below, 1.25)
+    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan, pieces), bias, -np.inf, y_below, 1.25, pieces)
     assert (np.abs(c - np.where(y_below > 0, 1.25 * expected, 0)) <= 2 * bound).all()
 
 
@@ -134,27 +173,30 @@ def test_a_part_is_all_that_is_written():
         assert (c[~inside] == 7).all()
 
 
-def test_the_room_is_large_enough():
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_the_room_is_large_enough(pieces):
     for m, k, n in [(1, 1, 1), (33, 17, 40), (100, 600, 1000), (1300, 512, 33)]:
         a, b = operands(m, k, n)
-        room = aligned_zeros(cpu_amx.room_for(m, n, k) + 2048, np.float32)
+        enough = cpu_amx.room_for(m, n, k, pieces)
+        room = aligned_zeros(enough + 4096, np.float32)
         room[...] = -1
-        product(a, b, np.empty((m, n), np.float32), (0, m, 0, n), room)
-        if k <= cpu_amx.DEPTH:
-            product(a, b, None, (0, m, 0, n), room)  # the pieces are in the room, too
-        assert (room[cpu_amx.room_for(m, n, k) :] == -1).all()
+        product(a, b, np.empty((m, n), np.float32), (0, m, 0, n), room, pieces=pieces)
+        if k <= cpu_amx.DEPTH:  # what is finished is in the room, too
+            product(a, b, None, (0, m, 0, n), room, pieces=pieces)
+        assert (room[enough:] == -1).all()
 
 
-def test_what_is_not_finite_stays_in_its_row():
+@pytest.mark.parametrize("precision", SEEN)
+def test_what_is_not_finite_stays_in_its_row(precision):
     a, b = operands(40, 70, 50)
-    clean = cpu.matmul(a, b, precision="bf16")
+    clean = cpu.matmul(a, b, precision=precision)
     a[7, 3], a[20, 5] = np.nan, np.inf
-    spoilt = cpu.matmul(a, b, precision="bf16")
+    spoilt = cpu.matmul(a, b, precision=precision)
     rows = np.isin(np.arange(40), [7, 20])
     assert np.isnan(spoilt[7]).all()
     assert not np.isfinite(spoilt[20]).any()
     assert (spoilt[~rows] == clean[~rows]).all()
-    assert (cpu.matmul(a[21:], b, precision="bf16") == clean[21:]).all()
+    assert (cpu.matmul(a[21:], b, precision=precision) == clean[21:]).all()
 
 
 CODE = """

@@ -324,6 +324,9 @@ class Network:
     def load(cls, path, *, backend="auto"):
         """Read a network that :meth:`save` or a training's checkpoint wrote, for any backend.
 
+        One that was trained in a precision that the backend does not offer becomes a network of float32, with
+        the same weights and predictions.
+
         Errors: CheckpointError for a damaged or foreign file.
         """
         from .checkpoint import load_network

@@ -193,6 +193,7 @@ class Settings:
     early_stopping: int | None = None
     seed: int = 0
     backend: str
+    precision: str = "float32"
     checkpoint_every: int | None = None
     series: int | None = None
     balance: str | None = None
@@ -273,6 +274,7 @@ class Settings:
                 seed=self.seed + member,
                 dropout=self.dropout,
                 input_dropout=self.input_dropout,
+                precision=self.precision,
                 classes=self.classes,
             )
             for member in range(self.members)
@@ -333,7 +335,7 @@ def _adversary_defaults(chosen):
 LATER = (
     *("series", "balance", "balance_by", "augment", "members"),
     *("adversary", "epsilon", "adversary_steps", "adversary_step", "clean_share"),
-    *("input_dropout", "label_smoothing", "max_norm", "average"),
+    *("input_dropout", "label_smoothing", "max_norm", "average", "precision"),
 )
 
 

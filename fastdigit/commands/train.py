@@ -80,6 +80,16 @@ def train(
     input_dropout: Annotated[
         float | None, _option("Network", "--input-dropout", "SHARE", "Of pixels to drop.", "0")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "float64", "tf32", "bf16", "bf16x3"] | None,
+        _option(
+            "Network",
+            "--precision",
+            "NAME",
+            "Of products while training, as the backend offers: float32, bf16 …",
+            "float32",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
         _option("Training", "--epochs", "N", "Times through the data.", "6, more for small data", min=1),

@@ -61,7 +61,7 @@ STRIPS = 8  # strips of a transposed a that are copied together: their numbers s
 MOST_STRIPS = 80  # the same of any a that many groups of panels meet: copied once, to at most 2.5 MiB
 FAR = 512  # rows of b that are so many numbers apart are copied together
 CONFLICT = 256  # rows of a that are multiples of so many numbers apart share cache sets: copied
-# So are those of a transposed a that are FAR apart, each in a page of its own: + 15 to + 36 % on Intel's
+# So are those of a transposed a that are FAR apart, each in a page of its own: + 9 to + 36 % on Intel's
 # processors with tiles, but - 4 % on AMD's Zen 4 (see kernels/README.md).
 COPY_FAR = has_amx()
 SHORT = 64  # steps

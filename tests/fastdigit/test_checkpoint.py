@@ -85,6 +85,22 @@ def test_a_file_is_plain_safetensors_with_unpadded_tensors(saved):
     assert described(file)["network"]["classes"] == [3, 8]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "bf16x3", "tf32"])
+def test_a_model_is_for_any_backend_whatever_multiplied_in_training(saved, precision):
+    net, file = saved
+    rewrite(file, lambda description, _: description["network"].update(precision=precision))
+    back = fd.Network.load(file, backend="numpy")
+    assert back.precision == "float32"
+    assert same_bits(net, back)
+
+
+def test_a_model_of_float64_is_not_for_a_backend_without(saved):
+    _, file = saved
+    fd.Network([6, 5, 2], backend="numpy", precision="float64").save(file)
+    with pytest.raises(fd.CheckpointError, match="'cpu' does not offer precision 'float64'"):
+        fd.Network.load(file, backend="cpu")
+
+
 def test_a_checkpoint_is_a_model_too(make_network, blobs, tmp_path):
     net = make_network()
     fd.fit(net, blobs, epochs=1, optimizer=fd.Adam(), checkpoint=tmp_path / "c.safetensors")

@@ -104,6 +104,8 @@ def test_help_is_light():
         (["train", "--adversary", "fgsm", "--epsilon", "1", "--adversary-step", "2"], ["belong to pgd"]),
         (["train", "--adversary", "fgsm", "--epsilon", "1", "--clean-share", "1"], ["clean_share", "1.0"]),
         (["train", "--input-dropout", "1"], ["input_dropout", "1"]),
+        (["train", "--precision", "half"], ["half", "bf16"]),
+        (["train", "--precision", "bf16", "--backend", "numpy"], ["'bf16'", "float32, float64"]),
         (["train", "--label-smoothing", "1"], ["label_smoothing", "1"]),
         (["train", "--max-norm", "0"], ["max_norm", "0"]),
         (["train", "--average", "1"], ["--average", "1"]),
@@ -205,10 +207,11 @@ def test_train_with_every_option(tmp_path):
         "--early-stopping 2 --seed 5 --checkpoint-every 7 --backend numpy --out here --classes 1,7,8 "
         "--balance class --augment shift=1 "
         "--adversary pgd --epsilon 0.1 --adversary-steps 2 --adversary-step 0.05 --clean-share 0.5 "
-        "--input-dropout 0.05 --label-smoothing 0.1 --max-norm 3 --average 0.99"
+        "--input-dropout 0.05 --label-smoothing 0.1 --max-norm 3 --average 0.99 --precision float64"
     )
     assert main(["train", *options.split()]) == 0
-    assert fd.Network.load("here/model.safetensors").input_dropout == 0.05
+    net = fd.Network.load("here/model.safetensors", backend="numpy")
+    assert (net.dtype, net.input_dropout) == ("float64", 0.05)
     settings = json.loads((tmp_path / "here" / "settings.json").read_text())
     assert settings == {
         "data": "digits",
@@ -227,6 +230,7 @@ def test_train_with_every_option(tmp_path):
         "label_smoothing": 0.1,
         "max_norm": 3.0,
         "average": 0.99,
+        "precision": "float64",
         "clip_norm": 2.0,
         "adversary": "pgd",
         "epsilon": 0.1,

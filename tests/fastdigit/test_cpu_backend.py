@@ -286,6 +286,30 @@ def test_training_in_bfloat16():
         train(data, path="step", **options)
 
 
+@pytest.mark.skipif(not matmul.AMX, reason="the processor has no tiles of bfloat16 (AMX)")
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32], ids=["uint8", "float32"])
+def test_training_by_three_pieces_of_bfloat16(dtype):
+    """As near to float64 as float32 is, whatever the number of threads, gradients used up or stored."""
+    data = pictures(0.4, dtype=dtype)
+    options = {"sizes": (PIXELS, 150, 133, 5), "batch_size": 200, "epochs": 3}
+    exact, single, found = (
+        train(data, network=network, **options)
+        for network in (
+            {"backend": "numpy", "precision": "float64"},
+            {},
+            {"precision": "bf16x3"},
+        )
+    )
+    pieces = {**options, "network": {"precision": "bf16x3"}}
+    assert found == train(data, threads=1, **pieces) == train(data, clip_norm=1e9, **pieces)
+    assert found[0] != single[0]
+    off = {
+        name: np.abs(np.divide(losses, exact[1]) - 1).max()
+        for name, losses in (("float32", single[1]), ("bf16x3", found[1]))
+    }
+    assert off["bf16x3"] < max(3 * off["float32"], 1e-6)
+
+
 def test_a_precision_that_the_processor_lacks_is_refused(tmp_path):
     code = "import fastdigit as fd\nfd.Network([4, 3, 2], backend='cpu', precision='bf16')"
     result = run(code, tmp_path, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+avx"})

@@ -260,47 +260,6 @@ def _halved(build, low, high):
     return build.fptrunc(both, ir.VectorType(BFLOAT, 2 * count))
 
 
-@intrinsic
-def halve_32(typing, source, target):
-    """Round 32 float32 numbers at an address to bfloat16 at another."""
-
-    def generate(context, build, signature, arguments):
-        vector = ir.VectorType(FLOAT, 16)
-        low, high = (
-            build.load(
-                build.inttoptr(build.add(arguments[0], INT(offset)), vector.as_pointer()), align=FLOAT_BYTES
-            )
-            for offset in (0, 64)
-        )
-        halves = _halved(build, low, high)
-        build.store(halves, build.inttoptr(arguments[1], halves.type.as_pointer()), align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
-
-
-@intrinsic
-def pair_rows(typing, first, second, first_count, second_count, target):
-    """Round 16 numbers of each of two rows to bfloat16, in pairs: first[0], second[0], first[1] …
-
-    Of the rows only the first so many numbers are read; the rest counts as zero.
-    """
-
-    def generate(context, build, signature, arguments):
-        vector = ir.VectorType(FLOAT, 16)
-        rows = [
-            _masked_load(build, vector, build.inttoptr(row, vector.as_pointer()), _first(build, 16, count))
-            for row, count in zip(arguments[:2], arguments[2:4], strict=True)
-        ]
-        halves = _halved(build, *rows)
-        order = ir.VectorType(INT32, 32)([INT32(i // 2 + 16 * (i % 2)) for i in range(32)])
-        pairs = build.shuffle_vector(halves, halves.type(ir.Undefined), order)
-        build.store(pairs, build.inttoptr(arguments[4], pairs.type.as_pointer()), align=2)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 5), generate
-
-
 def _first_numbers(build, address, count, first):
     """16 float32 numbers from number ``first`` on; those from ``count`` on are not read but zero."""
     vector = ir.VectorType(FLOAT, 16)
@@ -336,7 +295,7 @@ def splitters(count):
 
     ``split_row(source, count, target, apart)``: 32 numbers, of which those from ``count`` on are not read
     but zero. ``split_rows(first, second, first_count, second_count, target, apart)``: 16 of each of two
-    rows, in pairs, as :func:`pair_rows`.
+    rows, with counts likewise, in pairs: first[0], second[0], first[1] …
     """
 
     def store(build, pieces, target, apart, order=None):

@@ -39,10 +39,9 @@ from ..common.memory import (
 )
 from ..common.simd import (
     copier,
-    halve_32,
     micro_kernel,
-    pair_rows,
     read,
+    splitters,
     transposer,
     write,
     write_half,
@@ -78,6 +77,7 @@ _copy_panel_row, copy_16 = copier(COLUMNS), copier(16)
 if HALF:
     _multiply_pairs = micro_kernel(TILE, pairs=True)
     _transpose_pairs = transposer(LANES, halve=True)
+    _halve_row, _halve_rows = splitters(1)
 
 
 # --- pieces for jitted code ---------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
                 count = max(0, min(16, width - j))
                 below = row + SIZE * (b_step + j) if after else row
                 place = panel + SIZE * (k * COLUMNS + j)
-                pair_rows(row + SIZE * j, below, count, count if after else 0, place)
+                _halve_rows(row + SIZE * j, below, count, count if after else 0, place, ZERO)
         return
     if width < COLUMNS or depth % 2:
         fill(floats(panel, COLUMNS * pairs), 0)
@@ -229,7 +229,7 @@ def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
                 packed + SIZE * (i // height * size + i % height * distance),
             )
             for k in range(0, whole, 32):
-                halve_32(source + SIZE * k, target + 2 * k)
+                _halve_row(source + SIZE * k, 32, target + 2 * k, ZERO)
             for k in range(whole, depth):
                 write_half(target + 2 * k, read(source + SIZE * k * a_step))
             if depth % 2:
@@ -241,7 +241,7 @@ def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
             tall, source = min(height, rows - strip), row + SIZE * strip
             below = source + SIZE * a_step if after else source
             target = packed + SIZE * (strip // height * size + k * 16)
-            pair_rows(source, below, tall, tall if after else 0, target)
+            _halve_rows(source, below, tall, tall if after else 0, target, ZERO)
     return 1, 16
 
 

@@ -45,7 +45,6 @@ NETWORK_SCHEMA = {
     "temperature": float,
 }
 COMMITTEE_SCHEMA = {"temperature": float, "members": [NETWORK_SCHEMA]}
-ROUNDING = ("tf32", "bf16", "bf16x3")  # precisions of a training's products alone
 # What files of the first format do not say of their network, and what it was.
 NETWORK_BEFORE = {"temperature": 1.0, "input_dropout": 0.0}
 TRAINING_SCHEMA = {
@@ -172,13 +171,9 @@ def training_digest(path):
 
 
 def _network(path, file, prefix, described, backend):
-    """The network whose tensors begin with ``prefix``.
-
-    Its precision says how trainings multiply, while weights and predictions are float32: on a backend that
-    does not offer it, it is a network of float32.
-    """
+    """The network whose tensors begin with ``prefix``, in a precision that the backend offers."""
     from .backend import get_backend
-    from .network import Network
+    from .network import Network, offered_precision
 
     try:
         backend = get_backend(backend)
@@ -186,8 +181,7 @@ def _network(path, file, prefix, described, backend):
         layout = Layout(tuple(described["layer_sizes"]))
         _compare(path, file, prefix, layout)
         options = {name: described[name] for name in described.keys() - {"format", "layer_sizes"}}
-        if options["precision"] in ROUNDING and options["precision"] not in backend.precisions:
-            options["precision"] = "float32"
+        options["precision"] = offered_precision(options["precision"], backend)
         net = Network(described["layer_sizes"], backend=backend, **options)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes no usable network: {error}") from error

@@ -18,6 +18,14 @@ from .streams import INITIALISATION, random_stream
 PREDICT_BATCH = 1024  # images at a time in prediction: bounds the memory of the activations
 
 
+ROUNDING = ("tf32", "bf16", "bf16x3")  # precisions of a training's products alone
+
+
+def offered_precision(precision, backend):
+    """A network's precision on another backend: float32 where it only rounds products and is not offered."""
+    return "float32" if precision in ROUNDING and precision not in backend.precisions else precision
+
+
 class Network:
     """Layers of ``layer_sizes[0]`` inputs → hidden ReLU layers → softmax over the last size.
 
@@ -324,8 +332,8 @@ class Network:
     def load(cls, path, *, backend="auto"):
         """Read a network that :meth:`save` or a training's checkpoint wrote, for any backend.
 
-        One that was trained in a precision that the backend does not offer becomes a network of float32, with
-        the same weights and predictions.
+        Where the backend does not offer a precision that only rounds a training's products (tf32, bf16,
+        bf16x3), it becomes a network of float32, with the same weights and predictions.
 
         Errors: CheckpointError for a damaged or foreign file.
         """
@@ -338,6 +346,7 @@ class Network:
 
     def __setstate__(self, state):
         tensors = state.pop("tensors")
+        state["precision"] = offered_precision(state["precision"], get_backend(state["backend"]))
         Network.__init__(self, state.pop("layer_sizes"), **state)
         self.set_parameters(tensors)
 

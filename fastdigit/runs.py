@@ -339,9 +339,6 @@ LATER = (
 )
 
 
-# What settings of earlier versions do not say: it was as it is by default.
-
-
 def _schema():
     """What settings.json must look like, for ``mismatch``; it follows from the fields of Settings."""
     schema = {}

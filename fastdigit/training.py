@@ -101,7 +101,8 @@ def fit(
     - ``threads``: how many the whole-epoch kernel uses; None for FASTDIGIT_THREADS, else all
       processors. ``sparse_input``: whether it skips the zeros of the images, ``sparse_hidden``:
       those that ReLU and dropout leave in hidden layers; None decides by how many there are. None
-      of these changes a bit of the result.
+      of these changes a bit of the result, but that a first layer whose zeros are skipped is computed in
+      float32 whatever the network's precision.
 
     Errors: ConfigError, DataError for arguments and data that make no sense; CheckpointError for a
     checkpoint that is damaged or belongs to another network, other data or settings (all that

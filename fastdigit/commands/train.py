@@ -81,7 +81,7 @@ def train(
         float | None, _option("Network", "--input-dropout", "SHARE", "Of pixels to drop.", "0")
     ] = None,
     precision: Annotated[
-        Literal["float32", "float64", "tf32", "bf16", "bf16x3"] | None,
+        Literal["float32", "tf32", "bf16", "bf16x3"] | None,
         _option(
             "Network",
             "--precision",
@@ -335,7 +335,8 @@ def _show_plan(run, settings, dataset, net, automatic):
         say("", f"each {settings.balance} counts alike, {how}")
     committee = f"a committee of {settings.members}, each " if settings.members > 1 else ""
     sizes = "-".join(map(str, net.layer_sizes))
-    say("network", f"{committee}{sizes}, {net.layout.parameter_count:,} parameters")
+    rounded = f", products in {net.precision}" if net.precision != "float32" else ""
+    say("network", f"{committee}{sizes}, {net.layout.parameter_count:,} parameters{rounded}")
     say(
         "training",
         f"{settings.epochs} epochs, batches of {settings.batch_size}, {settings.optimizer}, "

@@ -43,7 +43,7 @@ def has_tiles():
     """Whether the processor has tiles of bfloat16, and Linux lets this process use them.
 
     Linux gives the permission to the whole process when it is first asked, unless the memory of one of
-    its threads for signals is too small for tiles.
+    its threads for signals is too small for tiles (and refuses too small ones from then on).
     """
     if not {"+amx-tile", "+amx-bf16", "+avx512bf16"} <= features():
         return False
@@ -85,8 +85,8 @@ def release_tiles(typing):
     return types.void(), generate
 
 
-# Which pieces are multiplied, of the left and of the right operand: the smallest products first, and each
-# time one of the two is already in its registers.
+# Which pieces are multiplied, of the left and of the right operand: the largest last, and each time one of
+# the two is already in its registers.
 _PRODUCTS = {1: [(0, 0)], 3: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)]}
 _AT_ONCE = 2  # rows that are asked for with each step
 

@@ -80,7 +80,7 @@ if HALF:
     _halve_row, _halve_rows = splitters(1)
 
 
-# --- pieces for jitted code ---------------------------------------------------------------------
+# --- for jitted code ----------------------------------------------------------------------------
 
 
 @inner
@@ -464,7 +464,7 @@ def _by_caller(left, right, c, c_row, rows, columns, depth, half):
     """
     target, target_row, high, wide = c, c_row, rows, columns
     pieces = ZERO if half is None else half
-    turn = _is_turned(left[1], rows, columns, depth)
+    turn = _is_turned(left[1], rows, columns, depth, pieces)
     turned = np.empty(columns * odd_lines(rows) if turn else 0, np.float32)
     if turn:
         left, right = (right[0], right[2], right[1]), (left[0], left[2], left[1])
@@ -491,8 +491,9 @@ def _by_caller(left, right, c, c_row, rows, columns, depth, half):
 
 
 @register_jitable
-def _is_turned(a_row, rows, columns, depth):
-    return a_row == 1 and columns <= ROWS and rows >= 2 * COLUMNS and depth >= SHORT + LANES
+def _is_turned(a_row, rows, columns, depth, pieces):
+    # The products of three pieces have another order when operands change places.
+    return pieces < 3 and a_row == 1 and columns <= ROWS and rows >= 2 * COLUMNS and depth >= SHORT + LANES
 
 
 @register_jitable
@@ -508,7 +509,8 @@ def _alone(a, b, out, half):
     steps = out.size * a.shape[1]
     if not _fit_together(a, b, out) or steps == 0 or overlap(out, a) or overlap(out, b):
         return REFUSED
-    turn = _is_turned(a.strides[0] // SIZE, a.shape[0], b.shape[1], a.shape[1])
+    pieces = ZERO if half is None else half
+    turn = _is_turned(a.strides[0] // SIZE, a.shape[0], b.shape[1], a.shape[1], pieces)
     if steps >= (2 * ALONE if turn else ALONE):
         return LARGE
     _by_caller(*_operands(a, b, out), half)
@@ -593,7 +595,8 @@ def matmul(a, b, out=None, threads=None, precision="float32"):
     read that from Numba's cache.
     Rounding: one a step of K, in order: error ≤ γ_K·(|a|·|b|) with γ_K = K·2⁻²⁴ / (1 - K·2⁻²⁴);
     with bf16 each operand is rounded before, by up to 2⁻⁹ of itself. bf16x3 rounds six times a step, five of
-    them far below what counts, and takes products below 2⁻¹²⁶ for zero; what is not finite is NaN.
+    them far below what counts. It takes pieces and products below 2⁻¹²⁶ for zero, so numbers below 2⁻¹¹⁰
+    lose bits, and what is not finite, or above 3.38e38, gives NaN.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)} here, got {precision!r}")

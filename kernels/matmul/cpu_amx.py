@@ -7,7 +7,7 @@ runs, which the processor fetches ahead. A strip of one piece then stays in the 
 the panels, which come from the second; and what the output is combined with is asked for while the tiles
 before it are computed.
 
-The order of every sum is that of k, whatever the cut of the work: the bits do not depend on threads.
+The order of every sum is the same, whatever the cut of the work: the bits do not depend on threads.
 """
 
 import numpy as np

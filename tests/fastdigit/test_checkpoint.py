@@ -92,6 +92,10 @@ def test_a_model_is_for_any_backend_whatever_multiplied_in_training(saved, preci
     back = fd.Network.load(file, backend="numpy")
     assert back.precision == "float32"
     assert same_bits(net, back)
+    net.precision = precision  # as where it is offered
+    copy = pickle.loads(pickle.dumps(net))
+    assert copy.precision == "float32"
+    assert same_bits(net, copy)
 
 
 def test_a_model_of_float64_is_not_for_a_backend_without(saved):

@@ -74,6 +74,15 @@ def test_products(shape, kind, precision):
     assert (found[0] == found[1]).all()
 
 
+@pytest.mark.parametrize("precision", SEEN)
+@pytest.mark.parametrize("shape", [(100, 100, 5), (100, 100, 14), (200, 90, 1)], ids=str)
+def test_few_columns_have_the_same_bits_with_and_without_out(shape, precision):
+    a, b = laid_out(*operands(*shape), "tn")
+    out = np.empty((shape[0], shape[2]), np.float32)
+    cpu.matmul(a, b, out=out, precision=precision)
+    assert (out == cpu.matmul(a, b, precision=precision)).all()
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-20, 1e15])
 def test_three_pieces_are_as_exact_as_float32(size):
     """Against float64: less than twice the error of float32, and a thousandth of bfloat16's."""

@@ -339,6 +339,11 @@ LATER = (
 )
 
 
+def with_later(settings):
+    """Settings of an older version (by name) as this version writes them."""
+    return {**{name: getattr(Settings, name) for name in LATER}, **settings}
+
+
 def _schema():
     """What settings.json must look like, for ``mismatch``; it follows from the fields of Settings."""
     schema = {}
@@ -409,7 +414,7 @@ class Run:
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged ({error}): start a new training") from error
         if isinstance(settings, dict):
-            settings = {**{name: getattr(Settings, name) for name in LATER}, **settings}
+            settings = with_later(settings)
         problem = mismatch(settings, _schema(), "settings")
         if problem:
             raise CheckpointError(f"{file}: {problem}: start a new training")

@@ -2,7 +2,7 @@
 
 One instruction adds a product of 16 × 32 and 32 × 16 numbers to 16 × 16 float32 sums. Operands are
 *tiles* of 1 KiB, one behind the other, so that each is 16 whole cache lines: rows of tiles that lie
-far apart share cache sets, which takes a third of the speed (measured, see kernels/README.md).
+far apart share cache sets, which takes a quarter of the speed (measured, see kernels/README.md).
 
 - A *left* tile holds a[i, k], 16 rows i of 32 steps k: number (i, k) at bytes 64·i + 2·k.
 - A *right* tile holds b[k, j], 32 steps k of 16 columns j, two steps side by side: number (k, j) at
@@ -170,8 +170,7 @@ def multiply_tiles(typing, pieces, a, b, steps, start, start_row, c, c_row, besi
     bytes apart, that will be read next: two of its rows are asked for with each step (all at once they
     would hold up the tiles).
 
-    Cost: 16 cycles a tile, product of pieces and step, as long as operands come in time: a fifth more from
-    the second cache.
+    Cost: 16 cycles a tile, product of pieces and step, as long as operands come in time.
     """
 
     def generate(context, build, signature, arguments):

@@ -2,7 +2,8 @@
 
 The products of :mod:`~.cpu`, :mod:`~.cpu_amx` and :mod:`~.cpu_sparse` call :func:`finish` for each. What
 it will read is asked for while the piece is computed: by :func:`prepare`, or, line by line between other
-work, where :func:`beside` says. What these do is decided by the type of their ``details``.
+work, where :func:`beside` says. What these do is decided by the type of their ``details``: the functions here
+are but the names that ``@overload`` gives a meaning for each type, so Python itself cannot call them.
 """
 
 from typing import NamedTuple

@@ -93,12 +93,12 @@ def _spread(low, middle, high):
 def _train(networks, limit):
     for network in networks:
         chosen = network["rounds_that_count"]
-        limits, meetings = (np.array(network[what])[chosen] for what in ("limits", "meetings"))
+        meeting = float(np.median(np.array(network["meetings"])[chosen]))
         for row in network["rows"]:
             if "no_time" not in row:
-                shares = np.array(row["turns"])[chosen] / limits
+                limits = row.get("limits", network["limits"])  # older files have only those of the rounds
+                shares = np.divide(row["turns"], limits)[chosen]
                 low, middle, high = np.percentile(shares, [25, 50, 75]).tolist()
-                meeting = float(np.median(meetings))
                 yield f"{network['name']} {row['side']}", middle, _spread(low, middle, high), meeting
 
 

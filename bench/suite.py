@@ -26,15 +26,15 @@ MISSING = "is not installed"
 @dataclass(frozen=True)
 class Settings:
     """What to measure. ``backends``: ours, the first one with everything, others beside it. ``python``: the
-    interpreter of the peers. ``rounds`` and ``seconds`` are those of ``train``; others follow them."""
+    interpreter of the peers. ``rounds`` and ``seconds`` are those of ``train``."""
 
     parts: tuple[str, ...] = PARTS
     backends: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     batch: int | None = None
     python: str = sys.executable
-    rounds: int = 9
-    seconds: float = 1.0
+    rounds: int = train.ROUNDS
+    seconds: float = train.SECONDS
     quick: bool = False
 
     @classmethod
@@ -122,7 +122,7 @@ def _train(settings, name, data):
 
 
 def _predict(settings, name, data):
-    rounds = 1 if settings.quick else settings.rounds
+    rounds = 1 if settings.quick else 9
     return predict.measure(data, list(predict.SIDES), rounds, settings.backends[0], settings.python)
 
 

@@ -1,7 +1,7 @@
 """Training throughput beside the libraries that one would use instead: images per second of whole steps.
 
-    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 9]
-        [--seconds 1] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
+    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 20]
+        [--seconds 0.5] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
 
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
 rows apart), on real MNIST. Every side starts from the same weights and trains on the same batches in the
@@ -15,10 +15,12 @@ quartiles, and the ratio of ours to the best peer is taken turn by turn. Where t
 than 10 % of the median, the row says that it is noisy; and it says how much of the machine others used
 meanwhile. "First call" is what the first steps took beyond the same steps later: compiling, mostly.
 
-Between the rounds the processor's limit and the time in which its threads meet are measured
+Before and after every turn the processor's limit and the time in which its threads meet are measured
 (``bench.ceilings``): the first moves with the clock, the second with the cores of a virtual machine, which
 may be neighbours at one time and far apart at another. Rounds in which they were far apart are made up for,
-up to a third of all; figures are those of the others, where there are three or more.
+up to a third of all; figures are those of the others, where there are three or more. A turn's speed stands
+with the limit that it had, for ``bench.compare``: most of what a turn is slower than the one before, the
+limit is too.
 
 Peers get more than they would in real life: their images are shuffled, scaled to float32 and made contiguous
 before any time is taken, so that a batch is a slice. Ours gathers and scales shuffled uint8 within it. On
@@ -38,6 +40,7 @@ import sys
 import tempfile
 import time
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +59,12 @@ CHECKED_STEPS = 50
 TOLERANCE = 1e-3  # of a step's loss, relative; in bf16 the deep network's stay within 2e-4
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
-LIMIT = "the processor's limit"  # asked between the rounds
+LIMIT = "the processor's limit"  # asked between the turns
 FAR = 2.0  # times the shortest meeting of threads that was seen
 FEWEST_ROUNDS = 3
-PASSES = 2
+ROUNDS, SECONDS = 20, 0.5
+# A process's place in memory moves its speed by 2 to 4 % (kernels/README.md): so many processes of each side.
+PASSES = 5
 SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------
@@ -251,33 +256,35 @@ def in_turns(task, expected, commands, rounds, seconds, state):
         checked = [name for name in commands if "no_time" not in facts[name]]
         running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
         running.ask_all(seconds, 0, checked)
-        answers, number = {name: [] for name in checked}, 0
-        begun, before = state.rounds(), running.ask(LIMIT, None)
+        answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
         while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
-            for name, found in running.round(seconds, number, checked).items():
-                answers[name].append(found)
-            after = running.ask(LIMIT, None)
-            state.note(before, after)
-            before, number = after, number + 1
+            names, measured = turns.in_order(number, checked), [running.ask(LIMIT, None)]
+            for name in names:
+                answers[name].append(running.ask(name, seconds))
+                measured.append(running.ask(LIMIT, None))
+            state.note(*measured)
+            for name, (before, after) in zip(names, pairwise(measured), strict=True):
+                answers[name][-1]["limit"] = (before["gflops"] + after["gflops"]) / 2
+            number += 1
     return facts, answers
 
 
 class State:
-    """Of the machine in each round: the processor's limit (the mean of before and after it) and the time in
-    which threads met (the longer of both)."""
+    """Of the machine in each round: the processor's limit, and the time in which threads met; of what was
+    measured before, between and after the turns, the medians."""
 
     shortest = float("inf")  # meeting that was seen, in any measurement of this process
 
     def __init__(self):
         self.limits, self.meetings = [], []
 
-    def note(self, before, after):
-        for answer in (before, after):
+    def note(self, *answers):
+        for answer in answers:
             if "no_time" in answer:
                 raise RuntimeError(f"the processor's limit could not be measured: {answer['no_time']}")
-        self.limits.append((before["gflops"] + after["gflops"]) / 2)
-        self.meetings.append(max(before["meeting"], after["meeting"]))
-        State.shortest = min(State.shortest, before["meeting"], after["meeting"])
+        for noted, what in ((self.limits, "gflops"), (self.meetings, "meeting")):
+            noted.append(float(np.median([answer[what] for answer in answers])))
+        State.shortest = min(State.shortest, *(answer["meeting"] for answer in answers))
 
     def rounds(self):
         return len(self.meetings)
@@ -310,6 +317,7 @@ def row_of(name, network, facts, answers, chosen):
         "gflops": middle * network.flops_per_image / 1e9,
         "first_call_seconds": facts["first_call_seconds"],
         "turns": speeds,
+        "limits": [answer["limit"] for answer in answers],
         "largest_loss_difference": facts["largest_loss_difference"],
         **({"images_per_second_wall": float(np.median(walls))} if walls else {}),
     }
@@ -373,8 +381,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sides", nargs="+", choices=peers.SIDES)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of training in each turn")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of training in each turn")
     parser.add_argument("--data", help="folder of the MNIST files (default: as fastdigit.load_mnist)")
     parser.add_argument("--backend", default="auto", help="of fastdigit")
     parser.add_argument("--python", default=sys.executable, help="interpreter for the peers")

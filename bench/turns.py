@@ -25,6 +25,11 @@ NOISY = 0.1  # distance of the quartiles, relative to the median
 PATIENCE = 900  # seconds for one answer
 
 
+def in_order(number, names):
+    """The names in the order of a round."""
+    return names[:: -1 if number % 2 else 1]
+
+
 class Turns:
     """The sides of a comparison, by name. Their processes end with the ``with`` block."""
 
@@ -53,7 +58,7 @@ class Turns:
 
     def round(self, question, number, names):
         """{name: its answer}: each side is asked once, in every other round in reverse order."""
-        return {name: self.ask(name, question) for name in names[:: -1 if number % 2 else 1]}
+        return {name: self.ask(name, question) for name in in_order(number, names)}
 
 
 class _Side:

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from itertools import chain, pairwise, repeat
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -42,8 +42,12 @@ def answers_of(folder, monkeypatch):
 
 
 def row(answers):
-    facts, turns = answers
+    facts, turns = answers[0], [{**answer, "limit": 200.0} for answer in answers[1]]
     return train.row_of("side", TINY, facts, turns, range(len(turns)))
+
+
+def turn(speed):
+    return {"speed": speed, "wall": None, "others": None}
 
 
 def test_numpy_and_fastdigit_are_measured_in_processes_of_their_own(data):
@@ -52,7 +56,7 @@ def test_numpy_and_fastdigit_are_measured_in_processes_of_their_own(data):
     for found in (theirs, ours):
         assert "no_time" not in found
         assert found["images_per_second"] > 0
-        assert len(found["turns"]) == 2
+        assert len(found["turns"]) == len(found["limits"]) == 2
         assert found["first_call_seconds"] >= 0
         assert found["largest_loss_difference"] < 1e-5
         assert found["gflops"] == found["images_per_second"] * TINY.flops_per_image / 1e9
@@ -153,7 +157,7 @@ def test_a_precision_that_is_not_offered_has_a_row_that_says_so(answers_of):
 )
 def test_speeds_that_scatter_are_called_noisy(speeds, noisy, monkeypatch):
     monkeypatch.setitem(peers.SIDES, "side", peers.Side(None))
-    answers = [{"speed": speed, "wall": None, "others": None} for speed in speeds]
+    answers = [turn(speed) for speed in speeds]
     found = row(({"first_call_seconds": 0, "largest_loss_difference": 0}, answers))
     assert found["noisy"] is noisy
     assert found["cores_used_by_others"] is None
@@ -182,26 +186,27 @@ def test_the_best_peer_is_the_quickest_of_the_same_precision():
 
 
 def noted(state, meetings):
-    """The rounds between so many measurements of the machine."""
-    answers = [{"gflops": 200, "meeting": meeting} for meeting in meetings]
-    for before, after in pairwise(answers):
-        state.note(before, after)
+    """Rounds in which the threads met so quickly before and after the only turn."""
+    for meeting in meetings:
+        state.note({"gflops": 200, "meeting": meeting}, {"gflops": 220, "meeting": meeting})
 
 
 def test_rounds_with_cores_far_apart_do_not_count_while_there_are_others(monkeypatch):
     monkeypatch.setattr(train.State, "shortest", float("inf"))
     state = train.State()
-    noted(state, (40, 150, 41, 39, 45, 50))
-    assert state.meetings == [150, 150, 41, 45, 50]
+    noted(state, (150, 150, 41, 45, 50))
+    assert (state.meetings, state.limits) == ([150, 150, 41, 45, 50], [210] * 5)
     assert state.far() == [True, True, False, False, False]
     assert state.rounds_that_count() == [2, 3, 4]
-    noted(state, (50, 20))  # then 41 was far
+    noted(state, (20,))  # then 41 was far
     assert state.rounds_that_count() == [0, 1, 2, 3, 4, 5]
-    speeds = [{"speed": speed, "wall": None, "others": None} for speed in (1, 1, 10, 11, 12)]
+    speeds = [{**turn(speed), "limit": 200.0} for speed in (1, 1, 10, 11, 12)]
     monkeypatch.setitem(peers.SIDES, "side", peers.Side(None))
     facts = {"first_call_seconds": 0, "largest_loss_difference": 0}
     found = train.row_of("side", TINY, facts, speeds, [2, 3, 4])
     assert (found["images_per_second"], found["turns"]) == (11, [1, 1, 10, 11, 12])
+    state.note(*({"gflops": gflops, "meeting": 45} for gflops in (100, 300, 200)))  # one that is far off
+    assert state.limits[-1] == 200
     with pytest.raises(RuntimeError, match="could not be measured: gone"):
         state.note({"gflops": 200, "meeting": 40}, {"no_time": "gone"})
 

@@ -99,9 +99,10 @@ def training(details, options):
         found = measured.get(name) or {"name": name, **train.measure(network, data, sides, *how)}
         details["train"].append(found)
         rows = {row["side"]: row for row in found["rows"]}
-        for precision, side, ratio in (("float32", "fastdigit", asked), ("bf16", "fastdigit-bf16", 1.0)):
-            if side not in rows:
-                continue
+        asked_for = [("float32", "fastdigit", asked)]
+        if network.layer_sizes == cases.DEEP:
+            asked_for.append(("bf16", "fastdigit-bf16", 1.0))
+        for precision, side, ratio in asked_for:
             what = f"training {network} in {precision}: >= {ratio} times the best peer"
             ratio_to_best = rows[side].get("ratio_to_best_peer")
             if ratio_to_best is None:

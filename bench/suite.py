@@ -112,7 +112,9 @@ def _start(settings, name, data):
 def _train(settings, name, data):
     chosen, networks = settings.chosen_networks(), []
     for network in chosen.values():
-        sides = [s for s in train.sides_for(network, None) if not settings.quick or "1thread" not in s]
+        sides = train.sides_for(network, None)
+        if settings.quick:
+            sides = [s for s in sides if peers.SIDES[s].precision == "float32" and "1thread" not in s]
         sides += [f"fastdigit-{b}" for b in settings.backends[1:] if f"fastdigit-{b}" in peers.SIDES]
         networks.append((network, sides))
     how = settings.rounds, settings.seconds, settings.backends[0], settings.python

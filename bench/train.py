@@ -6,7 +6,7 @@
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
 rows apart), on real MNIST. Every side starts from the same weights and trains on the same batches in the
 same order with the same rate. It gets a time only if the loss of each of its first steps is within 1e-3
-of what a loop in float64 gives.
+(in bfloat16 5e-3) of what a loop in float64 gives.
 
 Each side runs in a process of its own, and the sides take turns (``bench.turns``). The rounds of a network
 are spread over the whole run, in PASSES over all networks, with new processes in each. A turn is one speed,
@@ -56,7 +56,8 @@ NETWORKS = {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network
 RATE, RATE_DEEP = 0.1, 0.01
 CHILD = ("-m", "fastdigit.bench.train", "--child")
 CHECKED_STEPS = 50
-TOLERANCE = 1e-3  # of a step's loss, relative; in bf16 the deep network's stay within 2e-4
+# Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3.
+TOLERANCE, TOLERANCE_BF16 = 1e-3, 5e-3
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
 LIMIT = "the processor's limit"  # asked between the turns
@@ -94,8 +95,9 @@ class Answers:
         difference = largest_difference(losses, expected)
         facts = {"used": self.trainer.used, "loss": losses[-1], "largest_loss_difference": difference}
         facts["package"] = str(Path(fd.__file__).parent)
-        if not difference <= TOLERANCE:  # also if it is not a number
-            facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {TOLERANCE:g}"
+        most = TOLERANCE_BF16 if self.side.precision == "bf16" else TOLERANCE
+        if not difference <= most:  # also if it is not a number
+            facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {most:g}"
             return {name: fact for name, fact in facts.items() if isinstance(fact, str)}  # JSON has no NaN
         again = len(losses) * task.network.batch / float(np.median(self.trainer.speeds(SHORT)))
         return {**facts, "first_call_seconds": max(0.0, first - again)}
@@ -366,14 +368,14 @@ def show(result):
 
 
 def sides_for(network, asked):
-    """The sides that were asked for; by default all, those not in float32 for the deep network alone."""
+    """The sides that were asked for; by default all, those not in float32 where there is much to multiply."""
     if asked:
         return asked
-    deep = network.layer_sizes == cases.DEEP
+    large = network.layer_sizes != cases.SMALL
     return [
         name
         for name, side in peers.SIDES.items()
-        if (side.precision == "float32" or deep) and not side.only_by_name
+        if (side.precision == "float32" or large) and not side.only_by_name
     ]
 
 

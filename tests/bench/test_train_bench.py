@@ -32,8 +32,8 @@ def folder(data, tmp_path):
 def answers_of(folder, monkeypatch):
     """``answers_of(make)``: what the process of a side that is made so would answer, first and in a turn."""
 
-    def answers_of(make):
-        monkeypatch.setitem(peers.SIDES, "side", peers.Side(make))
+    def answers_of(make, precision="float32"):
+        monkeypatch.setitem(peers.SIDES, "side", peers.Side(make, precision))
         side = train.Answers("side", folder)
         facts = side("check")
         return facts, () if "no_time" in facts else (side(0.05),)
@@ -112,9 +112,12 @@ class Wrong:
         return self.loop.speeds(seconds)
 
 
-@pytest.mark.parametrize("error", [1.002, 0.998, float("nan"), float("inf")])
-def test_a_wrong_loss_is_refused_a_time(answers_of, error):
-    facts, answers = answers_of(lambda task: Wrong(task, error))
+@pytest.mark.parametrize(
+    ("error", "precision"),
+    [*((error, "float32") for error in (1.002, 0.998, float("nan"), float("inf"))), (1.006, "bf16")],
+)
+def test_a_wrong_loss_is_refused_a_time(answers_of, error, precision):
+    facts, answers = answers_of(lambda task: Wrong(task, error), precision)
     assert not answers
     assert row((facts, answers))["no_time"].startswith("refused: loss differs")
     json.dumps(facts, allow_nan=False)
@@ -122,6 +125,7 @@ def test_a_wrong_loss_is_refused_a_time(answers_of, error):
 
 def test_a_small_rounding_is_not_refused(answers_of):
     assert "no_time" not in row(answers_of(lambda task: Wrong(task, 1.0001)))
+    assert "no_time" not in row(answers_of(lambda task: Wrong(task, 1.004), "bf16"))
 
 
 def test_a_wrong_update_is_refused_a_time(answers_of):

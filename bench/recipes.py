@@ -107,6 +107,11 @@ def main(arguments=None):
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--pages", action="store_true", help="bring the tables of all results up to date")
     options = parser.parse_args(arguments)
+    for name in options.recipes:  # all of them before hours of training
+        try:
+            read(name)
+        except ConfigError as error:
+            parser.error(str(error))
     for name in options.recipes:
         out = RESULTS / f"recipe_{name}.json"
         run(name, options.seeds, options.backend, out=out)

@@ -283,48 +283,54 @@ def _cuda_epochs(limits, memory):
     from .kernels.epoch import cuda_steps
 
     to_device, zeros = memory["to_device"], memory["zeros"]
-    ready = {}  # id of a network's buffers: (settings, Steps), while there is the network
-    deformed = {}  # the same: the images as the persistent kernel gets them
+    small, ready, deformed = _Kept(), _Kept(), _Kept()
+    gpu = {"blocks": limits.multiprocessors, "shared": limits.shared}
 
     def train_epoch(plan, images, labels, order, loss, correct):
-        blocks, shared = limits.multiprocessors, limits.shared
-        reason = persistent.unsuited(plan, images, blocks, shared)
+        reason = persistent.unsuited(plan, images, **gpu)
         if reason is None:
-            how = {"blocks": blocks, "shared": shared, "to_device": to_device}
             if plan.deformation is not None:
-                images = _deformed_for(plan, images, order, deformed, zeros)
-            persistent.train_epoch(plan, images, labels, order, loss, correct, **how)
+                images = _deformed(plan, images, order, deformed, zeros)
+            settings = persistent.Persistent.settings(plan, images)
+            make = partial(persistent.Persistent, plan, len(images), zeros, **gpu)
+            small.of(plan, settings, make).run(plan, images, labels, order, loss, correct, to_device)
             return "one persistent kernel"
-        arrays, network = (images, labels, loss, correct), id(plan.buffers)
-        settings = cuda_steps.Steps.settings(plan, *arrays)
-        if network not in ready:
-            weakref.finalize(plan.buffers, ready.pop, network, None)
-        if network not in ready or ready[network][0] != settings:
-            ready.pop(network, None)  # its memory is free before there is new
-            wgmma = limits.capability == (9, 0)
-            ready[network] = settings, cuda_steps.Steps(plan, *arrays, zeros, wgmma)
-        ready[network][1].run(plan, order, to_device)
+        arrays = images, labels, loss, correct
+        make = partial(cuda_steps.Steps, plan, *arrays, zeros, limits.capability == (9, 0))
+        ready.of(plan, cuda_steps.Steps.settings(plan, *arrays), make).run(plan, order, to_device)
         return f"a graph of steps, as the persistent kernel cannot take it: {reason}"
 
     return {"precisions": cuda_steps.PRECISIONS, "train_epoch": train_epoch}
 
 
-def _deformed_for(plan, images, order, kept, zeros):
-    """The images of a plan's steps as these see them, beside others; ``kept``: {id of buffers: them}."""
+class _Kept:
+    """What is made for the plans of a network and kept as long as its buffers are."""
+
+    def __init__(self):
+        self.kept = {}  # id of a network's buffers: (settings, what was made for them)
+
+    def of(self, plan, settings, make):
+        """What was made for the same settings, or what ``make()`` gives now."""
+        network = id(plan.buffers)
+        if network not in self.kept:
+            weakref.finalize(plan.buffers, self.kept.pop, network, None)
+        if network not in self.kept or self.kept[network][0] != settings:
+            self.kept.pop(network, None)  # its memory is free before there is new
+            self.kept[network] = settings, make()
+        return self.kept[network][1]
+
+
+def _deformed(plan, images, order, kept, zeros):
+    """The images of a plan's steps as these see them, beside others."""
     from .kernels.augment.cuda import augment_steps
     from .kernels.augment.reference import KEY
 
-    network = id(plan.buffers)
-    if network not in kept:
-        weakref.finalize(plan.buffers, kept.pop, network, None)
-    if network not in kept or kept[network].shape != images.shape:
-        kept.pop(network, None)
-        kept[network] = zeros(images.shape, "uint8")
+    out = kept.of(plan, images.shape, lambda: zeros(images.shape, "uint8"))
     start = plan.first_step * plan.batch_size
     stop = min(start + len(plan.learning_rates) * plan.batch_size, len(images))
     how = plan.deformation, (plan.seed, KEY), plan.update
-    augment_steps(images, order, start, stop, plan.batch_size, *how, kept[network])
-    return kept[network]
+    augment_steps(images, order, start, stop, plan.batch_size, *how, out)
+    return out
 
 
 def _cupy_memory():

@@ -48,8 +48,9 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
 
     And what MLPClassifier lacks:
 
-    - ``backend``, ``dropout``, ``input_dropout``: as in :class:`~fastdigit.network.Network`.
-    - ``label_smoothing``, ``max_norm``: as in :func:`~fastdigit.training.fit`.
+    - ``backend``, ``precision``, ``dropout``, ``input_dropout``: as in :class:`~fastdigit.network.Network`.
+    - ``label_smoothing``, ``max_norm``, ``average``: as in :func:`~fastdigit.training.fit`.
+    - ``augment``: the same; X must then be uint8, and each row a square picture.
     - ``class_weight``: None, "balanced" (every class gets the same total weight), or
       ``{label: weight}``.
 
@@ -90,10 +91,13 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         input_dropout=0.0,
         label_smoothing=0.0,
         max_norm=None,
+        average=None,
+        augment=None,
         class_weight=None,
         random_state=None,
         verbose=False,
         backend="auto",
+        precision="float32",
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.solver = solver
@@ -111,10 +115,13 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         self.input_dropout = input_dropout
         self.label_smoothing = label_smoothing
         self.max_norm = max_norm
+        self.average = average
+        self.augment = augment
         self.class_weight = class_weight
         self.random_state = random_state
         self.verbose = verbose
         self.backend = backend
+        self.precision = precision
 
     # --- training ---------------------------------------------------------------------------
 
@@ -150,16 +157,10 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         log = fit(
             self.network_,
             (X, targets),
-            optimizer=self._optimizer(batch_size * weight.mean()),
-            schedule=Constant(),
             epochs=self.max_iter,
-            batch_size=batch_size,
-            sample_weight=weight,
-            label_smoothing=self.label_smoothing,
-            max_norm=self.max_norm,
+            average=self.average,
             seed=self._seed,
-            optimizer_state=self._optimizer_state,
-            progress=Progress() if self.verbose else None,
+            **self._how(batch_size, weight),
             **stopping,
         )
         self._record(log)
@@ -178,12 +179,14 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
 
         ``classes``: all labels there will ever be; needed in the first call, unless fit came before.
         Errors: ValueError for missing or changed ``classes``, a label that is not one of them,
-        ``early_stopping``, or ``class_weight="balanced"``, for which one would have to know what
-        is still to come. For the rest see the class.
+        ``early_stopping``, ``average``, or ``class_weight="balanced"``, for which one would have to know
+        what is still to come. For the rest see the class.
         """
         self._check_parameters()
         if self.early_stopping:
             raise ConfigError("partial_fit cannot stop early: set early_stopping=False")
+        if self.average is not None:
+            raise ConfigError("partial_fit cannot tell when a training ends: set average=None")
         if self.class_weight == "balanced":
             raise ConfigError(
                 'partial_fit cannot balance classes: give class_weight as a dict, not "balanced"'
@@ -202,16 +205,9 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         log = fit(
             self.network_,
             (X, targets),
-            optimizer=self._optimizer(batch_size * weight.mean()),
-            schedule=Constant(),
             epochs=1,
-            batch_size=batch_size,
-            sample_weight=weight,
-            label_smoothing=self.label_smoothing,
-            max_norm=self.max_norm,
             seed=self._seed + self.n_iter_,  # another order in every call
-            optimizer_state=self._optimizer_state,
-            progress=Progress() if self.verbose else None,
+            **self._how(batch_size, weight),
         )
         self._record(log)
         return self
@@ -230,6 +226,7 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
             seed=self._seed,
             dropout=self.dropout,
             input_dropout=self.input_dropout,
+            precision=self.precision,
             pixels=False,
         )
         self.classes_ = classes
@@ -264,6 +261,20 @@ class DigitClassifier(ClassifierMixin, BaseEstimator):
         check_count("n_iter_no_change", self.n_iter_no_change)
         if self.batch_size != "auto":
             check_count("batch_size", self.batch_size)
+
+    def _how(self, batch_size, weight):
+        """What fit and partial_fit share of the arguments of :func:`~fastdigit.training.fit`."""
+        return {
+            "optimizer": self._optimizer(batch_size * weight.mean()),
+            "schedule": Constant(),
+            "batch_size": batch_size,
+            "sample_weight": weight,
+            "label_smoothing": self.label_smoothing,
+            "max_norm": self.max_norm,
+            "augment": self.augment,
+            "optimizer_state": self._optimizer_state,
+            "progress": Progress() if self.verbose else None,
+        }
 
     def _optimizer(self, batch_weight):
         rate = float(self.learning_rate_init)

@@ -10,7 +10,7 @@ far apart share cache sets, which takes a quarter of the speed (measured, see ke
 
 An operand can be one *piece*, rounded to bfloat16, or three, which sum to all 24 bits of a float32: the
 number rounded, what is left rounded, and what is left then. Six products of pieces make a float32's; the
-three others are below half a unit in its last place.
+three others are below half a unit in its last place. A whole number up to 256 is one piece: then three do.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume
 2, TDPBF16PS; Linux, Documentation/arch/x86/xstate.rst for the permission.
@@ -87,13 +87,24 @@ def release_tiles(typing):
 
 # Which pieces are multiplied, of the left and of the right operand: the largest last, and each time one of
 # the two is already in its registers.
-_PRODUCTS = {1: [(0, 0)], 3: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)]}
+# PIXELS: one piece of the left, three of the right.
+PIXELS = 13
+_PRODUCTS = {
+    1: [(0, 0)],
+    3: [(0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)],
+    PIXELS: [(0, 2), (0, 1), (0, 0)],
+}
 _AT_ONCE = 2  # rows that are asked for with each step
 
 
-def _kernel(module, pieces, tall, wide):
+def pieces_of(kind):
+    """Of how many pieces the left and the right operand are: as many as ``kind``, if that is not PIXELS."""
+    return (1, 3) if kind == PIXELS else (kind, kind)
+
+
+def _kernel(module, kind, tall, wide):
     """The LLVM function for ``tall`` × ``wide`` tiles of sums; see :func:`multiply_tiles`."""
-    name = f"fastdigit_amx_{pieces}_{tall}x{wide}"
+    name = f"fastdigit_amx_{kind}_{tall}x{wide}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, ir.FunctionType(_VOID, [INT] * 9), name)
@@ -127,7 +138,7 @@ def _kernel(module, pieces, tall, wide):
         build.call(call, [_NUMBER(register), place, INT(64)])
 
     left_now = right_now = None  # the pieces that are in registers 4 and 5, 6 and 7
-    for left, right in _PRODUCTS[pieces]:
+    for left, right in _PRODUCTS[kind]:
         for r in range(tall):
             for v in range(wide):
                 if r == 0 and right != right_now:
@@ -141,12 +152,12 @@ def _kernel(module, pieces, tall, wide):
         for v in range(wide):
             wanted = build.inttoptr(build.add(row, INT(64 * v)), BYTES)
             build.call(prefetch, [wanted, INT32(1), INT32(3), INT32(1)])
-    following = build.add(step, INT(1))
+    following, (left_pieces, right_pieces) = build.add(step, INT(1)), pieces_of(kind)
     for phi, first, after in (
         (step, INT(0), following),
         (ahead, beside, build.add(ahead, build.mul(beside_row, INT(_AT_ONCE)))),
-        (a_now, a, build.add(a_now, INT(2 * pieces * TILE))),
-        (b_now, b, build.add(b_now, INT(2 * pieces * TILE))),
+        (a_now, a, build.add(a_now, INT(2 * left_pieces * TILE))),
+        (b_now, b, build.add(b_now, INT(2 * right_pieces * TILE))),
     ):
         phi.add_incoming(first, entry)
         phi.add_incoming(after, loop)
@@ -159,11 +170,12 @@ def _kernel(module, pieces, tall, wide):
 
 
 @intrinsic
-def multiply_tiles(typing, pieces, a, b, steps, start, start_row, c, c_row, beside, beside_row, tall, wide):
+def multiply_tiles(typing, kind, a, b, steps, start, start_row, c, c_row, beside, beside_row, tall, wide):
     """c = start + a·b, for ``tall`` × ``wide`` tiles of sums, each 1 or 2; whole tiles are written.
 
-    ``a`` and ``b`` are addresses of two left and two right tiles for each of the 1 or 3 ``pieces`` of each
-    of ``steps`` times 32 k; the second of two is not read if its direction has one tile. ``start`` and
+    ``a`` and ``b`` are addresses of two left and two right tiles for each of the pieces of each of ``steps``
+    times 32 k; the second of two is not read if its direction has one tile. ``kind`` says how many pieces
+    there are (:func:`pieces_of`). ``start`` and
     ``c`` are addresses of float32 matrices whose rows are so many *bytes* apart; a ``start_row`` of 0 takes
     one row for all. The sum runs over steps in order; within one the order is the processor's, which takes
     numbers below 2⁻¹²⁶ for zero. ``beside`` is the address of a matrix like c, its rows ``beside_row``
@@ -174,10 +186,10 @@ def multiply_tiles(typing, pieces, a, b, steps, start, start_row, c, c_row, besi
     """
 
     def generate(context, build, signature, arguments):
-        pieces, *passed, tall, wide = arguments
+        kind, *passed, tall, wide = arguments
         end = build.append_basic_block("end")
         choice = build.switch(
-            build.add(build.mul(pieces, INT(8)), build.add(build.mul(tall, INT(2)), wide)), end
+            build.add(build.mul(kind, INT(8)), build.add(build.mul(tall, INT(2)), wide)), end
         )
         for number, rows, columns in product(_PRODUCTS, (1, 2), (1, 2)):
             block = build.append_basic_block(f"tiles_{rows}x{columns}")

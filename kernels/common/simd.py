@@ -291,14 +291,17 @@ def splitters(count):
     """Two functions for jitted code that write float32 numbers as sums of ``count`` bfloat16 numbers.
 
     The first piece is the number rounded (to nearest, ties to even), the second what is left of it
-    rounded, and so on; infinities leave NaN. Piece p goes to ``target`` + p·``apart``, in bytes.
+    rounded, and so on; infinities leave NaN. Piece p goes to ``target`` + p·``apart``, in bytes. Numbers
+    are multiplied by ``scale``, a float32, before.
 
-    ``split_row(source, count, target, apart)``: 32 numbers, of which those from ``count`` on are not read
-    but zero. ``split_rows(first, second, first_count, second_count, target, apart)``: 16 of each of two
-    rows, with counts likewise, in pairs: first[0], second[0], first[1] …
+    ``split_row(source, count, scale, target, apart)``: 32 numbers, of which those from ``count`` on are not
+    read but zero. ``split_rows(first, second, first_count, second_count, scale, target, apart)``: 16 of each
+    of two rows, with counts likewise, in pairs: first[0], second[0], first[1] …
     """
 
-    def store(build, pieces, target, apart, order=None):
+    def store(build, numbers, scale, target, apart, order=None):
+        factor = broadcast(build, scale, FLOAT, 16)
+        pieces = _in_pieces(build, *(build.fmul(x, factor) for x in numbers), count)
         for p, piece in enumerate(pieces):
             if order is not None:
                 piece = build.shuffle_vector(piece, piece.type(ir.Undefined), order)
@@ -306,25 +309,24 @@ def splitters(count):
             build.store(piece, build.inttoptr(place, piece.type.as_pointer()), align=2)
 
     @intrinsic
-    def split_row(typing, source, some, target, apart):
+    def split_row(typing, source, some, scale, target, apart):
         def generate(context, build, signature, arguments):
-            source, some, target, apart = arguments
-            numbers = (_first_numbers(build, source, some, first) for first in (0, 16))
-            store(build, _in_pieces(build, *numbers, count), target, apart)
+            source, some, *how = arguments
+            store(build, (_first_numbers(build, source, some, first) for first in (0, 16)), *how)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 4), generate
+        return types.void(types.intp, types.intp, types.float32, types.intp, types.intp), generate
 
     @intrinsic
-    def split_rows(typing, first, second, first_count, second_count, target, apart):
+    def split_rows(typing, first, second, first_count, second_count, scale, target, apart):
         def generate(context, build, signature, arguments):
-            first, second, first_count, second_count, target, apart = arguments
+            first, second, first_count, second_count, *how = arguments
             rows = (_first_numbers(build, *row, 0) for row in ((first, first_count), (second, second_count)))
             order = ir.VectorType(INT32, 32)([INT32(i // 2 + 16 * (i % 2)) for i in range(32)])
-            store(build, _in_pieces(build, *rows, count), target, apart, order)
+            store(build, rows, *how, order)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 6), generate
+        return types.void(*[types.intp] * 4, types.float32, types.intp, types.intp), generate
 
     return split_row, split_rows
 

@@ -21,6 +21,7 @@ from numba.extending import overload
 
 from ..augment import cpu as augment
 from ..augment.reference import KEY as AUGMENT
+from ..common import amx
 from ..common.compiling import c_function, inner
 from ..common.memory import FLOAT_BYTES as SIZE
 from ..common.memory import (
@@ -54,6 +55,7 @@ FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradi
 # of outputs of the first layer that make up for the lists.
 SPARSE_SHARE = 0.5
 SPARSE_OUTPUTS = 32
+LISTED_OUTPUTS = 512  # at most, where the others would be products of three pieces in tiles
 PAGE = 1024  # numbers; rows of dy that are a page apart are copied before they are picked from lists
 SAMPLE = 256  # pictures that are looked at to find out
 
@@ -102,6 +104,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     INPUT_THRESHOLD,
     CLIP,
     FUSED,
+    FIRST_PIECES,  # the ``half`` of the first layer's products, where they have one
     IS_SPARSE,
     WIDE,
     PANELS,
@@ -119,7 +122,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(48)
+) = range(49)
 (
     INPUTS,
     OUTPUTS,
@@ -347,6 +350,14 @@ def _layer(plan, number):
     return plan[HEAD + number * LAYER : HEAD + (number + 1) * LAYER]
 
 
+@inner
+def _half_of(plan, number, half):
+    """The ``half`` of a layer's products."""
+    if half is None:
+        return None
+    return plan[FIRST_PIECES] if number == 0 else half
+
+
 @inner(inline="always")
 def _own(thread, threads, plan, layer, number, rows):
     """A thread's part of an output as wide as a layer's, with as many rows as given."""
@@ -452,7 +463,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step, half):
                 _own(thread, threads, plan, layer, number, count),
                 layer[INPUTS],
                 np.float32(0),
-                half,
+                _half_of(plan, number, half),
                 room,
                 none,
             )
@@ -600,7 +611,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, 
         if half is None or number == plan[LAYERS] - 1:
             product(*operands, np.float32(-np.inf), None, room, details)
         else:
-            product(*operands, np.float32(-np.inf), half, room, details)
+            product(*operands, np.float32(-np.inf), _half_of(plan, number, half), room, details)
 
 
 @inner(inline="always")
@@ -794,12 +805,15 @@ def train_epoch(plan, images, labels, order, loss, correct):
     count, pixels = images.shape
     batch, hidden = plan.batch_size, sizes[1:-1]
     rows = min(batch, count)
-    pieces = dense.PIECES[plan.precision]
+    pieces = first_pieces = dense.PIECES[plan.precision]
+    if pieces == 3 and images.dtype == np.uint8 and not plan.input_dropout:
+        first_pieces = amx.PIXELS
     with_lists = bool(hidden) and plan.sparse_input is not False
     if plan.deformation is not None and plan.deformation.noise and plan.sparse_input is None:
         with_lists = False  # no paper is left
     if with_lists and plan.sparse_input is None:
-        tiles = dense.AMX and pieces is not None  # quicker than any lists
+        # In tiles, wide layers are quicker than any lists; rounded once, all are.
+        tiles = dense.AMX and (pieces == 1 or (pieces == 3 and hidden[0] > LISTED_OUTPUTS))
         with_lists = not tiles and is_sparse(images, hidden[0])
 
     def whole(length):
@@ -859,7 +873,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
                 (inputs, outputs, rows),
                 (rows, inputs if number else 1, outputs),
             )
-            kinds = {0, pieces or 0}  # the last layer is float32
+            kinds = {0, (pieces if number else first_pieces) or 0}  # the last layer is float32
             room = max(room, *(dense.room_for(*product, kind) for product in products for kind in kinds))
     room = -(-max(room, *sizes) // 32) * 32
     buffers, state = plan.buffers, [*plan.state, None, None]
@@ -893,6 +907,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         INPUT_THRESHOLD: keep_threshold(plan.input_dropout),
         CLIP: plan.clip_norm is not None,
         FUSED: fused,
+        FIRST_PIECES: first_pieces or 0,
         IS_SPARSE: with_lists,
         PARAMETERS: address(plan.parameters),
         GRADIENTS: address(plan.gradients),

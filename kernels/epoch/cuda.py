@@ -24,8 +24,9 @@ from numba import float32, int64, uint8, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
-from ..optimizer.cuda import numbers_of, step_numbers, stepped
+from ..optimizer.cuda import NUMBERS, numbers_of, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
+from .cuda_steps import Arena
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -398,7 +399,7 @@ def _layout(sizes, batch, blocks, states, shared):
 
 
 def unsuited(plan, images, blocks, shared):
-    """Why :func:`train_epoch` cannot do what a ``fastdigit.backend.TrainPlan`` asks for; None if it can.
+    """Why :class:`Persistent` cannot do what a ``fastdigit.backend.TrainPlan`` asks for; None if it can.
 
     ``blocks`` is how many can be there at a time, ``shared`` the bytes of shared memory that each can have.
     """
@@ -422,47 +423,70 @@ def unsuited(plan, images, blocks, shared):
     return None
 
 
-def train_epoch(plan, images, labels, order, loss, correct, *, blocks, shared, to_device):
-    """The steps of a ``fastdigit.backend.TrainPlan`` in one launch, where :func:`unsuited` allows it.
+class Persistent:
+    """Stretches of epochs in one launch each, where :func:`unsuited` allows it: for all plans that
+    :meth:`settings` says the same of.
 
-    Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
-    Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
-    Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
-    Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once from
-    memory. ``blocks`` must be able to be there all at a time.
+    All memory is one allocation, made before the first step: as many numbers as the blocks add to the
+    logits, and little else.
     """
-    (pixels, hidden, classes), tensors = plan.layout.layer_sizes, plan.layout.tensors
-    batch = min(plan.batch_size, len(images))
-    words = np.zeros(WORDS, np.int64)
-    values = _layout(plan.layout.layer_sizes, batch, blocks, len(plan.state), shared) | {
-        STEPS: len(plan.learning_rates),
-        FIRST_STEP: plan.first_step,
-        BATCH: batch,
-        COUNT: len(images),
-        PIXELS: pixels,
-        HIDDEN: hidden,
-        CLASSES: classes,
-        W1: tensors[0].offset,
-        W1_ROW: tensors[0].row,
-        B1: tensors[1].offset,
-        W2: tensors[2].offset,
-        W2_ROW: tensors[2].row,
-        B2: tensors[3].offset,
-        STATES: len(plan.state),
-        NESTEROV: getattr(plan.optimizer, "nesterov", False),
-        WEIGHTED: plan.weight is not None,
-    }
-    words[list(values)] = list(values.values())
-    blocks = blocks_for(hidden, values[UNITS])  # those that have a unit
-    parts = to_device(np.zeros(blocks * batch * classes, np.float32))
-    dz = to_device(np.zeros(batch * classes, np.float32))
-    nothing = parts[:0]
-    state = [*plan.state, nothing, nothing][:2]
-    persistent(
-        blocks,
-        *(to_device(words), images.reshape(-1), labels, order),
-        nothing if plan.weight is None else plan.weight,
-        *(plan.parameters, *state, to_device(step_numbers(plan).reshape(-1)), plan.label_smoothing),
-        *(parts, dz, loss, correct),
-        shared=4 * values[SHARED_WORDS],
-    )
+
+    def __init__(self, plan, count, zeros, *, blocks, shared):
+        """For ``count`` images. ``blocks`` and ``shared`` as of :func:`unsuited`, ``zeros`` of a backend."""
+        sizes, tensors = plan.layout.layer_sizes, plan.layout.tensors
+        (pixels, hidden, classes), batch = sizes, min(plan.batch_size, count)
+        self.words = _layout(sizes, batch, blocks, len(plan.state), shared) | {
+            BATCH: batch,
+            COUNT: count,
+            PIXELS: pixels,
+            HIDDEN: hidden,
+            CLASSES: classes,
+            W1: tensors[0].offset,
+            W1_ROW: tensors[0].row,
+            B1: tensors[1].offset,
+            W2: tensors[2].offset,
+            W2_ROW: tensors[2].row,
+            B2: tensors[3].offset,
+            STATES: len(plan.state),
+        }
+        self.blocks = blocks_for(hidden, self.words[UNITS])  # those that have a unit
+        arena = Arena()
+        arena.array("plan", (WORDS,), np.int64)
+        arena.array("numbers", (blocks_for(count, batch), NUMBERS), np.float32)
+        arena.array("logits", (self.blocks * batch * classes,), np.float32)
+        arena.array("dz", (batch * classes,), np.float32)
+        self.memory = arena.allocate(zeros)
+
+    @staticmethod
+    def settings(plan, images):
+        """What must be the same for :meth:`run`."""
+        return plan.layout, plan.batch_size, len(images), len(plan.state)
+
+    def run(self, plan, images, labels, order, loss, correct, to_device):
+        """The steps of a ``fastdigit.backend.TrainPlan``.
+
+        Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
+        Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
+        Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
+        Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once from
+        memory. The blocks must be able to be there all at a time.
+        """
+        memory, steps = self.memory, len(plan.learning_rates)
+        values = self.words | {
+            STEPS: steps,
+            FIRST_STEP: plan.first_step,
+            NESTEROV: getattr(plan.optimizer, "nesterov", False),
+            WEIGHTED: plan.weight is not None,
+        }
+        to_device(np.array([values[word] for word in range(WORDS)], np.int64), out=memory["plan"])
+        to_device(step_numbers(plan), out=memory["numbers"][:steps])
+        nothing = plan.parameters[:0]
+        state = [*plan.state, nothing, nothing][:2]
+        persistent(
+            self.blocks,
+            *(memory["plan"], images.reshape(-1), labels, order),
+            nothing if plan.weight is None else plan.weight,
+            *(plan.parameters, *state, memory["numbers"].reshape(-1), plan.label_smoothing),
+            *(memory["logits"], memory["dz"], loss, correct),
+            shared=4 * values[SHARED_WORDS],
+        )

@@ -64,10 +64,12 @@ CONFLICT = 256  # rows of a that are multiples of so many numbers apart share ca
 # processors with tiles, but - 4 % on AMD's Zen 4 (see kernels/README.md).
 COPY_FAR = has_amx()
 SHORT = 64  # steps
+AS_IT_IS = np.float32(1)  # a scale
 ALONE = 250_000  # products of fewer steps (M·N·K) are too short to be shared among threads
 
 HALF, AMX = has_bfloat16(), has_tiles()
-# What each precision makes of an operand: this many bfloat16 numbers that sum to it, or nothing else.
+# What each precision makes of an operand: this many bfloat16 numbers that sum to it, or nothing else. Where
+# the left operand holds 255ths, the pixels of images, PIXELS stands for 3: it is three times as quick.
 PIECES = {"float32": None, "bf16": 1, "bf16x3": 3}
 PRECISIONS = ("float32",) + ("bf16",) * HALF + ("bf16x3",) * AMX
 
@@ -130,7 +132,7 @@ def strip_size(depth):
 def room_for(rows, columns, depth, pieces=0):
     """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer.
 
-    ``pieces``: how many bfloat16 numbers stand for an operand, or 0.
+    ``pieces``: its ``half``, or 0.
     """
     if pieces > 0 and AMX:
         return cpu_amx.room_for(rows, columns, depth, pieces)
@@ -199,7 +201,7 @@ def _pack_panel_pairs(b, b_step, b_column, depth, width, panel):
                 count = max(0, min(16, width - j))
                 below = row + SIZE * (b_step + j) if after else row
                 place = panel + SIZE * (k * COLUMNS + j)
-                _halve_rows(row + SIZE * j, below, count, count if after else 0, place, ZERO)
+                _halve_rows(row + SIZE * j, below, count, count if after else 0, AS_IT_IS, place, ZERO)
         return
     if width < COLUMNS or depth % 2:
         fill(floats(panel, COLUMNS * pairs), 0)
@@ -229,7 +231,7 @@ def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
                 packed + SIZE * (i // height * size + i % height * distance),
             )
             for k in range(0, whole, 32):
-                _halve_row(source + SIZE * k, 32, target + 2 * k, ZERO)
+                _halve_row(source + SIZE * k, 32, AS_IT_IS, target + 2 * k, ZERO)
             for k in range(whole, depth):
                 write_half(target + 2 * k, read(source + SIZE * k * a_step))
             if depth % 2:
@@ -241,7 +243,7 @@ def _pack_strips_pairs(a, a_row, a_step, depth, rows, height, packed):
             tall, source = min(height, rows - strip), row + SIZE * strip
             below = source + SIZE * a_step if after else source
             target = packed + SIZE * (strip // height * size + k * 16)
-            _halve_rows(source, below, tall, tall if after else 0, target, ZERO)
+            _halve_rows(source, below, tall, tall if after else 0, AS_IT_IS, target, ZERO)
     return 1, 16
 
 
@@ -370,7 +372,7 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
     a_step·k float32 numbers behind the first, b[k, j] b_step·k + b_column·j, c[i, j] c_row·i + j.
     ``bias`` is the address of one number for each column, or 0; ``floor`` is 0 for ReLU, -inf for
     none. ``half``, unless it is None, is the number of PIECES of a and b for one of the processor's
-    PRECISIONS; the sums are float32. Its type decides what is compiled. ``part`` is
+    PRECISIONS, or PIXELS; the sums are float32. Its type decides what is compiled. ``part`` is
     what :func:`share` gives. ``room`` is the address of :func:`room_for` numbers that no other thread
     uses. Where ``c`` is 0 the product is not stored: ``finish`` gets each piece in ``room``; depth must
     then be at most DEPTH.

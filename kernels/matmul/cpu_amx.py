@@ -7,6 +7,9 @@ runs, which the processor fetches ahead. A strip of one piece then stays in the 
 the panels, which come from the second; and what the output is combined with is asked for while the tiles
 before it are computed.
 
+Pixels, 255ths in a left operand, are whole numbers again in the tiles, which one piece holds without
+rounding, and the right operand is a 255th of itself, in three pieces: half the work of three and three.
+
 The order of every sum is the same, whatever the cut of the work: the bits do not depend on threads.
 """
 
@@ -15,11 +18,13 @@ from numba.extending import register_jitable
 
 from ..common.amx import (
     COLUMNS,
+    PIXELS,
     ROWS,
     STEPS,
     TILE,
     configure_tiles,
     multiply_tiles,
+    pieces_of,
     release_tiles,
 )
 from ..common.compiling import inner
@@ -35,11 +40,13 @@ GROUP = 30  # panels of one piece that are copied together, 960 KiB of a second-
 MOST = 40  # strips that are copied together; they stream through that cache
 HIGH = AVX512.rows
 NO_FLOOR = np.float32(-np.inf)
+AS_IT_IS, WHITE, PIXEL = np.float32(1), np.float32(255), np.float32(1 / 255)
 
 _vectors = micro_kernel(AVX512)  # for the edges of the output, and for ReLU
 _transpose = transposer(16)
 _round_row, _round_rows = splitters(1)
 _split_row, _split_rows = splitters(3)
+_pieces_of = register_jitable(pieces_of)
 
 
 @register_jitable
@@ -61,23 +68,24 @@ def _piece_row(panels):
 
 
 @register_jitable
-def room_for(rows, columns, depth, pieces):
+def room_for(rows, columns, depth, kind):
     """How many float32 numbers of working space :func:`product` needs, for parts of so many or fewer."""
-    size = 2 * pieces * TILE // SIZE * _depth_in_tiles(depth)
-    strips, panels = min(-(-rows // STRIP), MOST), min(-(-columns // PANEL), GROUP // pieces)
+    left, right = _pieces_of(kind)
+    size = 2 * TILE // SIZE * _depth_in_tiles(depth)
+    strips, panels = min(-(-rows // STRIP), MOST), min(-(-columns // PANEL), GROUP // right)
     # To start a line, and what product() has besides.
     edges = 16 + PANEL + STRIP * PANEL + 3 * TILE // SIZE + 2 * 16
-    return edges + size * (strips + panels) + STRIP * _piece_row(panels)
+    return edges + size * (left * strips + right * panels) + STRIP * _piece_row(panels)
 
 
 @inner
-def _to_tiles(x, distance, step, count, depth, pieces, right, square, tiles):
+def _to_tiles(x, distance, step, count, depth, pieces, scale, right, square, tiles):
     """Copy a matrix into pairs of left tiles or, if ``right``, of right ones.
 
     Of its ``count`` rows (of a; columns of b), each is ``distance`` numbers behind the one before, and each
     of its ``depth`` steps ``step`` numbers. 32 rows lie behind each other, in these 32 steps, in these
-    pieces, in these a pair of tiles; what is missing is zero. ``square`` is the address of room for three
-    tiles and 32 numbers.
+    pieces, in these a pair of tiles; what is missing is zero. Numbers are multiplied by ``scale`` before.
+    ``square`` is the address of room for three tiles and 32 numbers.
     """
     groups, blocks, line = -(-count // ROWS), -(-depth // STEPS), square + 3 * TILE
     by_rows = distance != 1 or step == 1  # read along rows, which gives left tiles; else right ones
@@ -101,17 +109,17 @@ def _to_tiles(x, distance, step, count, depth, pieces, right, square, tiles):
                         write(line + SIZE * j, read(here + SIZE * j * step))
                     here = line
                 if pieces == 1:
-                    _round_row(here, some, there, apart)
+                    _round_row(here, some, scale, there, apart)
                 else:
-                    _split_row(here, some, there, apart)
+                    _split_row(here, some, scale, there, apart)
             else:
                 here = source + SIZE * 2 * i * step
                 some, more = high if 2 * i < deep else 0, high if 2 * i + 1 < deep else 0
                 below = here + SIZE * step if more > 0 else here
                 if pieces == 1:
-                    _round_rows(here, below, some, more, there, apart)
+                    _round_rows(here, below, some, more, scale, there, apart)
                 else:
-                    _split_rows(here, below, some, more, there, apart)
+                    _split_rows(here, below, some, more, scale, there, apart)
         if turned:
             for piece in range(pieces):
                 _transpose(square + TILE * piece, 16, target + 2 * TILE * piece, 16)
@@ -142,24 +150,28 @@ def _copy(source, source_row, target, target_row, rows, columns, floor):
 
 
 @inner
-def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, pieces, room, details):
-    """As :func:`.cpu.product`, where both operands become 1 or 3 ``pieces`` of bfloat16.
+def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, floor, kind, room, details):
+    """As :func:`.cpu.product`, where both operands become pieces of bfloat16; for ``kind`` see :mod:`.amx`.
 
     ``room`` holds :func:`room_for`.
     """
+    left_pieces, right_pieces = _pieces_of(kind)
+    scale, right_scale = AS_IT_IS, AS_IT_IS
+    if kind == PIXELS:
+        scale, right_scale = WHITE, PIXEL
     top, bottom, left, right = part
     rows, columns = bottom - top, right - left
     if rows <= 0 or columns <= 0:
         return
     count, heap = -(-columns // PANEL), -(-rows // STRIP)
-    group, most = _nearly_equal(count, GROUP // pieces), _nearly_equal(heap, MOST)
+    group, most = _nearly_equal(count, GROUP // right_pieces), _nearly_equal(heap, MOST)
     groups, heaps, blocks = -(-count // group), -(-heap // most), -(-depth // DEPTH)
-    pair = 2 * TILE * pieces
+    pair, right_pair = 2 * TILE * left_pieces, 2 * TILE * right_pieces
     zeros = -(-room // 64) * 64
     edge = zeros + SIZE * PANEL
     square = edge + SIZE * STRIP * PANEL
     panels = square + 3 * TILE + SIZE * STEPS
-    strips = panels + group * _depth_in_tiles(depth) * pair
+    strips = panels + group * _depth_in_tiles(depth) * right_pair
     piece = strips + most * _depth_in_tiles(depth) * pair
     fill(floats(zeros, PANEL), 0)
     strips_of = -ONE, -ONE
@@ -172,11 +184,12 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
         group_left, group_right = left + first * PANEL, min(left + behind * PANEL, right)
         if above == 0:
             source = b + SIZE * (from_k * b_step + group_left * b_column)
-            _to_tiles(source, b_column, b_step, group_right - group_left, deep, pieces, True, square, panels)
+            how = right_pieces, right_scale, True, square, panels
+            _to_tiles(source, b_column, b_step, group_right - group_left, deep, *how)
         if strips_of != (above, from_k):
             source = a + SIZE * ((top + above * STRIP) * a_row + from_k * a_step)
             tall = min(below * STRIP, rows) - above * STRIP
-            _to_tiles(source, a_row, a_step, tall, deep, pieces, False, square, strips)
+            _to_tiles(source, a_row, a_step, tall, deep, left_pieces, scale, False, square, strips)
             strips_of = above, from_k
         for strip in range(above, below):
             down = strip * STRIP
@@ -203,9 +216,9 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
                     _copy(start, start_row, edge, PANEL, high, wide, NO_FLOOR)
                     start, start_row, here, here_row = edge, PANEL, edge, PANEL
                 multiply_tiles(
-                    pieces,
+                    kind,
                     strips + (strip - above) * steps * pair,
-                    panels + (p - first) * steps * pair,
+                    panels + (p - first) * steps * right_pair,
                     steps,
                     start,
                     SIZE * start_row,

@@ -122,9 +122,13 @@ def test_seeds_that_are_no_numbers(capsys):
     assert "--seeds: invalid" in capsys.readouterr().err
 
 
-def test_a_recipe_that_is_not_there():
+def test_a_recipe_that_is_not_there(capsys, monkeypatch):
     with pytest.raises(fd.ConfigError, match=f"choose one of {NAMES[0]}"):
         recipes.read("nonsense")
+    monkeypatch.setattr(recipes, "run", None)  # nothing is trained before all names are known to be right
+    with pytest.raises(SystemExit):
+        recipes.main([NAMES[0], "nonsense"])
+    assert "there is no recipe 'nonsense': choose one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

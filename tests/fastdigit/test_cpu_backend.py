@@ -287,20 +287,20 @@ def test_training_in_bfloat16():
 
 
 @pytest.mark.skipif(not matmul.AMX, reason="the processor has no tiles of bfloat16 (AMX)")
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32], ids=["uint8", "float32"])
-def test_training_by_three_pieces_of_bfloat16(dtype):
+@pytest.mark.parametrize(("dtype", "dropped"), [(np.uint8, 0.0), (np.uint8, 0.3), (np.float32, 0.0)], ids=str)
+def test_training_by_three_pieces_of_bfloat16(dtype, dropped):
     """As near to float64 as float32 is, whatever the number of threads, gradients used up or stored."""
     data = pictures(0.4, dtype=dtype)
     options = {"sizes": (PIXELS, 150, 133, 5), "batch_size": 200, "epochs": 3}
     exact, single, found = (
-        train(data, network=network, **options)
+        train(data, network={"input_dropout": dropped, **network}, **options)
         for network in (
             {"backend": "numpy", "precision": "float64"},
             {},
             {"precision": "bf16x3"},
         )
     )
-    pieces = {**options, "network": {"precision": "bf16x3"}}
+    pieces = {**options, "network": {"precision": "bf16x3", "input_dropout": dropped}}
     assert found == train(data, threads=1, **pieces) == train(data, clip_norm=1e9, **pieces)
     assert found[0] != single[0]
     off = {

@@ -89,7 +89,8 @@ def test_parameters_shared_with_mlp_classifier_have_its_defaults():
     ours, theirs = DigitClassifier().get_params(), MLPClassifier().get_params()
     shared = ours.keys() & theirs.keys()
     assert ours.keys() - shared == {
-        *("dropout", "input_dropout", "label_smoothing", "max_norm", "class_weight", "backend")
+        *("dropout", "input_dropout", "label_smoothing", "max_norm", "average", "augment"),
+        *("class_weight", "backend", "precision"),
     }
     assert {name for name in shared if ours[name] != theirs[name]} == {"hidden_layer_sizes"}
 
@@ -109,6 +110,37 @@ def test_what_is_against_overfitting_is_passed_on(small, method):
     assert trained(input_dropout=0.5).network_.input_dropout == 0.5
     assert trained(input_dropout=0.5).loss_ != plain.loss_
     assert trained(label_smoothing=0.5).loss_ != plain.loss_
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_pictures_are_deformed_as_the_network_s_own_training_deforms_them(method):
+    X, y = load_digits(return_X_y=True)
+    X, y = (16 * X[:60]).clip(0, 255).astype(np.uint8), y[:60]
+    options = {"classes": np.unique(y)} if method == "partial_fit" else {}
+    moved = fd.Augment(shift=2)
+
+    def weights(**parameters):
+        return getattr(quick(max_iter=1, **parameters), method)(X, y, **options).network_
+
+    assert not same_bits(weights(augment=moved), weights())
+    assert same_bits(weights(augment=moved), weights(augment=fd.Augment(shift=2)))
+    assert same_bits(weights(augment=True), weights(augment=fd.Augment.standard()))
+    with pytest.raises(ValueError, match="augment needs images of uint8"):
+        getattr(quick(augment=moved), method)(X / 255, y, **options)
+    with pytest.raises(ValueError, match="60 pixels are no square"):
+        getattr(quick(augment=moved), method)(X[:, :60], y, **options)
+
+
+def test_the_weights_of_a_whole_training_are_averaged(small):
+    last, mean = (quick(average=average).fit(*small) for average in (None, fd.WeightAverage(0.9)))
+    assert last.loss_curve_ == mean.loss_curve_  # it is the same training
+    assert not same_bits(last.network_, mean.network_)
+
+
+def test_the_precision_is_the_network_s(small):
+    assert quick(precision="float64", backend="numpy").fit(*small).network_.dtype == "float64"
+    with pytest.raises(ValueError, match="does not offer precision 'float8'"):
+        quick(precision="float8").fit(*small)
 
 
 def test_alpha_shrinks_the_weights_by_the_formula_of_mlp_classifier(small):
@@ -358,6 +390,8 @@ def test_partial_fit_errors(small):
         quick().partial_fit(X, y, classes=range(10)).partial_fit(X, y, classes=range(11))
     with pytest.raises(ValueError, match="early_stopping"):
         quick(early_stopping=True).partial_fit(X, y, classes=range(10))
+    with pytest.raises(ValueError, match="average"):
+        quick(average=fd.WeightAverage()).partial_fit(X, y, classes=range(10))
     with pytest.raises(ValueError, match="class_weight"):
         quick(class_weight="balanced").partial_fit(X, y, classes=range(10))
 

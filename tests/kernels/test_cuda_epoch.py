@@ -61,6 +61,34 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
 
 
+def test_memory_is_kept_from_epoch_to_epoch_and_made_anew_for_another_training(monkeypatch):
+    made, init = [], persistent.Persistent.__init__
+    monkeypatch.setattr(
+        persistent.Persistent,
+        "__init__",
+        lambda self, *a, **how: (made.append(self), init(self, *a, **how))[1],
+    )
+    random = np.random.default_rng(5)
+    pixels, labels = random.integers(0, 256, (20, 8, 8)).astype(np.uint8), random.integers(0, 5, 20)
+    trainings = [
+        (20, {"batch_size": 8, "epochs": 3}),
+        (20, {"batch_size": 8, "epochs": 1, "optimizer": fd.SGD(0.05, momentum=0.9, nesterov=True)}),
+        (20, {"batch_size": 8, "epochs": 1, "sample_weight": np.linspace(1, 2, 20)}),
+        (20, {"batch_size": 16, "epochs": 1}),
+        (9, {"batch_size": 16, "epochs": 1}),
+        (9, {"batch_size": 16, "epochs": 1, "optimizer": fd.Adam(0.01)}),
+    ]
+    with emulated():
+        nets = [fd.Network([64, 10, 5], backend=side, seed=3) for side in (with_persistent_epochs(), "numpy")]
+        for (count, options), number in zip(trainings, (1, 1, 1, 2, 3, 4), strict=True):
+            for net in nets:
+                images = fd.Images(pixels[:count], labels[:count].astype(np.uint8))
+                fd.fit(net, images, **{"optimizer": fd.SGD(0.1, momentum=0.9), "seed": 1, **options})
+            assert len(made) == number
+            for name, expected in nets[1].get_parameters().items():
+                np.testing.assert_allclose(nets[0].get_parameters()[name], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sizes", "options", "reason"),
     [

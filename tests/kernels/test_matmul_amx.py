@@ -167,6 +167,30 @@ def test_bias_relu_and_mask(shape, relu, precision):
     assert (np.abs(c - np.where(y_below > 0, 1.25 * expected, 0)) <= 2 * bound).all()
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("shape", [(37, 101, 53), (64, 600, 400), (48, 1030, 30)], ids=str)
+def test_pixels_are_one_piece_and_lose_nothing(shape, turned):
+    m, k, n = shape
+    pixels = np.random.default_rng(0).integers(0, 256, (k, m) if turned else (m, k), np.uint8)
+    a = pixels.astype(np.float32) * np.float32(1 / 255)  # as kernels/gather has them
+    a, pixels = (a.T, pixels.T) if turned else (a, pixels)
+    b = operands(*shape)[1]
+    exact = pixels / 255 @ b.astype(np.float64)
+    c = np.full((m, n), np.nan, np.float32)
+    product(a, b, c, (0, m, 0, n), full_room(m, n, k, np.nan, amx.PIXELS), pieces=amx.PIXELS)
+    error, of_float32 = (np.sqrt(np.mean((found - exact) ** 2)) for found in (c, cpu.matmul(a, b)))
+    assert error < 2 * of_float32
+    assert (np.abs(c - exact) <= 3 * k * 2.0**-23 * (pixels / 255 @ np.abs(b))).all()
+
+
+def test_all_pixels_are_whole_numbers_again():
+    a, unit = np.arange(256, dtype=np.float32) * np.float32(1 / 255), np.eye(256, dtype=np.float32)
+    c = np.empty((256, 256), np.float32)
+    room = full_room(256, 256, 256, np.nan, amx.PIXELS)
+    product(a[:, None] * unit, 4 * unit, c, (0, 256, 0, 256), room, pieces=amx.PIXELS)
+    np.testing.assert_allclose(c, np.diag(np.arange(256) * 4 / 255), rtol=3e-7)
+
+
 def test_a_part_is_all_that_is_written():
     m, k, n = 70, 45, 90
     a, b = operands(m, k, n)
@@ -182,7 +206,7 @@ def test_a_part_is_all_that_is_written():
         assert (c[~inside] == 7).all()
 
 
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("pieces", [1, 3, amx.PIXELS])
 def test_the_room_is_large_enough(pieces):
     for m, k, n in [(1, 1, 1), (33, 17, 40), (100, 600, 1000), (1300, 512, 33)]:
         a, b = operands(m, k, n)

@@ -153,7 +153,11 @@ def _scaling(settings, name, data):
 
 
 def _gpu(settings, name, data):
-    return gpu.measure()
+    """With its own networks, rounds and seconds, where nobody chose others."""
+    chosen = {"networks": settings.networks, "rounds": settings.rounds, "seconds": settings.seconds}
+    usual = {"networks": tuple(train.NETWORKS), "rounds": train.ROUNDS, "seconds": train.SECONDS}
+    chosen = {name: value for name, value in chosen.items() if value != usual[name]}
+    return gpu.measure(python=settings.python, **chosen)
 
 
 MEASURE = {

@@ -48,6 +48,7 @@ _HOME = {
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "DeviceError",
         "DeviceMemoryError",
         "DownloadError",
         "FastdigitError",

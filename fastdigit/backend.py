@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
-from .errors import BackendError, DeviceMemoryError
+from .errors import BackendError, DeviceError, DeviceMemoryError
 from .layout import Layout
 
 ENVIRONMENT_VARIABLE = "FASTDIGIT_BACKEND"
@@ -260,18 +260,25 @@ def _load_cuda():
         device = cuda.require_gpu()
     except cuda.CudaError as error:
         raise BackendError(str(error)) from error
-    return cuda_backend(device, _host_memory() if cuda.SIMULATED else _cupy_memory(), cuda.limits())
+    if cuda.SIMULATED:
+        return cuda_backend(device, _host_memory(), None)
+    guarded = _guard(cuda.CudaError)
+    return cuda_backend(device, _cupy_memory(guarded), cuda.limits(), guarded)
 
 
-def cuda_backend(device, memory, limits):
-    """The cuda backend over some memory, for a GPU of ``kernels.common.cuda.Limits``."""
+def cuda_backend(device, memory, limits, guarded=lambda function: function):
+    """The cuda backend over some memory, for a GPU of ``kernels.common.cuda.Limits``. ``guarded``: what
+    becomes of its functions."""
+    epochs = _cuda_epochs(limits, memory)
+    if "train_epoch" in epochs:
+        epochs["train_epoch"] = guarded(epochs["train_epoch"])
     return Backend(
         name="cuda",
         device=device,
         row_align=64,
         **memory,
-        **_cuda_operations(),
-        **_cuda_epochs(limits, memory),
+        **{name: guarded(function) for name, function in _cuda_operations().items()},
+        **epochs,
     )
 
 
@@ -296,7 +303,7 @@ def _cuda_epochs(limits, memory):
             small.of(plan, settings, make).run(plan, images, labels, order, loss, correct, to_device)
             return "one persistent kernel"
         arrays = images, labels, loss, correct
-        make = partial(cuda_steps.Steps, plan, *arrays, zeros, limits.capability == (9, 0))
+        make = partial(cuda_steps.Steps, plan, *arrays, zeros, limits.capability)
         ready.of(plan, cuda_steps.Steps.settings(plan, *arrays), make).run(plan, order, to_device)
         return f"a graph of steps, as the persistent kernel cannot take it: {reason}"
 
@@ -333,37 +340,49 @@ def _deformed(plan, images, order, kept, zeros):
     return out
 
 
-def _cupy_memory():
-    """zeros, to_device, to_host and synchronize of a backend that computes on CuPy's arrays."""
+def _guard(*failures):
+    """A decorator for what works on a GPU: what CuPy and the driver complain of, and ``failures``, other
+    types, become errors of fastdigit's."""
     import cupy as cp
 
-    def guarded(allocate):
-        @wraps(allocate)
+    failures += (cp.cuda.runtime.CUDARuntimeError,)
+
+    def guard(function):
+        @wraps(function)
         def guarded(*arguments, **options):
             try:
-                return allocate(*arguments, **options)
+                return function(*arguments, **options)
             except cp.cuda.memory.OutOfMemoryError as error:
                 # What arrays left behind stays with CuPy until it is asked for.
                 cp.get_default_memory_pool().free_all_blocks()
                 raise DeviceMemoryError(
                     f"the GPU's memory is used up ({error}): train with a smaller batch or network"
                 ) from error
+            except failures as error:
+                raise DeviceError(f"the GPU failed: {error}") from error
 
         return guarded
 
-    @guarded
+    return guard
+
+
+def _cupy_memory(guarded):
+    """zeros, to_device, to_host and synchronize of a backend that computes on CuPy's arrays."""
+    import cupy as cp
+
     def to_device(a, out=None):
         if out is None:
             return cp.asarray(a)
         out[...] = cp.asarray(a)
         return out
 
-    return {
-        "zeros": guarded(cp.zeros),
+    functions = {
+        "zeros": cp.zeros,
         "to_device": to_device,
         "to_host": cp.asnumpy,
         "synchronize": lambda: cp.cuda.get_current_stream().synchronize(),
     }
+    return {name: guarded(function) for name, function in functions.items()}
 
 
 def _load_cupy():
@@ -379,14 +398,14 @@ def _load_cupy():
     if count == 0:
         raise BackendError(f"CuPy {cp.__version__} finds no CUDA device")
 
-    properties = cp.cuda.runtime.getDeviceProperties(cp.cuda.runtime.getDevice())
+    properties, guarded = cp.cuda.runtime.getDeviceProperties(cp.cuda.runtime.getDevice()), _guard()
     return Backend(
         name="cupy",
         device=f"{properties['name'].decode()}, CuPy {cp.__version__}",
         row_align=64,
         precisions=("float32", "float64"),
-        **_cupy_memory(),
-        **_reference_operations(cp),
+        **_cupy_memory(guarded),
+        **{name: guarded(function) for name, function in _reference_operations(cp).items()},
     )
 
 

@@ -38,6 +38,10 @@ class DeviceMemoryError(FastdigitError, MemoryError):
     """The memory of a GPU is used up. What fastdigit had set aside there is free again."""
 
 
+class DeviceError(FastdigitError, RuntimeError):
+    """A GPU failed while it computed."""
+
+
 class CheckpointError(FastdigitError, ValueError):
     """A model or checkpoint file that is damaged, foreign, or made for another network."""
 

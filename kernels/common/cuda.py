@@ -9,7 +9,7 @@ import ctypes
 import os
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,8 @@ NUMBERS = {
     types.uint64: np.uint64,
 }
 
+DTYPES = {kind.dtype: np.dtype(str(kind.dtype)) for kind in (FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS, MAP)}
+
 CTYPES = {
     types.float32: ctypes.c_float,
     types.float64: ctypes.c_double,
@@ -52,6 +54,7 @@ CTYPES = {
 }
 
 GIVEN = 48 * 1024  # bytes of shared memory that a block gets without asking
+MOST_BELOW = 65_535  # blocks below each other; beside each other there can be 2 thousand million
 
 KERNELS = []  # all that have been made, for tests and tables that go through them
 
@@ -112,7 +115,14 @@ def limits():
         return None
     import cupy
 
-    attributes = cupy.cuda.Device().attributes
+    return _limits_of(cupy.cuda.Device().id)
+
+
+@cache
+def _limits_of(number):
+    import cupy
+
+    attributes = cupy.cuda.Device(number).attributes
     capability = attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]
     if capability < (8, 0):
         return None
@@ -174,7 +184,9 @@ class Kernel:
     def compiled(self):
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(self.signature, launch_bounds=(self.threads, self.resident))(self.function)
+        # Without link-time optimization: what runs is the PTX of ptx(), which tests have run and counted.
+        how = {"launch_bounds": (self.threads, self.resident), "lto": False}
+        return cuda.jit(self.signature, **how)(self.function)
 
     @cached_property
     def on_gpu(self):
@@ -211,6 +223,8 @@ class Kernel:
         ``shared``: bytes of shared memory besides what the kernel declares, if not the usual."""
         if not isinstance(blocks, tuple):
             blocks = (blocks,)
+        if len(blocks) > 1 and blocks[1] > MOST_BELOW:
+            raise ValueError(f"{self.name} takes at most {MOST_BELOW:,} rows at once: give it parts of them")
         if 0 not in blocks:
             numbers = zip(arguments, self.arguments, strict=True)
             entry = self, blocks, [_convert(a, kind) for a, kind in numbers]
@@ -227,6 +241,10 @@ def _convert(argument, kind):
     if isinstance(kind, types.BaseTuple):
         return tuple(_convert(a, each) for a, each in zip(argument, kind, strict=True))
     if isinstance(kind, types.Array):
+        wanted = DTYPES[kind.dtype]
+        if not isinstance(argument, TensorMap) and (argument.dtype != wanted or argument.ndim != 1):
+            what = f"{argument.dtype} of {argument.ndim} dimensions"
+            raise TypeError(f"a vector of {wanted} is needed here, not an array of {what}")
         return argument
     return NUMBERS[kind](argument)
 
@@ -265,8 +283,8 @@ class Launch:
     """
 
     def __init__(self, kernel, blocks, arguments, shared):
-        self.kernel, self.arguments = kernel, arguments  # their memory is in use
-        self.words = words_of(tuple(arguments), types.Tuple(kernel.arguments))
+        self.kernel, self.given, self.arguments = kernel, arguments, _with_maps(tuple(arguments))  # in use
+        self.words = words_of(self.arguments, types.Tuple(kernel.arguments))
         self.places = (ctypes.c_void_p * len(self.words))(*map(ctypes.addressof, self.words))
         self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
         if shared > GIVEN:
@@ -285,14 +303,19 @@ class Launch:
         _check(status, f"{self.kernel.name} could not be launched")
 
 
+def _with_maps(argument):
+    """What a kernel is given, with the arrays of tensor maps in their places."""
+    if isinstance(argument, TensorMap):
+        return _encoded(*argument.words)
+    return tuple(map(_with_maps, argument)) if isinstance(argument, tuple) else argument
+
+
 def words_of(argument, kind):
     """What the driver is given for an argument: for an array what Numba's compiled code wants to know, for a
     tuple the words of each, one after the other."""
     if isinstance(kind, types.BaseTuple):
         pairs = zip(argument, kind, strict=True)
         return [word for a, each in pairs for word in words_of(a, each)]
-    if isinstance(argument, TensorMap):
-        argument = _encoded(*argument.words)
     if isinstance(kind, types.Array):
         size, itemsize = argument.size, argument.itemsize
         nothing, address = ctypes.c_void_p(), ctypes.c_void_p(address_of(argument))
@@ -320,7 +343,19 @@ def on_stream(stream):
         return nullcontext()
     import cupy
 
-    return cupy.cuda.ExternalStream(_address_of_stream(stream))
+    address = _address_of_stream(stream)
+    if hasattr(cupy.cuda.Stream, "from_external"):  # from CuPy 14 on
+        return cupy.cuda.Stream.from_external(_Address(address))
+    return cupy.cuda.ExternalStream(address)
+
+
+class _Address(NamedTuple):
+    """A stream of which only this is known, as CUDA's libraries hand streams to each other."""
+
+    address: int
+
+    def __cuda_stream__(self):
+        return 0, self.address
 
 
 def _address_of_stream(stream):

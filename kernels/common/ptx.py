@@ -503,7 +503,7 @@ copy_tile = _instruction(
 )
 # map_visible(map): a tensor map in the GPU's memory that the host has written, to copies. (9.7.13.4, fence)
 map_visible = _instruction(
-    "fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", "l,~{memory}", types.void, types.uint64
+    "fence.proxy.tensormap::generic.acquire.sys [$0], 128;", "l,~{memory}", types.void, types.uint64
 )
 
 

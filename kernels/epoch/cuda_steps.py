@@ -46,8 +46,8 @@ from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.ptx import load4, store4
 from ..dropout.cuda import dropping
 from ..dropout.reference import INPUT_LAYER, keep_threshold
-from ..matmul import cuda_mma, cuda_simt, cuda_wgmma
-from ..matmul.cuda import sum_columns
+from ..matmul import cuda_mma
+from ..matmul.cuda import TECHNIQUES, sum_columns, technique_for
 from ..matmul.cuda_epilogue import words_of
 from ..optimizer.cuda import CHUNK, NUMBERS, UPDATE, clip_norm_with, step_numbers, updating
 from ..softmax_xent.cuda import expected_logit, largest_of, smoothed
@@ -278,10 +278,10 @@ class Arena:
 class Steps:
     """The steps of a training, ready to be run: for all plans that :meth:`settings` says the same of."""
 
-    def __init__(self, plan, images, labels, loss, correct, zeros, wgmma):
-        """``wgmma``: whether the GPU has what :mod:`..matmul.cuda_wgmma` needs."""
+    def __init__(self, plan, images, labels, loss, correct, zeros, capability):
+        """``zeros`` as of a backend, ``capability`` the GPU's."""
         self.batch, self.count = min(plan.batch_size, len(images)), len(images)
-        self.halves, self.wgmma, self.precision = plan.precision == "bf16", wgmma, plan.precision
+        self.halves, self.capability, self.precision = plan.precision == "bf16", capability, plan.precision
         self.memory = self._memory(plan, zeros)
         with recorded() as launches:
             self._step(plan, images, labels, loss, correct)
@@ -330,12 +330,10 @@ class Steps:
     def _multiply(self, a, b, out, rounded=None, **how):
         """The product of the precision at hand, to float32 or bfloat16 as ``out`` is, and to ``rounded``, of
         bfloat16, if that is not None."""
-        if self.precision == "float32":
-            return cuda_simt.multiply(a, b, out, **how)
-        where = {"half": out} if out.dtype == np.uint16 else {"c": out, "half": rounded}
-        # Small outputs would leave most of the larger tiles empty.
-        large = self.halves and self.wgmma and min(out.shape) >= cuda_wgmma.ROWS
-        return (cuda_wgmma if large else cuda_mma).multiply(a, b, **where, **how)
+        technique = technique_for(self.precision, self.capability, out.shape)
+        where = {"half": out} if out.dtype == np.uint16 else {"c": out}
+        where |= {} if rounded is None else {"half": rounded}
+        return TECHNIQUES[technique].multiply(a, b, **where, **how)
 
     def _step(self, plan, images, labels, loss, correct):
         sizes, memory = plan.layout.layer_sizes, self.memory

@@ -1,4 +1,5 @@
-"""The dense layer and its gradients on a GPU, and ``matmul`` for arrays of any library."""
+"""The dense layer and its gradients on a GPU, ``matmul`` for arrays of any library, and which of the ways to
+multiply is taken."""
 
 from functools import cache
 
@@ -8,6 +9,7 @@ from numba import float32, int64
 from ..common.cuda import (
     ALIGNED,
     FLOATS,
+    LEAST_CAPABILITY,
     SIMULATED,
     WORDS,
     Kernel,
@@ -16,17 +18,46 @@ from ..common.cuda import (
     check_shapes,
     cuda,
     flat,
+    limits,
     on_stream,
     row_distance,
 )
 from ..common.fours import AS_IT_IS, check_beside, read4, read4_halves, write4
 from ..common.ptx import load4, store4
-from .cuda_epilogue import in_fours, words_of
+from . import cuda_mma, cuda_simt, cuda_wgmma
+from .cuda_epilogue import in_fours, in_pieces, words_of
 from .cuda_simt import multiply
 
 ACROSS, DOWN = 8, 16  # fours of columns, and parts of a column, that a block adds up
 THREADS = ACROSS * DOWN
 PARTS = 4 * THREADS
+
+TECHNIQUES = {"simt": cuda_simt, "mma": cuda_mma, "wgmma": cuda_wgmma}
+# What can multiply in each precision, and the least capability that it needs.
+OFFERED = {
+    "float32": {"simt": (0, 0)},
+    "tf32": {"mma": (8, 0)},
+    "bf16": {"wgmma": cuda_wgmma.CAPABILITY, "mma": (8, 0)},
+}
+PADDED = 64  # numbers that rows are made a multiple of, where they have to be copied
+
+
+def technique_for(precision, capability, shape):
+    """The name of the TECHNIQUES that is quickest for a product of this shape [M, N, …] on a GPU of this
+    capability.
+
+    Errors: ValueError for a precision that there is not, or not there.
+    """
+    if precision not in OFFERED:
+        raise ValueError(f"precision must be one of {', '.join(OFFERED)}, got {precision!r}")
+    for name, least in OFFERED[precision].items():
+        if name == "wgmma":
+            # Made for this capability alone; small outputs would leave most of its tiles empty.
+            if capability == least and min(shape[:2]) >= cuda_wgmma.ROWS:
+                return name
+        elif capability >= least:
+            return name
+    raise ValueError(f"precision {precision!r} needs a GPU of capability 8.0 or more, this has {capability}")
 
 
 @cache
@@ -128,11 +159,11 @@ def sum_columns(dy, db, then=AS_IT_IS):
 # --- for other code -----------------------------------------------------------------------------
 
 
-def matmul(a, b, out=None, stream=None, then=AS_IT_IS):
+def matmul(a, b, out=None, stream=None, then=AS_IT_IS, precision="float32", technique=None):
     """out = a·b on the GPU, and what ``then`` makes of it.
 
     ``matmul(x, w)``; ``matmul(x, w, out=y)``; ``matmul(x, w, stream=torch.cuda.current_stream())``;
-    ``matmul(x, w, then=dropping(0.5, (seed, layer), step))``
+    ``matmul(x, w, precision="bf16")``; ``matmul(x, w, then=dropping(0.5, (seed, layer), step))``
 
     Shapes: a [M, K], b [K, N], out [M, N].
     Dtypes: all float32. Arrays of CuPy, of whatever has ``__cuda_array_interface__``, or of what speaks
@@ -141,22 +172,27 @@ def matmul(a, b, out=None, stream=None, then=AS_IT_IS):
     work may not be done when this returns. ``then``: dropout of the product
     (``kernels.dropout.cuda.dropping``), or an update of the parameters in out, whose gradient it is
     (``kernels.optimizer.cuda.updating``).
+    ``precision``: "float32"; on tensor cores "tf32", which looks at 19 bits of each number, or "bf16", which
+    rounds a and b to bfloat16 first; sums are float32. ``technique``: "simt", "mma" or "wgmma", by default
+    what is quickest on the GPU at hand (:func:`technique_for`).
     Writes: out (a new CuPy array if None), and returns it.
     Errors: TypeError for another dtype or an array that is not on the GPU, ValueError for shapes that
-    do not fit or an out whose rows have gaps.
-    Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns.
+    do not fit, an out whose rows have gaps, or what the GPU cannot do.
+    Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns, with "bf16" of
+    both operands, with "tf32" of those whose rows do not begin at multiples of 16 bytes.
     """
     with on_stream(stream):
-        return _matmul(a, b, out, then)
+        return _matmul(a, b, out, then, precision, technique)
 
 
-def _matmul(a, b, out, then):
+def _matmul(a, b, out, then, precision, technique):
     xp = _array_module()
     result = out
     a, b = (_on_device(xp, name, array) for name, array in (("a", a), ("b", b)))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {a.shape} and {b.shape} have no product")
     shape = (a.shape[0], b.shape[1])
+    technique = _chosen(precision, technique, shape)
     if out is None and then.beside is None:
         result = out = xp.empty(shape, np.float32)
     out = _on_device(xp, "out", out)
@@ -170,20 +206,52 @@ def _matmul(a, b, out, then):
     (a, a_turned), (b, b_turned) = _rows_first(xp, a), _rows_first(xp, b)
     if a_turned and b_turned:
         b, b_turned = xp.ascontiguousarray(b.T), False
-    multiply(a, b, out, turned=(a_turned, b_turned), then=then)
+    a, b = (_ready(xp, matrix, precision) for matrix in (a, b))
+    TECHNIQUES[technique].multiply(a, b, c=out, turned=(a_turned, b_turned), then=then)
     return result
 
 
-def matmul_tn(a, b, out=None, stream=None, then=AS_IT_IS):
+def _chosen(precision, technique, shape):
+    """The name of a technique that was asked for, or of the quickest. ValueError if it cannot be."""
+    here = None if precision == "float32" else limits()
+    capability = LEAST_CAPABILITY if here is None else here.capability
+    quickest = technique_for(precision, capability, shape)
+    if technique is None:
+        return quickest
+    least = OFFERED[precision].get(technique)
+    if least is None:
+        raise ValueError(
+            f"precision {precision!r} is for {' or '.join(OFFERED[precision])}, not for {technique!r}"
+        )
+    if capability < least or (technique == "wgmma" and capability != least):
+        raise ValueError(f"{technique!r} needs a GPU of capability {least}, this has {capability}")
+    return technique
+
+
+def _ready(xp, matrix, precision):
+    """A matrix as products of a precision take it: rounded, or with rows where copies can begin."""
+    if precision == "float32" or (precision == "tf32" and in_pieces(matrix, 16)):
+        return matrix
+    rows, columns = matrix.shape
+    dtype = np.uint16 if precision == "bf16" else np.float32
+    ready = xp.zeros((rows, blocks_for(columns, PADDED) * PADDED), dtype)[:, :columns]
+    if precision == "bf16":
+        cuda_mma.to_bfloat16(matrix, ready)
+    else:
+        ready[...] = matrix
+    return ready
+
+
+def matmul_tn(a, b, out=None, stream=None, then=AS_IT_IS, precision="float32", technique=None):
     """out = aᵀ·b, for a [K, M] and b [K, N]; the rest as :func:`matmul`."""
     with on_stream(stream):
-        return _matmul(_on_device(_array_module(), "a", a).T, b, out, then)
+        return _matmul(_on_device(_array_module(), "a", a).T, b, out, then, precision, technique)
 
 
-def matmul_nt(a, b, out=None, stream=None, then=AS_IT_IS):
+def matmul_nt(a, b, out=None, stream=None, then=AS_IT_IS, precision="float32", technique=None):
     """out = a·bᵀ, for a [M, K] and b [N, K]; the rest as :func:`matmul`."""
     with on_stream(stream):
-        return _matmul(a, _on_device(_array_module(), "b", b).T, out, then)
+        return _matmul(a, _on_device(_array_module(), "b", b).T, out, then, precision, technique)
 
 
 def _array_module():

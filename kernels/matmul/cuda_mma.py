@@ -214,17 +214,19 @@ def multiply(
 # --- rounding -------------------------------------------------------------------------------------
 
 
-def _round(x, x_row, columns, half, half_row):
-    pair = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+def _round(x, x_row, columns, across, half, half_row):
+    """``across``: blocks beside each other in a row. All are numbered through, as both rows and columns
+    may be more than a launch can have below each other."""
+    row, pair = cuda.blockIdx.x // across, cuda.blockIdx.x % across * THREADS + cuda.threadIdx.x
     if 2 * pair < columns:
-        at = cuda.blockIdx.y * x_row + 2 * pair
+        at = row * x_row + 2 * pair
         second = x[at + 1] if 2 * pair + 1 < columns else float32(0)
-        half[cuda.blockIdx.y * half_row // 2 + pair] = ptx.bfloat16_pair(x[at], second)
+        half[row * half_row // 2 + pair] = ptx.bfloat16_pair(x[at], second)
 
 
 _rounding = Kernel(
     _round,
-    *(FLOATS, int64, int64, WORDS, int64),
+    *(FLOATS, int64, int64, int64, WORDS, int64),
     threads=THREADS,
     name="to_bfloat16",
     least=(8, 0),
@@ -240,5 +242,5 @@ def to_bfloat16(x, half):
     """
     check_float32(x=x)
     check_shapes(half=(half.shape, x.shape))
-    blocks = blocks_for(blocks_for(x.shape[1], 2), THREADS), x.shape[0]
-    _rounding(blocks, flat(x), row_of(x), x.shape[1], words_of(half), row_of(half))
+    across = blocks_for(blocks_for(x.shape[1], 2), THREADS)
+    _rounding(x.shape[0] * across, flat(x), row_of(x), x.shape[1], across, words_of(half), row_of(half))

@@ -318,6 +318,35 @@ def test_a_gpu_without_memory_left_is_a_typed_error_and_frees_what_was_there(fak
     assert issubclass(fd.DeviceMemoryError, MemoryError)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OutOfMemoryError("4,096 bytes"), fd.DeviceMemoryError, r"memory is used up \(4,096 bytes"),
+        (CUDARuntimeError("an illegal address"), fd.DeviceError, "the GPU failed: an illegal address"),
+    ],
+    ids=["memory", "driver"],
+)
+@pytest.mark.parametrize(("module", "name"), [("matmul", "dense_grad_weight"), ("optimizer", "sgd")])
+def test_what_fails_within_a_training_on_a_gpu_is_typed(
+    fake_cupy, blobs, monkeypatch, error, kind, said, module, name
+):
+    """An operation's own memory, too; the network is what it was before."""
+
+    def fails(*arguments, **options):
+        raise error
+
+    fails.__name__ = name
+    monkeypatch.setattr(f"fastdigit.kernels.{module}.reference.{name}", fails)
+    net = fd.Network([36, 16, 4], backend="cupy", seed=3)
+    before = net.get_parameters()
+    with pytest.raises(kind, match=said):
+        fd.fit(net, blobs, epochs=1, batch_size=64)
+    assert fake_cupy.freed == (kind is fd.DeviceMemoryError)
+    for name, value in net.get_parameters().items():
+        np.testing.assert_array_equal(value, before[name])
+    assert issubclass(fd.DeviceError, RuntimeError)
+
+
 def test_the_stand_in_refuses_host_arrays(fake_cupy):
     """Or the test below would prove little."""
     device, host = fake_cupy.zeros((2,)), np.zeros(2)

@@ -13,8 +13,10 @@ import pytest
 import fastdigit as fd
 from fastdigit.bench import cases, checks
 from fastdigit.kernels.common import cuda
+from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.dropout import cuda as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
+from fastdigit.kernels.gather import cuda as gather
 from fastdigit.kernels.matmul import cuda as products
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 from fastdigit.kernels.optimizer import cuda as optimizer
@@ -411,8 +413,9 @@ def test_rounding_to_bfloat16():
 def on_host(monkeypatch):
     """Products of arrays of NumPy, as if these were on the GPU."""
     monkeypatch.setattr(products, "_array_module", lambda: np)
-    with emulated():
-        yield
+    monkeypatch.setattr(products, "limits", lambda: Limits((9, 0), 4, 200_000))
+    with emulated(race=False) as emulator:
+        yield emulator
 
 
 @pytest.mark.parametrize("name", ["matmul", "matmul_tn", "matmul_nt"])
@@ -464,10 +467,79 @@ def test_matmul_with_dropout_and_updates(on_host):
 @pytest.mark.parametrize("name", ["matmul_tn", "matmul_nt"])
 def test_transposed_products_have_epilogues_too(on_host, monkeypatch, name):
     given, square = [], np.zeros((4, 4), np.float32)
-    monkeypatch.setattr(products, "multiply", lambda *arguments, **how: given.append(how["then"]))
+    monkeypatch.setattr(products.cuda_simt, "multiply", lambda *arguments, **how: given.append(how["then"]))
     then = dropout.dropping(0.5, (0, 0), np.array([0]))
     getattr(products, name)(square, square, then=then)
     assert given == [then]
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "shape", "expected"),
+    [
+        ("float32", (7, 5), (4096, 4096), "simt"),
+        ("float32", (9, 0), (4096, 4096), "simt"),
+        ("tf32", (8, 0), (1, 1), "mma"),
+        ("tf32", (9, 0), (4096, 4096), "mma"),
+        ("bf16", (8, 9), (4096, 4096), "mma"),
+        ("bf16", (9, 0), (4096, 128), "wgmma"),
+        ("bf16", (9, 0), (127, 4096), "mma"),
+        ("bf16", (10, 0), (4096, 4096), "mma"),
+    ],
+)
+def test_the_technique_follows_from_precision_capability_and_shape(precision, capability, shape, expected):
+    assert products.technique_for(precision, capability, shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "technique", "kernel", "bound"),
+    [
+        ("float32", None, "matmul_simt", 1e-5),
+        ("tf32", None, "matmul_mma", 0.02),
+        ("bf16", None, "matmul_wgmma", 0.15),
+        ("bf16", "mma", "matmul_mma", 0.15),
+    ],
+)
+@pytest.mark.parametrize("name", ["matmul", "matmul_tn", "matmul_nt"])
+def test_matmul_in_each_precision(on_host, name, precision, technique, kernel, bound):
+    random = np.random.default_rng(4)
+    a, b = (random.uniform(-1, 1, shape).astype(np.float32) for shape in ((131, 41), (41, 130)))
+    expected = a.astype(np.float64) @ b
+    a, b = (a.T if name == "matmul_tn" else a), (b.T if name == "matmul_nt" else b)
+    found = getattr(products, name)(
+        np.ascontiguousarray(a), np.ascontiguousarray(b), precision=precision, technique=technique
+    )
+    assert kernel in {kernel.name.split(" ")[0] for kernel, _ in on_host.reports}
+    assert np.abs(found - expected).max() < bound
+    assert (np.abs(found - expected).max() > 1e-5) == (precision != "float32")
+
+
+def test_techniques_that_cannot_be(on_host, monkeypatch):
+    a = np.zeros((8, 8), np.float32)
+    for how, said in (
+        ({"precision": "fp8"}, "precision must be one of float32, tf32, bf16, got 'fp8'"),
+        ({"technique": "mma"}, "precision 'float32' is for simt, not for 'mma'"),
+        ({"precision": "bf16", "technique": "simt"}, "precision 'bf16' is for wgmma or mma, not for 'simt'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            products.matmul(a, a, **how)
+    monkeypatch.setattr(products, "limits", lambda: Limits((8, 6), 4, 100_000))
+    with pytest.raises(ValueError, match=r"'wgmma' needs a GPU of capability \(9, 0\), this has \(8, 6\)"):
+        products.matmul(a, a, precision="bf16", technique="wgmma")
+    monkeypatch.setattr(products, "limits", lambda: None)  # of a GPU below 8.0
+    with pytest.raises(ValueError, match=r"precision 'tf32' needs a GPU of capability 8\.0 or more"):
+        products.matmul(a, a, precision="tf32")
+
+
+def test_more_rows_than_a_launch_takes_are_refused():
+    images, order = np.zeros((1, 4), np.uint8), np.zeros(70_000, np.int64)
+    with emulated(), pytest.raises(ValueError, match="takes at most 65,535 rows at once"):
+        gather.gather(images, order, 0, np.zeros((70_000, 4), np.float32))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(4), np.zeros((2, 2), np.float32)], ids=["dtype", "dimensions"])
+def test_kernels_refuse_other_arrays(wrong):
+    with pytest.raises(TypeError, match="a vector of float32 is needed here, not an array of"):
+        relu._forward(1, wrong, np.zeros(4, np.float32), 4)
 
 
 def test_matmul_of_nothing(on_host):

@@ -1,5 +1,7 @@
 """The persistent kernel of a whole epoch, run by the interpreter of PTX as one cooperative launch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,38 @@ def test_what_the_kernel_cannot_do_is_done_by_a_graph_of_steps_and_said(sizes, o
         path = fd.fit(net, images, epochs=1, batch_size=4, path="epoch").path
     assert path.startswith("epoch: a graph of steps")
     assert reason in path
+
+
+H200, A100 = Limits((9, 0), 132, 232_448), Limits((8, 0), 108, 166_912)
+
+
+@pytest.mark.parametrize(
+    ("limits", "hidden", "batch", "buffers"),
+    [
+        (H200, 128, 64, 2),
+        (H200, 128, 128, 2),
+        (H200, 128, 256, 1),
+        (H200, 128, 512, None),
+        (H200, 1024, 128, 1),
+        (H200, 1024, 256, None),
+        (A100, 128, 64, 2),
+        (A100, 128, 128, 1),
+        (A100, 1024, 64, 1),
+    ],
+)
+def test_networks_of_real_size_fit_or_are_told_why_not(limits, hidden, batch, buffers):
+    """With momentum. A batch of 128 images of 784 pixels takes 104 KB, and twice that with two buffers."""
+    layout, images = fd.Layout([784, hidden, 10], 64), np.zeros((1000, 784), np.uint8)
+    plan = SimpleNamespace(layout=layout, batch_size=batch, precision="float32", state=(None,))
+    plan.dropout, plan.input_dropout, plan.clip_norm = (0,), 0, None
+    reason = persistent.unsuited(plan, images, limits.multiprocessors, limits.shared)
+    if buffers is None:
+        assert "do not fit" in reason
+        return
+    assert reason is None
+    words = persistent._layout(layout.layer_sizes, batch, limits.multiprocessors, 1, limits.shared)
+    assert words[persistent.X_BUFFERS] == buffers
+    assert 4 * words[persistent.SHARED_WORDS] <= limits.shared
 
 
 def test_barriers_for_the_benchmark():

@@ -1,6 +1,8 @@
 """What a launch on a GPU hands to the driver, without one."""
 
 import ctypes
+import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,3 +116,151 @@ def test_streams_of_other_libraries(stream):
 def test_what_is_no_stream():
     with pytest.raises(TypeError, match="must be a CUDA stream or its address, got str"):
         cuda._address_of_stream("mine")
+
+
+# --- what the driver is told -------------------------------------------------------------------------
+
+
+class Stream:
+    """A stream of a stand-in for CuPy; as a context the current one. Notes what happens to it."""
+
+    def __init__(self, ptr=11, non_blocking=False):
+        self.ptr, self.non_blocking, self.noted = ptr, non_blocking, []
+
+    def __enter__(self):
+        self.outer, Stream.current = Stream.current, self
+        Stream.made.append(self)
+        return self
+
+    def __exit__(self, *error):
+        Stream.current = self.outer
+
+    def begin_capture(self):
+        self.noted.append("begin")
+
+    def end_capture(self):
+        self.noted.append("end")
+        return SimpleNamespace(launch=lambda stream: self.noted.append(("launched on", stream.ptr)))
+
+    def synchronize(self):
+        self.noted.append("synchronize")
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """The driver's calls, as a list of (name, arguments); ``driver.status`` is what they return."""
+    from cuda.bindings import driver
+
+    calls = SimpleNamespace(list=[], status=driver.CUresult.CUDA_SUCCESS)
+
+    def called(name, found=()):
+        def call(*arguments):
+            calls.list.append((name, arguments))
+            return calls.status, *found
+
+        return call
+
+    for name in ("cuLaunchKernel", "cuLaunchCooperativeKernel", "cuFuncSetAttribute"):
+        monkeypatch.setattr(driver, name, called(name))
+    words = SimpleNamespace(opaque=range(16))
+    monkeypatch.setattr(driver, "cuTensorMapEncodeTiled", called("cuTensorMapEncodeTiled", (words,)))
+    Stream.current, Stream.made = Stream(), []
+    stand_in = SimpleNamespace(
+        asarray=lambda a: a.copy(),
+        cuda=SimpleNamespace(
+            Stream=Stream,
+            ExternalStream=lambda ptr: Stream(ptr),
+            get_current_stream=lambda: Stream.current,
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    cuda._encoded.cache_clear()
+    yield calls
+    cuda._encoded.cache_clear()
+
+
+def on_gpu(kernel, cooperative=False):
+    kernel.__dict__["on_gpu"] = "the function", cooperative
+    return kernel
+
+
+@pytest.mark.parametrize("cooperative", [False, True])
+def test_a_launch_joins_the_current_stream(kernel, driver, cooperative):
+    launch = cuda.Launch(on_gpu(kernel, cooperative), (3, 2), arguments(), 96)
+    places = ctypes.addressof(launch.places)
+    launch()
+    with cuda.on_stream(SimpleNamespace(cuda_stream=77)):
+        launch()
+    size = 3, 2, 1, 64, 1, 1, 96
+    name, end = ("cuLaunchCooperativeKernel", ()) if cooperative else ("cuLaunchKernel", (0,))
+    assert driver.list == [(name, ("the function", *size, stream, places, *end)) for stream in (11, 77)]
+
+
+def test_a_launch_that_fails_names_its_kernel(kernel, driver):
+    from cuda.bindings.driver import CUresult
+
+    driver.status = CUresult.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+    with pytest.raises(cuda.CudaError, match="nothing could not be launched: CUDA_ERROR_LAUNCH_OUT_OF"):
+        cuda.Launch(on_gpu(kernel), (1,), arguments(), 0)()
+    with pytest.raises(cuda.CudaError, match="nothing cannot have 60,000 bytes of shared memory"):
+        cuda.Launch(on_gpu(kernel), (1,), arguments(), 60_000)
+
+
+def test_more_shared_memory_is_asked_for_once(kernel, driver):
+    from cuda.bindings.driver import CUfunction_attribute
+
+    for shared in (cuda.GIVEN, 100_000, 90_000, 200_000):
+        cuda.Launch(on_gpu(kernel), (1,), arguments(), shared)
+    attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    asked = [("cuFuncSetAttribute", ("the function", attribute, shared)) for shared in (100_000, 200_000)]
+    assert driver.list == asked
+
+
+def test_a_graph_is_captured_once_and_launched_where_the_work_is(kernel, driver):
+    launch = cuda.Launch(on_gpu(kernel), (1,), arguments(), 0)
+    run = cuda.graph([launch, launch])
+    (captured,) = Stream.made
+    assert captured.non_blocking
+    assert len(driver.list) == 2
+    assert captured.noted == ["begin", "end"]
+    run()
+    with Stream(22):
+        run()
+    assert captured.noted[2:] == [("launched on", 11), ("launched on", 22)]
+    assert len(driver.list) == 2
+
+
+def test_a_capture_that_fails_is_ended(kernel, driver):
+    from cuda.bindings.driver import CUresult
+
+    driver.status = CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(cuda.CudaError):
+        cuda.graph([cuda.Launch(on_gpu(kernel), (1,), arguments(), 0)])
+    assert Stream.made[0].noted == ["begin", "end"]
+
+
+def test_a_tensor_map_lives_as_long_as_the_launch_that_has_it(driver):
+    known = len(cuda.KERNELS)
+    kernel = cuda.Kernel(nothing, cuda.MAP, cuda.MAP, int64, threads=64, name="nothing")
+    del cuda.KERNELS[known:]
+    matrix = np.zeros((70, 128), np.uint16)[:, :100]
+    given = cuda.TensorMap(matrix, (64, 64))
+    launch = cuda.Launch(kernel, (1,), [given, given, np.int64(5)], 0)
+    ((name, told),) = driver.list  # the same one is encoded once
+    assert name == "cuTensorMapEncodeTiled"
+    assert told[1:3] == (2, matrix.ctypes.data)
+    assert [[int(number) for number in numbers] for numbers in told[3:7]] == [
+        [100, 70],
+        [256],
+        [64, 64],
+        [1, 1],
+    ]
+    encoded = launch.arguments[0]
+    assert encoded.tolist() == list(range(16))
+    assert launch.words[4].value == encoded.ctypes.data
+    cuda._encoded.cache_clear()
+    kept = weakref.ref(encoded)
+    del encoded
+    assert kept() is not None
+    del launch
+    assert kept() is None

@@ -46,7 +46,7 @@ def launches(precision, optimizer, dropout):
     labels, correct = zeros((NETWORK.batch,), "int32"), zeros((NETWORK.batch,), "uint8")
     loss = zeros((NETWORK.batch,), "float32")
     with emulated():
-        return len(cuda_steps.Steps(plan, images, labels, loss, correct, zeros, wgmma=False).launches)
+        return len(cuda_steps.Steps(plan, images, labels, loss, correct, zeros, (8, 0)).launches)
 
 
 def bytes_moved(precision, optimizer, dropout, in_epilogues):

@@ -246,14 +246,13 @@ def seconds_on_gpu(call):
     from fastdigit.kernels.common import cuda
     from fastdigit.kernels.epoch import cuda as persistent
 
-    blocks = cuda.limits().multiprocessors
-    stream = cupy.cuda.get_current_stream()
+    here, stream = cuda.limits(), cupy.cuda.get_current_stream()
 
     def series(calls, plug):
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
         stream.synchronize()
         if plug:
-            persistent.barriers(blocks, plug)
+            persistent.barriers(here.multiprocessors, plug)
         begin.record()
         asked = time.perf_counter()
         for _ in range(calls):
@@ -266,7 +265,7 @@ def seconds_on_gpu(call):
     series(3, 0)
     alone, asked, _ = series(3, 0)
     calls = min(MOST_CALLS, max(3, int(3 * SECONDS / max(alone, 1e-6))))
-    plug = 0 if alone > 4 * asked else int(1.5 * calls / 3 * asked / BARRIER_SECONDS) + 1000
+    plug = 0 if alone > 4 * asked or here is None else int(1.5 * calls / 3 * asked / BARRIER_SECONDS) + 1000
     found = []
     for _ in range(REPEAT):
         seconds, _, late = series(calls, plug)

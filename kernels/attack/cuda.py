@@ -14,6 +14,7 @@ from ..common.cuda import (
     cuda,
     device,
     flat,
+    for_any_array,
     row_distance,
 )
 from ..common.philox import MASK, SHIFT, philox4x32
@@ -160,6 +161,7 @@ _noise = Kernel(
 )
 
 
+@for_any_array
 def log_odds(z, t, loss, correct, dz):
     """The odds against the target, whether its (first) largest logit is the target's, the gradient.
 
@@ -175,6 +177,7 @@ def log_odds(z, t, loss, correct, dz):
     _loss(blocks, *matrices, *z.shape)
 
 
+@for_any_array
 def ascend(x, dx, origin, step, epsilon, norm):
     """One step of x along dx, then back into the ball around ``origin``, then into 0 … 1.
 
@@ -191,6 +194,7 @@ def ascend(x, dx, origin, step, epsilon, norm):
     _steps[norm](blocks, *matrices, columns, step, epsilon)
 
 
+@for_any_array
 def add_noise(x, order, start, size, key, step):
     """x_rc + size·u_rc, with u uniform in -1 ≤ u < 1, a function of key, step, order[start + r] and c.
 

@@ -7,7 +7,18 @@ looks up where its pixels come from.
 import numpy as np
 from numba import float32, int32, int64, types, uint64
 
-from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, cuda, device, flat, row_distance
+from ..common.cuda import (
+    BYTES,
+    FLOATS,
+    INTS,
+    LONGS,
+    Kernel,
+    cuda,
+    device,
+    flat,
+    for_any_array,
+    row_distance,
+)
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import (
     ACROSS_SHIFT,
@@ -227,6 +238,7 @@ def arguments_of(deformation):
     )
 
 
+@for_any_array
 def augment(images, order, start, deformation, key, step, out):
     """out[i] = images[order[start + i]], deformed at random and scaled from 0 … 255 to 0 … 1.
 

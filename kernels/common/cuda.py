@@ -9,7 +9,7 @@ import ctypes
 import os
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,7 +148,8 @@ class Kernel:
     ``arguments`` are their types (``types.Tuple`` for tuples), ``threads`` the size of a block, ``resident``
     the number of blocks that a multiprocessor should hold at a time, which bounds the registers, ``least``
     the compute capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared
-    memory that it gets besides what it declares, ``simulated`` whether Numba's simulator can run it.
+    memory that it gets besides what it declares (None: each launch says), ``simulated`` whether Numba's
+    simulator can run it.
     """
 
     def __init__(
@@ -367,6 +368,42 @@ def _address_of_stream(stream):
     if isinstance(stream, int):
         return stream
     raise TypeError(f"stream must be a CUDA stream or its address, got {type(stream).__name__}")
+
+
+_AS_THEY_ARE = set()  # types of arguments that need no change
+
+
+def for_any_array(function):
+    """``@for_any_array``: the function's arrays may be of any library that has them on the GPU (with
+    ``__cuda_array_interface__``, or DLPack), whose memory it shares; and ``stream=`` says whose work it joins
+    (:func:`on_stream`).
+
+    Errors: TypeError for what is none of a GPU's arrays or streams. Cost: a look at each argument's type.
+    """
+
+    @wraps(function)
+    def taking_any(*arguments, stream=None, **named):
+        with on_stream(stream):
+            named = {name: _of_cupy(argument) for name, argument in named.items()}
+            return function(*map(_of_cupy, arguments), **named)
+
+    return taking_any
+
+
+def _of_cupy(argument):
+    """An array of another library as one of CuPy that shares its memory; all else as it is."""
+    kind = type(argument)
+    if kind in _AS_THEY_ARE:
+        return argument
+    foreign = hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack__")
+    if foreign and not isinstance(argument, np.ndarray):
+        import cupy
+
+        if not isinstance(argument, cupy.ndarray):
+            interface = hasattr(kind, "__cuda_array_interface__")
+            return cupy.asarray(argument) if interface else cupy.from_dlpack(argument)
+    _AS_THEY_ARE.add(kind)
+    return argument
 
 
 # --- many launches as one ------------------------------------------------------------------------

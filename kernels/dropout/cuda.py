@@ -3,7 +3,18 @@ the kernel of the product whose output it is about."""
 
 from numba import float32, int64, uint64
 
-from ..common.cuda import FLOATS, LONGS, Kernel, blocks_for, cuda, device, flat, row_distance, types
+from ..common.cuda import (
+    FLOATS,
+    LONGS,
+    Kernel,
+    blocks_for,
+    cuda,
+    device,
+    flat,
+    for_any_array,
+    row_distance,
+    types,
+)
 from ..common.fours import Epilogue, Then, check_counter, read4, write4
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import keep_threshold
@@ -53,6 +64,7 @@ def _numbers(p, key):
     return keep_threshold(p), 1 / (1 - p), *key
 
 
+@for_any_array
 def dropout(y, p, key, step):
     """y = y / (1 - p) where kept, 0 where dropped; each element is dropped with probability p.
 

@@ -356,6 +356,7 @@ persistent = Kernel(
     resident=1,
     name="epoch, persistent",
     least=(8, 0),
+    shared=None,
     simulated=False,
 )
 

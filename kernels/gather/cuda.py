@@ -3,7 +3,18 @@
 import numpy as np
 from numba import float32, int64
 
-from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, flat, row_distance
+from ..common.cuda import (
+    BYTES,
+    FLOATS,
+    INTS,
+    LONGS,
+    Kernel,
+    blocks_for,
+    cuda,
+    flat,
+    for_any_array,
+    row_distance,
+)
 
 THREADS = 256
 
@@ -39,6 +50,7 @@ _VALUES = {
 }
 
 
+@for_any_array
 def gather(images, order, start, out):
     """out[i] = images[order[start + i]], uint8 pixels scaled from 0 … 255 to 0 … 1.
 
@@ -54,6 +66,7 @@ def gather(images, order, start, out):
     )
 
 
+@for_any_array
 def gather_values(values, order, start, out):
     """out[i] = values[order[start + i]]: the labels or the weights of a mini-batch.
 

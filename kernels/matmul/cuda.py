@@ -18,6 +18,7 @@ from ..common.cuda import (
     check_shapes,
     cuda,
     flat,
+    for_any_array,
     limits,
     on_stream,
     row_distance,
@@ -95,6 +96,7 @@ def column_sums(halves, epilogue=AS_IT_IS.epilogue):
     )
 
 
+@for_any_array
 def dense(x, w, b, y, relu):
     """y = x·w + b, and then max(y, 0) if ``relu``; NaN stays NaN. One pass.
 
@@ -109,6 +111,7 @@ def dense(x, w, b, y, relu):
     multiply(x, w, y, bias=b, relu=relu)
 
 
+@for_any_array
 def dense_grad_input(dy, w, y_below, dx, scale):
     """dx = scale · dy·wᵀ, and zero where ``y_below`` ≤ 0. One pass.
 
@@ -124,6 +127,7 @@ def dense_grad_input(dy, w, y_below, dx, scale):
     multiply(dy, w, dx, turned=(False, True), y_below=y_below, scale=scale)
 
 
+@for_any_array
 def dense_grad_weight(x, dy, dw, db):
     """dw = xᵀ·dy and db = the column sums of dy.
 

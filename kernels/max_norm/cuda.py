@@ -4,7 +4,15 @@ import math
 
 from numba import float32, float64, int64
 
-from ..common.cuda import FLOATS, Kernel, blocks_for, cuda, flat, row_distance
+from ..common.cuda import (
+    FLOATS,
+    Kernel,
+    blocks_for,
+    cuda,
+    flat,
+    for_any_array,
+    row_distance,
+)
 
 THREADS = 256
 ACROSS = 16  # two pieces of 32 bytes of the GPU's memory in each row
@@ -37,6 +45,7 @@ def _max_norm(w, w_row, rows, columns, limit):
 _kernel = Kernel(_max_norm, FLOATS, int64, int64, int64, float64, threads=THREADS, name="max_norm")
 
 
+@for_any_array
 def max_norm(w, limit):
     """w_o ← w_o · min(1, limit / |w_o|) for each column w_o: what comes in to one unit.
 

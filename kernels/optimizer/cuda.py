@@ -21,6 +21,7 @@ from ..common.cuda import (
     cuda,
     device,
     flat,
+    for_any_array,
     types,
 )
 from ..common.fours import Epilogue, Then, check_counter, read4, write4
@@ -107,6 +108,7 @@ def _pass(p, g, state_0, state_1, states, nesterov, numbers):
 _update = Kernel(_pass, *[FLOATS] * 4, int64, int64, _TUPLE, threads=THREADS, name="sgd, adam")
 
 
+@for_any_array
 def sgd(p, g, v, lr, momentum, decay, nesterov, decoupled):
     """Gradient descent: v ← momentum · v + g; p ← p - lr · v (Nesterov: g + momentum · v).
 
@@ -119,6 +121,7 @@ def sgd(p, g, v, lr, momentum, decay, nesterov, decoupled):
     _update_all(p, g, state, nesterov, _of_sgd(lr, momentum, decay, decoupled))
 
 
+@for_any_array
 def adam(p, g, m, v, t, lr, beta1, beta2, epsilon, decay, decoupled):
     """Adam: p ← p - lr · m̂ / (√v̂ + epsilon), with m̂ = m / (1 - beta1ᵗ), v̂ = v / (1 - beta2ᵗ).
 
@@ -289,6 +292,7 @@ _add_squares = Kernel(_square_parts, FLOATS, FLOATS, DOUBLES, threads=THREADS, n
 _scale = Kernel(_shorten, FLOATS, FLOATS, DOUBLES, float64, threads=THREADS, name="clip_norm, scale")
 
 
+@for_any_array
 def clip_norm(g, limit):
     """g ← g · min(1, limit / |g|): the whole gradient is shortened to the length ``limit``.
 

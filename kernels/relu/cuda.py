@@ -3,7 +3,14 @@ fused into the matrix products."""
 
 from numba import float32, int64
 
-from ..common.cuda import FLOATS, Kernel, blocks_for, cuda, flat
+from ..common.cuda import (
+    FLOATS,
+    Kernel,
+    blocks_for,
+    cuda,
+    flat,
+    for_any_array,
+)
 
 THREADS = 256
 
@@ -24,6 +31,7 @@ _forward = Kernel(_relu, FLOATS, FLOATS, int64, threads=THREADS, name="relu")
 _backward = Kernel(_relu_grad, FLOATS, FLOATS, FLOATS, int64, threads=THREADS, name="relu_grad")
 
 
+@for_any_array
 def relu(x, y):
     """y = max(x, 0). NaN stays NaN.
 
@@ -33,6 +41,7 @@ def relu(x, y):
     _forward(blocks_for(x.size, THREADS), flat(x.reshape(-1)), flat(y.reshape(-1)), x.size)
 
 
+@for_any_array
 def relu_grad(y, dy, dx):
     """dx = dy where y > 0, else 0. ``y`` is what :func:`relu` wrote, or its input.
 

@@ -8,7 +8,18 @@ import math
 
 from numba import float32, int64, uint8
 
-from ..common.cuda import BYTES, FLOATS, INTS, Kernel, blocks_for, cuda, device, flat, row_distance
+from ..common.cuda import (
+    BYTES,
+    FLOATS,
+    INTS,
+    Kernel,
+    blocks_for,
+    cuda,
+    device,
+    flat,
+    for_any_array,
+    row_distance,
+)
 
 THREADS = 64  # few, so that a small batch occupies several multiprocessors
 
@@ -84,6 +95,7 @@ _loss = Kernel(
 )
 
 
+@for_any_array
 def softmax(z, p):
     """p = the softmax of each row of z.
 
@@ -93,6 +105,7 @@ def softmax(z, p):
     _probabilities(blocks_for(len(z), THREADS), flat(z), row_distance(z), flat(p), row_distance(p), *z.shape)
 
 
+@for_any_array
 def softmax_xent(z, t, weight, loss, correct, dz, smoothing=0.0):
     """Cross-entropy of each row, whether its (first) largest logit is the target's, the gradient.
 

@@ -273,14 +273,15 @@ def check_dropout(multiply, plain, dropping):
     np.testing.assert_allclose(c, expected.reshape(c.shape), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tile", [0, -1], ids=["large", "small"])
 @pytest.mark.parametrize(("module", "kind"), SMALL, ids=SMALL_IDS)
-def test_dropout_of_a_product(module, kind):
+def test_dropout_of_a_product(module, kind, tile):
     given, meant = KINDS[kind]
     a, b = (given(x) for x in operands((70, 40, 67), (False, False)))
     bias = np.random.default_rng(1).standard_normal(67).astype(np.float32)
 
     def multiply(c, then):
-        module.multiply(a, b, c=c, bias=bias, relu=True, then=then, tile=module.TILES[-1])
+        module.multiply(a, b, c=c, bias=bias, relu=True, then=then, tile=module.TILES[tile])
 
     plain = np.maximum(product(meant(a), meant(b), (False, False)) + bias, 0)
     check_dropout(multiply, plain, dropout.dropping)
@@ -324,17 +325,20 @@ def check_update(multiply, gradient, record, padding, updating, half=None):
 
 
 @pytest.mark.parametrize(
-    ("module", "kind", "name", "columns"),
+    ("module", "kind", "name", "columns", "tile"),
     [
-        (cuda_simt, "float32", "adam", 67),
-        (cuda_simt, "float32", "nesterov", 68),
-        (cuda_mma, "bf16", "adam", 67),
-        (cuda_mma, "tf32", "nesterov", 67),
-        (cuda_wgmma, "bf16", "sgd", 68),
-        (cuda_wgmma, "bf16", "adam", 67),
+        (cuda_simt, "float32", "adam", 67, -1),
+        (cuda_simt, "float32", "nesterov", 68, -1),
+        (cuda_simt, "float32", "adam", 67, 0),
+        (cuda_mma, "bf16", "adam", 67, -1),
+        (cuda_mma, "tf32", "nesterov", 67, -1),
+        (cuda_mma, "bf16", "nesterov", 67, 0),
+        (cuda_wgmma, "bf16", "sgd", 68, -1),
+        (cuda_wgmma, "bf16", "adam", 67, -1),
+        (cuda_wgmma, "bf16", "adam", 67, 0),
     ],
 )
-def test_update_by_a_product(module, kind, name, columns):
+def test_update_by_a_product(module, kind, name, columns, tile):
     given, meant = KINDS[kind]
     a, b = (given(x) for x in operands((70, 40, columns), (True, False)))
     half = np.full((70, 72), 0x7FC0, np.uint16) if kind == "bf16" else None
@@ -343,7 +347,7 @@ def test_update_by_a_product(module, kind, name, columns):
     more = {} if half is None else {"half": half[:, :columns]}
 
     def multiply(p, then):
-        module.multiply(a, b, c=p, turned=(True, False), then=then, tile=module.TILES[-1], **more)
+        module.multiply(a, b, c=p, turned=(True, False), then=then, tile=module.TILES[tile], **more)
 
     gradient, padding = product(meant(a), meant(b), (True, False)), 5 if columns % 2 else 4
     check_update(multiply, gradient, OPTIMIZERS[name], padding, optimizer.updating, more.get("half"))

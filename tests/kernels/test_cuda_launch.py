@@ -206,6 +206,65 @@ def test_a_launch_that_fails_names_its_kernel(kernel, driver):
         cuda.Launch(on_gpu(kernel), (1,), arguments(), 60_000)
 
 
+@pytest.mark.parametrize("speaks", ["__cuda_array_interface__", "__dlpack__"])
+def test_kernels_take_arrays_of_other_libraries_on_their_streams(driver, monkeypatch, speaks):
+    """They share their memory; the stand-in for CuPy has it in arrays of its own kind."""
+    from fastdigit.kernels.gather import cuda as gather
+    from fastdigit.kernels.optimizer import cuda as optimizer
+    from fastdigit.kernels.relu import cuda as relu
+
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+    class Wrapped(np.ndarray):
+        pass
+
+    setattr(Foreign, speaks, property(lambda self: {}))
+    stand_in = sys.modules["cupy"]
+    stand_in.ndarray = Wrapped
+    taken = []
+
+    def take(foreign):
+        taken.append(speaks)
+        return foreign.array.view(Wrapped)
+
+    stand_in.asarray = take if speaks == "__cuda_array_interface__" else None
+    stand_in.from_dlpack = take if speaks == "__dlpack__" else None
+    x, y = np.array([-1, 2], np.float32), np.zeros(2, np.float32)
+    streams = []
+    with emulated() as emulator:
+        run = emulator.launch
+        monkeypatch.setattr(cuda, "launch", lambda *how: (streams.append(Stream.current.ptr), run(*how)))
+        relu.relu(Foreign(x), Foreign(y), stream=SimpleNamespace(cuda_stream=77))
+        assert y.tolist() == [0, 2]
+        relu.relu(x=Foreign(x + 5), y=Foreign(y))
+        assert y.tolist() == [4, 7]
+        p, g = np.ones(3, np.float32), np.ones(3, np.float32)
+        optimizer.sgd(Foreign(p), Foreign(g), None, 0.5, 0.0, 0.0, False, False)
+        assert p.tolist() == [0.5] * 3
+        out = np.zeros(2, np.int32)
+        order = np.array([1, 0])
+        gather.gather_values(Foreign(np.array([3, 4], np.int32)), Foreign(order), 0, Foreign(out), stream=88)
+        assert out.tolist() == [4, 3]
+    assert streams == [77, 11, 11, 88]
+    assert len(taken) == 9
+    with pytest.raises(TypeError, match="must be a CUDA stream or its address, got str"):
+        relu.relu(x, y, stream="mine")
+
+
+def test_every_public_operation_takes_other_arrays():
+    from fastdigit.bench import checks
+    from fastdigit.bench.gpu import operations_of
+
+    from ..ptx.emulated import backend
+
+    operations = operations_of(backend())
+    assert set(operations) == set(checks.CHECKS)
+    for function in operations.values():
+        assert function.__code__.co_name == "taking_any"
+
+
 def test_more_shared_memory_is_asked_for_once(kernel, driver):
     from cuda.bindings.driver import CUfunction_attribute
 

@@ -1463,8 +1463,22 @@ def _elect(b, i, act, m):
     b.put(p, lead, m)
 
 
+def _all_named(b, i, act, mask):
+    """Every lane that a warp-collective instruction names must take part in it, and so must the one that names."""
+    present = np.zeros(b.W, np.uint64)
+    np.bitwise_or.at(present, b.warp[act], np.uint64(1) << b.lane[act].astype(np.uint64))
+    there = np.zeros(b.W, np.uint64)  # the last warp of a block may have fewer lanes than are named
+    np.bitwise_or.at(there, b.warp, np.uint64(1) << b.lane.astype(np.uint64))
+    named = b.raw(mask, 32).astype(np.uint64) & there[b.warp]
+    own = np.uint64(1) << b.lane.astype(np.uint64)
+    if (named & ~present[b.warp])[act].any() or ((named & own) == 0)[act].any():
+        b.fault(f"{i.parts[0]} names lanes that do not take part, or not its own", act, i)
+
+
 @op("shfl")
 def _shfl(b, i, act, m):
+    if "sync" in i.parts:
+        _all_named(b, i, act, i.args[4])
     mode = i.parts[2]
     d = i.args[0].split("|")
     x, src, c = (
@@ -1501,6 +1515,8 @@ def _vote(b, i, act, m):
     if i.parts[0] == "match":
         raise UnsupportedPTX(i.text)
     kind = i.parts[2] if i.parts[1] == "sync" else i.parts[1]
+    if i.parts[1] == "sync":
+        _all_named(b, i, act, i.args[2])
     a = i.args[1]
     p = b.val(a, "pred")
     r = np.zeros(b.T, np.uint32 if kind == "ballot" else bool)
@@ -1517,6 +1533,7 @@ def _vote(b, i, act, m):
 @op("redux")
 def _redux(b, i, act, m):
     ty, what = i.parts[-1], i.parts[2]
+    _all_named(b, i, act, i.args[2])
     x = b.val(i.args[1], ty)
     r = np.zeros_like(x)
     for w in np.unique(b.warp[act]):

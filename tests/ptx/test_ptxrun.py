@@ -304,6 +304,60 @@ def test_threads_that_meet_at_different_barriers():
         )
 
 
+@pytest.mark.parametrize("what", ["shuffle", "vote"])
+@pytest.mark.parametrize(("lanes", "mask", "right"), [(32, 0xFFFFFFFF, True), (31, 0xFFFFFFFF, False),
+                                                      (16, 0xFFFF, True), (16, 0x1FFFF, False), (16, 0x7FFF, False)])
+def test_lanes_that_a_shuffle_or_vote_names_must_come(what, lanes, mask, right):
+    def shuffle(x, y, lanes, mask):
+        i = cuda.threadIdx.x
+        v = x[i]
+        if i < lanes:
+            v = cuda.shfl_sync(mask, v, 3)
+        y[i] = v
+
+    def vote(x, y, lanes, mask):
+        i = cuda.threadIdx.x
+        v = x[i]
+        if i < lanes:
+            v = float32(cuda.ballot_sync(mask, v > 0))
+        y[i] = v
+
+    dev = Device()
+    args = numba_args(dev.array(np.ones(32, np.float32)), dev.empty(32, np.float32), np.int32(lanes), np.uint32(mask))
+    code = ptx_of({"shuffle": shuffle, "vote": vote}[what], f32a(1), f32a(1), int32, uint32)
+    if right:
+        launch(code, 1, 32, args, dev)
+        return
+    with pytest.raises(PTXError, match="names lanes that do not take part, or not its own"):
+        launch(code, 1, 32, args, dev)
+
+
+def test_a_last_warp_may_be_small():
+    def k(y):
+        y[cuda.threadIdx.x] = cuda.popc(cuda.ballot_sync(0xFFFFFFFF, True))
+
+    dev = Device()
+    y = dev.empty(40, np.float32)
+    launch(ptx_of(k, f32a(1)), 1, 40, numba_args(y), dev)
+    assert y.host().tolist() == [32] * 32 + [8] * 8
+
+
+def test_blocks_that_leave_before_a_grid_barrier():
+    def k(x, y):
+        if x[cuda.blockIdx.x] > 0:
+            cuda.cg.this_grid().sync()
+        y[cuda.blockIdx.x] = 1
+
+    for x, right in (([1, 1, 1], True), ([1, -1, 1], False)):
+        dev = Device()
+        args = numba_args(dev.array(np.array(x, np.float32)), dev.empty(3, np.float32))
+        if right:
+            launch(ptx_of(k, f32a(1), f32a(1)), 3, 32, args, dev)
+            continue
+        with pytest.raises(PTXError, match="some blocks left before the grid barrier"):
+            launch(ptx_of(k, f32a(1), f32a(1)), 3, 32, args, dev)
+
+
 def test_warp_shuffle_reduction_and_votes():
     def k(x, y, n):
         i = cuda.threadIdx.x
@@ -484,6 +538,25 @@ wg = asm(
     "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;",
     ",".join(["=f"] * 8 + ["l", "l"] + [str(n) for n in range(8)]),
 )
+
+
+@pytest.mark.parametrize(("threads", "said"), [(64, "part of a warpgroup"), (16, "part of a warp")])
+def test_tensor_cores_reached_by_some_threads(threads, said):
+    def part_of_a_warp(y, some):
+        if cuda.threadIdx.x < some:
+            A = uint32(1), uint32(1), uint32(1), uint32(1)
+            y[cuda.threadIdx.x] = mma(A, (uint32(1), uint32(1)), (float32(0), float32(0), float32(0), float32(0)))[0]
+
+    def part_of_a_warpgroup(y, some):
+        if cuda.threadIdx.x < some:
+            z = float32(0)
+            y[cuda.threadIdx.x] = wg(types.uint64(1 << 62), types.uint64(1 << 62), (z, z, z, z, z, z, z, z))[0]
+
+    dev = Device()
+    kernel, cc = (part_of_a_warp, CC) if threads < 32 else (part_of_a_warpgroup, (9, 0, "a"))
+    args = numba_args(dev.empty(128, np.float32), np.int32(threads))
+    with pytest.raises(PTXError, match=said):
+        launch(ptx_of(kernel, f32a(1), int32, cc=cc), 1, 128, args, dev)
 
 
 def test_wgmma_with_swizzled_descriptors():

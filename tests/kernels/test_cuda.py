@@ -495,15 +495,16 @@ def test_the_technique_follows_from_precision_capability_and_shape(precision, ca
 
 
 @pytest.mark.parametrize(
-    ("precision", "technique", "kernel", "bound"),
+    ("name", "precision", "technique", "kernel", "bound"),
     [
-        ("float32", None, "matmul_simt", 1e-5),
-        ("tf32", None, "matmul_mma", 0.02),
-        ("bf16", None, "matmul_wgmma", 0.15),
-        ("bf16", "mma", "matmul_mma", 0.15),
+        ("matmul", "float32", None, "matmul_simt", 1e-5),
+        ("matmul_nt", "tf32", None, "matmul_mma", 0.02),
+        ("matmul_tn", "tf32", "mma", "matmul_mma", 0.02),
+        ("matmul", "bf16", None, "matmul_wgmma", 0.15),
+        ("matmul_nt", "bf16", "wgmma", "matmul_wgmma", 0.15),
+        ("matmul_tn", "bf16", "mma", "matmul_mma", 0.15),
     ],
 )
-@pytest.mark.parametrize("name", ["matmul", "matmul_tn", "matmul_nt"])
 def test_matmul_in_each_precision(on_host, name, precision, technique, kernel, bound):
     random = np.random.default_rng(4)
     a, b = (random.uniform(-1, 1, shape).astype(np.float32) for shape in ((131, 41), (41, 130)))

@@ -65,8 +65,8 @@ def everything(
 ):
     """Measure how fast this machine trains and predicts, beside other libraries.
 
-    Without a command everything is measured, which takes half an hour; --quick takes about a minute. Nothing
-    else should run meanwhile. A library that is not installed is a row that says so.
+    Without a command everything is measured, which takes most of an hour; --quick takes about a minute.
+    Nothing else should run meanwhile. A library that is not installed is a row that says so.
 
     [bold]Examples[/bold]
       fastdigit bench --quick

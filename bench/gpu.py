@@ -104,7 +104,7 @@ def _all_checked(tried, done, save):
                 what = about
                 worst, passed = max(worst, check() or 0.0), passed + 1
             found[name] = {"checks": passed, "worst": worst}
-        except Exception as error:
+        except Exception as error:  # whatever a GPU or its driver runs into is what was found
             found[name] = {"rejected": f"{what}: {_said(error)}"}
             fault = None if isinstance(error, checks.Rejected) else error
         save(found)
@@ -424,13 +424,13 @@ def check_epochs(
                 most = APART[precision] * (APART_ADAM if "Adam" in name else 1)
                 try:
                     _, found, row["path"] = trained(side, precision, *task)
-                except Exception as error:
+                except Exception as error:  # as above; what follows it would fail, too
                     row["rejected"] = _said(error)
                     save(rows)
                     return rows
                 off = [float(np.linalg.norm(found - other) / way) for other in (exact, near)]
                 row |= {"off_float64": off[0], "off_cpu": off[1], "most": most}
-                if not max(off) <= most:
+                if not all(each <= most for each in off):  # also if one is not a number
                     row["rejected"] = f"{off[0]:.2g} from float64, {off[1]:.2g} from cpu: more than {most:g}"
                     row |= {"off_float64": None, "off_cpu": None} if not np.isfinite(off).all() else {}
                 save(rows)

@@ -65,7 +65,7 @@ LIMIT = "the processor's limit"  # asked between the turns
 FAR = 2.0  # times the shortest meeting of threads that was seen
 FEWEST_ROUNDS = 3
 ROUNDS, SECONDS = 12, 0.5
-# A process's place in memory moves its speed by 2 to 4 % (kernels/README.md): so many processes of each side.
+# A process's place in memory moves its speed by 1 to 4 % (kernels/README.md): so many processes of each side.
 PASSES = 3
 SHORT = 0.3  # seconds of training that tell how long a step takes
 

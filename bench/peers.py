@@ -10,6 +10,7 @@ Every side trains with plain SGD on the mean cross-entropy. A peer's library is 
 alone, so each can be missing.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -139,18 +140,39 @@ class Loop:
         return found
 
 
+def side_by_side(*groups):
+    """The groups of float32 arrays with these shapes, all one after the other in one piece of memory, each
+    from a cache line on. There are at least 4 MB of it: for so much NumPy asks for huge pages.
+
+    Where arrays of their own happen to lie costs the small network up to a quarter of its speed, in each
+    process another part of it.
+    """
+    lengths = [[-(-math.prod(shape) // 16) * 16 for shape in shapes] for shapes in groups]
+    memory = np.empty(max(sum(map(sum, lengths)) + 16, 2**20), np.float32)
+    start, found = -memory.ctypes.data % 64 // 4, []
+    for shapes, group in zip(groups, lengths, strict=True):
+        found.append([])
+        for shape, length in zip(shapes, group, strict=True):
+            found[-1].append(memory[start : start + math.prod(shape)].reshape(shape))
+            start += length
+    return found
+
+
 def numpy_loop(task):
     """By hand, nothing allocated within a step.
 
     The learning rate and 1/B are multiplied into the [B, C] gradient of the logits, whence they reach all
     others: no gradient has to be scaled.
     """
-    layers, batch, sizes = task.layers, task.network.batch, task.network.layer_sizes
-    y = [np.empty((batch, size), np.float32) for size in sizes[1:]]
-    dy = [np.empty_like(array) for array in y]
-    mask = [np.empty(array.shape, bool) for array in y]
-    dw = [np.empty_like(w) for w, _ in layers]
-    db = [np.empty_like(b) for _, b in layers]
+    batch, sizes = task.network.batch, task.network.layer_sizes
+    weights, biases = ([array.shape for array in kind] for kind in zip(*task.layers, strict=True))
+    outputs = [(batch, size) for size in sizes[1:]]
+    w, b, y, dy, dw, db = side_by_side(weights, biases, outputs, outputs, weights, biases)
+    layers = list(zip(w, b, strict=True))
+    for mine, given in zip(layers, task.layers, strict=True):
+        for array, values in zip(mine, given, strict=True):
+            array[...] = values
+    mask = [np.empty(shape, bool) for shape in outputs]
     row, picked, ones = (
         np.empty((batch, 1), np.float32),
         np.empty(batch, np.float32),

@@ -87,6 +87,19 @@ def test_the_task_survives_its_file_and_peers_get_the_order_of_fit(data, folder)
     np.testing.assert_allclose(peers.numpy_loop(read).first(read.steps), log.step_losses, rtol=1e-5)
 
 
+def test_arrays_side_by_side_share_nothing_and_start_cache_lines():
+    shapes = [(3, 5), (17,), (784, 16), (1, 1)]
+    groups = peers.side_by_side(shapes, [], shapes)
+    assert [[array.shape for array in group] for group in groups] == [shapes, [], shapes]
+    arrays = list(chain.from_iterable(groups))
+    for number, array in enumerate(arrays):
+        assert array.ctypes.data % 64 == 0
+        array[...] = number
+    assert all((array == number).all() for number, array in enumerate(arrays))
+    assert len({id(array.base) for array in arrays}) == 1
+    assert arrays[0].base.nbytes >= 4 * 2**20
+
+
 def test_the_deep_network_trains_on_fewer_images_with_a_small_rate():
     images = np.zeros((60_000, 28, 28), np.uint8)
     data = fd.Images(images, np.zeros(len(images), np.uint8))
@@ -236,7 +249,8 @@ class Here:
     def ask(self, name, question):
         if name == train.LIMIT:
             return {"gflops": 200, "meeting": next(self.meetings)}
-        if question == "check":
+        if question in ("ready", "check"):
+            self.asked.append(question)
             return {"used": "nothing", "first_call_seconds": 1, "largest_loss_difference": 0}
         self.asked.append(name)
         return {"speed": 1.0, "wall": None, "others": None}
@@ -258,15 +272,18 @@ def test_the_rounds_of_each_network_are_spread_over_the_run_with_new_processes(d
     monkeypatch.setattr(train.State, "shortest", float("inf"))
     asked, other = [], cases.Network((784, 8, 10), 32)
     monkeypatch.setattr(train.turns, "Turns", Here(repeat(40), asked))
-    networks = [(TINY, ["numpy"]), (other, ["fastdigit"])]
+    networks = [(TINY, ["numpy"]), (other, ["fastdigit", "numpy"])]
     found = train.measure_all(networks, data, 4, 0.1, "numpy", passes=3)
     assert [len(result["rows"][0]["turns"]) for result in found] == [4, 4]
     assert [result["network"] for result in found] == [str(TINY), str(other)]
 
-    def part(side, rounds):  # and one before that does not count
-        return [f"start {side}", f"start {train.LIMIT}", *[side] * (rounds + 1), "end"]
+    def part(sides, rounds):  # all sides get ready at once; and a round before that does not count
+        starts, orders = [f"start {side}" for side in sides], (sides[::-1], sides, sides[::-1])
+        questions = [question for question in ("ready", "check") for _ in sides]
+        turns = chain.from_iterable(orders[: rounds + 1])
+        return [*starts, *questions, f"start {train.LIMIT}", *turns, "end"]
 
-    passes = [(*part("numpy", rounds), *part("fastdigit", rounds)) for rounds in (2, 1, 1)]
+    passes = [(*part(["numpy"], rounds), *part(["fastdigit", "numpy"], rounds)) for rounds in (2, 1, 1)]
     assert asked == list(chain.from_iterable(passes))
 
 

@@ -25,6 +25,7 @@ from fastdigit.streams import ORDER, random_stream
 from . import cases
 
 CHUNK = 0.3  # seconds of steps that give one speed
+PROBE = 10  # steps that say how long one takes, where they are short
 
 
 def cores():
@@ -105,7 +106,26 @@ class Task:
         return cls(network, images, labels, found, **numbers)
 
 
-class Loop:
+class _Chunks:
+    """A trainer whose speeds are those of chunks of its task's steps."""
+
+    @cached_property
+    def chunk(self):
+        """The number of steps that take about CHUNK seconds; all that they need is then compiled."""
+        step = self._seconds_of_a_step(1)
+        if step < CHUNK / PROBE:
+            step = self._seconds_of_a_step(min(PROBE, self.task.steps))
+        return int(min(max(1, CHUNK / step), self.task.steps))
+
+    def _seconds_of_a_step(self, steps):
+        for _ in range(2):  # what is compiled for this number of steps is compiled in the first
+            begun = time.perf_counter()
+            self.run(steps)
+            seconds = (time.perf_counter() - begun) / steps
+        return seconds
+
+
+class Loop(_Chunks):
     """A peer's loop: ``train(start, steps)`` trains on so many batches of the epoch from ``start`` on, and
     returns their losses when all is done. ``singly``: it has no loss of a step in a longer run."""
 
@@ -117,19 +137,12 @@ class Loop:
             return [loss for step in range(steps) for loss in self.train(step, 1)]
         return self.train(0, steps)
 
-    @cached_property
-    def chunk(self):
-        """The number of steps that take about CHUNK seconds; all that they need is then compiled."""
-        probe = min(10, self.task.steps)
-        for _ in range(2):  # what is compiled for this number of steps is compiled in the first
-            begun = time.perf_counter()
-            self.train(0, probe)
-            step = (time.perf_counter() - begun) / probe
-        return int(min(max(1, CHUNK / step), self.task.steps))
+    def run(self, steps):
+        self.train(0, steps)
 
     def speeds(self, seconds):
         steps = self.chunk
-        self.train(0, steps)  # caches, after others had them
+        self.run(steps)  # caches, after others had them
         found, start, end = [], 0, time.perf_counter() + seconds
         while not found or time.perf_counter() < end:
             start = start if start + steps <= self.task.steps else 0
@@ -390,9 +403,10 @@ def scikit_learn_loop(task):
     return Loop(task, train, f"scikit-learn {sklearn.__version__}, partial_fit", singly=True)
 
 
-class Fit:
-    """Ours: ``fd.fit`` as a user calls it. A chunk is an epoch; its time is the log's, the steps alone.
-    ``wall`` is the same per second of the whole call, with its checks, conversions and shuffling."""
+class Fit(_Chunks):
+    """Ours: ``fd.fit`` as a user calls it. A chunk is an epoch, of part of the images where steps are long;
+    its time is the log's, the steps alone. ``wall`` is the same per second of the whole call, with its
+    checks, conversions and shuffling."""
 
     def __init__(self, task, precision="float32", backend=None):
         self.task, self.wall = task, None
@@ -401,10 +415,11 @@ class Fit:
         self.net.set_parameters(task.parameters)
         self.used = f"fastdigit {fd.__version__}, backend {self.net.backend.name}"
 
-    def fit(self, epochs):
+    def run(self, steps, epochs=1):
+        count = steps * self.task.network.batch
         return fd.fit(
             self.net,
-            (self.task.images, self.task.labels),
+            (self.task.images[:count], self.task.labels[:count]),
             optimizer=fd.SGD(self.task.rate),
             schedule=fd.Constant(),
             epochs=epochs,
@@ -413,19 +428,18 @@ class Fit:
         )
 
     def first(self, steps):
-        return self.fit(1).step_losses  # of a whole epoch
+        return self.run(self.task.steps).step_losses  # whose order is that of all images
 
     @cached_property
     def epoch_seconds(self):
-        begun = time.perf_counter()
-        self.fit(1)
-        return time.perf_counter() - begun
+        return self.chunk * self._seconds_of_a_step(self.chunk)
 
     def speeds(self, seconds):
         epochs = 1 + max(1, round(seconds / self.epoch_seconds))
         begun = time.perf_counter()
-        log = self.fit(epochs)
-        self.wall = epochs * len(self.task.images) / (time.perf_counter() - begun)
+        log = self.run(self.chunk, epochs)
+        images = epochs * self.chunk * self.task.network.batch
+        self.wall = images / (time.perf_counter() - begun)
         return [epoch.images_per_second for epoch in log.epochs[1:]]  # caches, after others had them
 
 

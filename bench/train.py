@@ -1,6 +1,6 @@
 """Training throughput beside the libraries that one would use instead: images per second of whole steps.
 
-    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 15]
+    python -m fastdigit.bench.train [--networks small-64 …] [--sides numpy torch …] [--rounds 12]
         [--seconds 0.5] [--data DIR] [--backend auto] [--python INTERPRETER] [--json FILE]
 
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
@@ -64,9 +64,9 @@ EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at
 LIMIT = "the processor's limit"  # asked between the turns
 FAR = 2.0  # times the shortest meeting of threads that was seen
 FEWEST_ROUNDS = 3
-ROUNDS, SECONDS = 15, 0.5
+ROUNDS, SECONDS = 12, 0.5
 # A process's place in memory moves its speed by 1 to 4 % (kernels/README.md): so many processes of each side.
-PASSES = 5
+PASSES = 4
 SHORT = 0.3  # seconds of training that tell how long a step takes
 
 # --- in the processes of the sides ------------------------------------------------------------
@@ -261,7 +261,6 @@ def in_turns(task, expected, commands, rounds, seconds, state):
             facts = {name: running.ask(name, question) for name in commands}
         checked = [name for name in commands if "no_time" not in facts[name]]
         running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
-        running.ask_all(seconds, 0, checked)
         answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
         while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
             names, measured = turns.in_order(number, checked), [running.ask(LIMIT, None)]

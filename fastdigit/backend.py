@@ -58,6 +58,7 @@ class Backend:
     # where the backend has only single operations. Returns in words how it was done, if there are
     # several ways.
     train_epoch: Callable[..., str | None] | None = None
+    only_steps: str | None = None  # why there is none, where other machines would have one
 
     # (layout, parameters) -> a function (images, result, probabilities) of NumPy arrays that writes
     # the logits, or their softmax, of all images in one call; None as above.
@@ -285,7 +286,8 @@ def cuda_backend(device, memory, limits, guarded=lambda function: function):
 def _cuda_epochs(limits, memory):
     """precisions and train_epoch of the cuda backend."""
     if limits is None:
-        return {"precisions": ("float32",)}
+        why = "whole epochs need a GPU of compute capability 8.0 or more"
+        return {"precisions": ("float32",), "only_steps": why}
     from .kernels.epoch import cuda as persistent
     from .kernels.epoch import cuda_steps
 

@@ -143,7 +143,8 @@ def fit(
         )
         options.optimizer_state.check(options.optimizer, net.layout)
         if path == "epoch" and net.backend.train_epoch is None:
-            raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel: use path='auto'")
+            why = f", as {net.backend.only_steps}" if net.backend.only_steps else ""
+            raise ConfigError(f"backend {net.backend.name!r} has no whole-epoch kernel{why}: use path='auto'")
         if path == "epoch" and options.only_steps:
             raise ConfigError(f"path='epoch' is not for this training, as {options.only_steps}: use 'auto'")
         if (path == "step" or options.only_steps) and net.precision not in ("float32", "float64"):
@@ -418,7 +419,8 @@ class _Training:
             arrays = (plan, self.images, self.labels, order, self.loss, self.correct)
             if backend.train_epoch is None or options.path == "step" or options.only_steps:
                 train_steps(backend, *arrays)
-                self.log.path = f"step, as {options.only_steps}" if options.only_steps else "step"
+                why = options.only_steps or (options.path == "auto" and backend.only_steps)
+                self.log.path = f"step, as {why}" if why else "step"
             else:
                 how = backend.train_epoch(*arrays)
                 self.log.path = f"epoch: {how}" if how else "epoch"

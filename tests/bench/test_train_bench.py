@@ -255,8 +255,6 @@ class Here:
         self.asked.append(name)
         return {"speed": 1.0, "wall": None, "others": None}
 
-    ask_all, round = train.turns.Turns.ask_all, train.turns.Turns.round
-
 
 @pytest.mark.parametrize(("meetings", "rounds"), [((40, 40), 6), ((40, 150), 8)])
 def test_rounds_with_cores_far_apart_are_made_up_for(meetings, rounds, data, monkeypatch):
@@ -277,10 +275,10 @@ def test_the_rounds_of_each_network_are_spread_over_the_run_with_new_processes(d
     assert [len(result["rows"][0]["turns"]) for result in found] == [4, 4]
     assert [result["network"] for result in found] == [str(TINY), str(other)]
 
-    def part(sides, rounds):  # all sides get ready at once; and a round before that does not count
-        starts, orders = [f"start {side}" for side in sides], (sides[::-1], sides, sides[::-1])
+    def part(sides, rounds):  # all sides get ready at once
+        starts, orders = [f"start {side}" for side in sides], (sides, sides[::-1])
         questions = [question for question in ("ready", "check") for _ in sides]
-        turns = chain.from_iterable(orders[: rounds + 1])
+        turns = chain.from_iterable(orders[:rounds])
         return [*starts, *questions, f"start {train.LIMIT}", *turns, "end"]
 
     passes = [(*part(["numpy"], rounds), *part(["fastdigit", "numpy"], rounds)) for rounds in (2, 1, 1)]

@@ -603,6 +603,17 @@ def test_a_training_ends_with_the_weights_of_the_reference(optimizer, options):
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
 
 
+def test_a_gpu_without_whole_epochs_says_why():
+    why = "as whole epochs need a GPU of compute capability 8.0 or more"
+    images = fd.Images(np.zeros((8, 2, 2), np.uint8), np.zeros(8, np.uint8))
+    with emulated():
+        net = fd.Network([4, 2], backend=backend())
+        assert fd.fit(net, images, epochs=1, batch_size=4).path == f"step, {why}"
+        assert fd.fit(net, images, epochs=1, batch_size=4, path="step").path == "step"
+        with pytest.raises(fd.ConfigError, match=f"has no whole-epoch kernel, {why}: use path='auto'"):
+            fd.fit(net, images, epochs=1, batch_size=4, path="epoch")
+
+
 def test_an_attack_is_that_of_the_reference():
     random = np.random.default_rng(3)
     images, found = random.random((6, 9)).astype(np.float32), []
@@ -657,11 +668,43 @@ FAULTS = [
         cuda_wgmma,
         "            barrier_wait(full + uint32(8 * stage), uint32(turn // stages) & uint32(1))\n",
         "",
-        "nothing has written|wrong",
+        "race: .* by a copy|nothing has written",
         id="no wait for tiles",
     ),
     pytest.param(
-        cuda_wgmma, "if turn >= stages:", "if False:", "deadlock|wrong", id="no wait for an empty stage"
+        cuda_wgmma,
+        "if turn >= stages:",
+        "if False:",
+        "race: .* written by a copy",
+        id="no wait for an empty stage",
+    ),
+    pytest.param(
+        cuda_wgmma,
+        "if thread % GROUP == 0:\n                barrier_arrive",
+        "if thread == 0:\n                for _ in range(GROUPS):\n                    barrier_arrive",
+        "race: shared word at .* was read by wgmma of 128",
+        id="one warpgroup's word for both",
+    ),
+    pytest.param(
+        cuda_wgmma,
+        "        all_compute()",
+        "        pass",
+        "race: shared word at .* was (read by wgmma|written by a copy)",
+        id="sums over the other warpgroup's operands",
+    ),
+    pytest.param(
+        cuda_wgmma,
+        "            barriers_visible()\n",
+        "",
+        "no fence.proxy.async since",
+        id="mbarriers that copies do not see",
+    ),
+    pytest.param(
+        cuda_wgmma,
+        "        cuda.syncthreads()\n",
+        "",
+        "has initialised the mbarrier, and no barrier since|was not initialised",
+        id="mbarriers that are used early",
     ),
     pytest.param(
         cuda_wgmma, "barrier_arrive(empty", "barrier_arrive(full", "arrivals|deadlock", id="wrong barrier"
@@ -673,7 +716,7 @@ FAULTS = [
         "deadlock",
         id="other bytes expected",
     ),
-    pytest.param(cuda_wgmma, "top + 16 * warp", "top + 8 * warp", "wrong", id="rows of another warp"),
+    pytest.param(cuda_wgmma, "top + 16 * warp", "top + 8 * warp", "race: global", id="rows of another warp"),
     pytest.param(
         cuda_wgmma, "ptx.EIGHT - 1)) & ~", "ptx.EIGHT - 1)) | ~", "shared", id="stages where there is nothing"
     ),

@@ -148,20 +148,25 @@ def test_barriers_for_the_benchmark():
     assert emulator.reports[0][1].instructions["grid barrier"] == 5
 
 
+RACE = "race: global memory .* was written by thread .*, read by thread|nothing has written"
 FAULTS = [
-    ("        grid.sync()\n        _loss(", "        _loss("),
-    ("        grid.sync()\n        for item", "        for item"),
-    ("        _arrived()\n", ""),
-    ("        cuda.syncthreads()\n        _logits(", "        _logits("),
-    ("numbers_of(numbers, step)", "numbers_of(numbers, 0)"),
-    ("uint32(4 * row * plan[X_ROW] + 16 * piece)", "uint32(4 * row * plan[X_ROW] + 16 * piece + 4)"),
-    ("_carry(plan, memory, state_0, 1, True)", "pass"),
-    ("range(part, blocks, parts)", "range(part, blocks - 1, parts)"),
+    ("        grid.sync()\n        _loss(", "        _loss(", RACE),
+    ("        grid.sync()\n        for item", "        for item", RACE),
+    ("        _arrived()\n", "", "nothing has written"),
+    ("        cuda.syncthreads()\n        _logits(", "        _logits(", "race: shared|nothing has written"),
+    ("numbers_of(numbers, step)", "numbers_of(numbers, 0)", "Not equal"),
+    (
+        "uint32(4 * row * plan[X_ROW] + 16 * piece)",
+        "uint32(4 * row * plan[X_ROW] + 16 * piece + 4)",
+        "misaligned",
+    ),
+    ("_carry(plan, memory, state_0, 1, True)", "pass", "Not equal"),
+    ("range(part, blocks, parts)", "range(part, blocks - 1, parts)", "Not equal"),
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), FAULTS, ids=[old.strip() for old, _ in FAULTS])
-def test_faults_are_found(old, new):
+@pytest.mark.parametrize(("old", "new", "said"), FAULTS, ids=[old.strip() for old, *_ in FAULTS])
+def test_faults_are_found(old, new, said):
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
@@ -179,5 +184,5 @@ def test_faults_are_found(old, new):
         for name, values in trained(side).items():
             np.testing.assert_allclose(values, expected[name], atol=1e-5, err_msg=name)
 
-    with emulated(), pytest.raises((PTXError, AssertionError)):
+    with emulated(), pytest.raises((PTXError, AssertionError), match=said):
         compare()

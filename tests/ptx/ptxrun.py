@@ -7,8 +7,9 @@ And it checks, as compute-sanitizer would:
 
     bounds   every access inside an allocation, aligned for its width          (always on)
     init     a read of shared memory, or of Device.empty memory, that nothing wrote        (always on)
-    race     two threads on one shared word, one of them writing, no barrier between; threads
-             that meet at different barriers                                        (race=True)
+    race     two threads, products or copies on one place in shared or global memory, one of them
+             writing, and nothing that orders them: barriers of blocks, of some threads, of warps and
+             of the grid, mbarriers, waits; threads that meet at different barriers  (race=True)
     warp     a warp-collective instruction reached by part of its warp              (always on)
 
     dev = Device()
@@ -21,7 +22,8 @@ And it checks, as compute-sanitizer would:
 expands arrays to the seven or nine words that numba.cuda passes for them. Timing means nothing here; counts do.
 What it does not know raises UnsupportedPTX with the line; nothing is skipped in silence. Asynchronous copies write late
 (at the wait that makes them visible) and poison their destination at issue, so a missing wait or an early
-overwrite shows as a wrong result. wgmma and tensor copies complete at once: it cannot find a missing wgmma wait.
+overwrite shows as a wrong result. wgmma and tensor copies complete at once: that their operands are overwritten too
+early shows as a race, that sums are used before the wait as a fault of its own.
 Layouts: PTX ISA 9.x, sections on mma, ldmatrix, wgmma and tensor maps. Checked with public kernels compiled by nvcc: three
 SIMT products, and two for Hopper (tensor copies, mbarriers, K-major wgmma with 128-byte swizzle, one warp-specialised); MN-major operands follow
 CUTLASS' canonical layouts, but no known-good kernel has been run through them; im2col and clusters of several blocks: no.
@@ -32,8 +34,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
+
+from .races import Everywhere, Races
 
 GLOBAL, SHARED, LOCAL = 0x7_0000_0000, 0x1_0000_0000, 0x2_0000_0000  # generic address windows
 U = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -421,16 +426,16 @@ class Report:
 
 # ---------------------------------------------------------------- one thread block
 class Block:
-    def __init__(self, prog, dev, ctaid, grid, block, params, dynamic, rep, race, metrics, burst):
+    def __init__(self, prog, dev, ctaid, grid, block, params, dynamic, rep, everywhere, metrics, burst):
         self.burst = burst
-        self.p, self.dev, self.rep, self.race, self.metrics = prog, dev, rep, race, metrics
+        self.p, self.dev, self.rep, self.metrics = prog, dev, rep, metrics
         self.T = int(np.prod(block))
         self.W = -(-self.T // 32)
         self.params = params
         t = np.arange(self.T)
         self.tid_all = t
         self.lane, self.warp = t % 32, t // 32
-        self.regs = {}
+        self.regs, self.constants = {}, {}
         self.pc = np.zeros(self.T, np.int64)
         self.done = np.zeros(self.T, bool)
         self.wait = np.zeros(self.T, np.int64) - 1  # barrier id waited on, -1 none, -2 grid barrier
@@ -451,14 +456,14 @@ class Block:
         self.calls = {}
         self.pending = []  # cp.async records
         self.commits = np.zeros(self.T, np.int64)
-        self.epoch = 0
-        self.warp_epoch = np.zeros(self.W, np.int64)
-        nw = (base + 19) // 4
-        self.w_thread, self.w_epoch, self.w_wepoch = (np.full(nw, -1, np.int64) for _ in range(3))
-        self.r_thread, self.r_epoch, self.r_wepoch = (np.full(nw, -1, np.int64) for _ in range(3))
+        self.products = np.zeros(self.T, np.int64)  # groups of wgmma committed
+        self.unsummed = {}  # register of sums that nothing has waited for: of which group, from 1 on, [T]
         x, y, z = (list(block) + [1, 1])[:3]
         gx, gy, gz = (list(grid) + [1, 1])[:3]
         cx, cy, cz = ctaid
+        self.races = None
+        if everywhere is not None:
+            self.races = Races(self.T, base + 16, cx + gx * (cy + gy * cz), everywhere)
         c32 = lambda v: np.full(self.T, v, np.uint32)
         self.special = {
             "%tid.x": (t % x).astype(np.uint32),
@@ -500,27 +505,33 @@ class Block:
     # -- operands
     def bits_of(self, name):
         r = self.p.regs
-        if name in r:
-            return r[name]
-        return r[re.sub(r"\d+$", "", name)]
+        if name not in r:
+            r[name] = r[re.sub(r"\d+$", "", name)]
+        return r[name]
 
     def raw(self, o, bits):
-        """Operand as raw bits: uint array [T] (bool for predicates)."""
+        """Operand as raw bits: uint array [T] (bool for predicates), not to be written to."""
         v = self.regs.get(o)
         if v is not None:
             if v.dtype == bool or v.dtype.itemsize * 8 == bits:
                 return v
             return v.astype(U[bits])  # a narrower or wider register used as `bits`
-        if o in self.special:
-            v = self.special[o]
-            return v if v.dtype.itemsize * 8 == bits else v.astype(U[bits])
-        if o.startswith("%") and re.fullmatch(r"%[\w.$]+", o):
+        if (o, bits) in self.constants:
+            return self.constants[o, bits]
+        if o.startswith("%") and o not in self.special and re.fullmatch(r"%[\w.$]+", o):
             b = self.bits_of(o)  # a register that was never written
             return (
                 np.full(self.T, 0xAAAAAAAAAAAAAAAA & ((1 << b) - 1), U[b])
                 if b > 1
                 else np.zeros(self.T, bool)
             )
+        found = self.constants[o, bits] = self.constant(o, bits)
+        found.flags.writeable = False
+        return found
+
+    def constant(self, o, bits):
+        if o in self.special:
+            return self.special[o].astype(U[bits])
         if o in self.shared_symbols:
             return np.full(self.T, self.shared_symbols[o], U[bits])
         if o in self.p.local_symbols:
@@ -572,10 +583,7 @@ class Block:
 
     # -- memory
     def address(self, o):
-        m = re.fullmatch(r"\[\s*([^\]+]+?)\s*(?:\+\s*(-?\w+))?\s*\]", o)
-        if not m:
-            raise UnsupportedPTX(f"address {o}")
-        base, off = m.group(1), int(m.group(2) or "0", 0)
+        base, off = _address_of(o)
         return (
             self.raw(base, 64).astype(np.int64) if base.startswith("%") else self.raw(base, 64).view(np.int64)
         ) + off
@@ -639,13 +647,15 @@ class Block:
             i = addr[act] + off - GLOBAL
             if not self.dev.written[i].all():
                 self.fault("read of global memory that nothing has written", act, ins)
+            if self.races:
+                self.look(act, ins, "anywhere", i, nb, self.tid_all[act], False)
             out[act] = self.dev.heap.view(U[bits])[i // nb] if bits > 8 else self.dev.heap[i]
         elif space == "shared":
             i = addr[act] + off
             if not self.smem_init[i].all():
                 self.fault("read of shared memory that nothing has written", act, ins)
-            if self.race:
-                self.race_check(i, act, False, ins)
+            if self.races:
+                self.look(act, ins, "shared", i, nb, self.tid_all[act], False)
             out[act] = (
                 self.smem[: len(self.smem) // 8 * 8].view(U[bits])[i // nb] if bits > 8 else self.smem[i]
             )
@@ -665,13 +675,15 @@ class Block:
             v = v.astype(U[bits])
         if space == "global":
             i = addr[act] + off - GLOBAL
+            if self.races:
+                self.look(act, ins, "anywhere", i, nb, self.tid_all[act], True)
             (self.dev.heap.view(U[bits]) if bits > 8 else self.dev.heap)[i // nb] = v
             for k in range(nb):
                 self.dev.written[i + k] = True
         elif space == "shared":
             i = addr[act] + off
-            if self.race:
-                self.race_check(i, act, True, ins)
+            if self.races:
+                self.look(act, ins, "shared", i, nb, self.tid_all[act], True)
             (self.smem[: len(self.smem) // 8 * 8].view(U[bits]) if bits > 8 else self.smem)[i // nb] = v
             for k in range(nb):
                 self.smem_init[i + k] = True
@@ -681,38 +693,11 @@ class Block:
                 np.ascontiguousarray(v).view(np.uint8).reshape(-1, nb)
             )
 
-    def race_check(self, byte, act, write, ins):
-        """Happens-before through bar.sync of the whole block and __syncwarp; words of four bytes."""
-        w = byte // 4
-        t = self.tid_all[act]
-        we = self.warp_epoch[t // 32]
-
-        def ordered(thread, epoch, wepoch):
-            u = thread[w]
-            return (u < 0) | (u == t) | (epoch[w] < self.epoch) | ((u // 32 == t // 32) & (wepoch[w] < we))
-
-        bad = ~ordered(self.w_thread, self.w_epoch, self.w_wepoch)
-        if bad.any():
-            self.fault(
-                f"race: shared word at {int(byte[bad][0])} was written by thread {int(self.w_thread[w[bad][0]])} since the last barrier, "
-                f"{'written' if write else 'read'} by thread {int(t[bad][0])}",
-                act,
-                ins,
-            )
-        if write:
-            bad = ~ordered(self.r_thread, self.r_epoch, self.r_wepoch)
-            if bad.any():
-                self.fault(
-                    f"race: shared word at {int(byte[bad][0])} was read by thread {int(self.r_thread[w[bad][0]])} since the last barrier, "
-                    f"written by thread {int(t[bad][0])}",
-                    act,
-                    ins,
-                )
-            if len(np.unique(byte)) != len(byte):
-                self.fault("race: two threads write one shared address in one instruction", act, ins)
-            self.w_thread[w], self.w_epoch[w], self.w_wepoch[w] = t, self.epoch, we
-        else:
-            self.r_thread[w], self.r_epoch[w], self.r_wepoch[w] = t, self.epoch, we
+    def look(self, act, ins, what, *access):
+        """Have an access looked at by a method of ``Races``."""
+        wrong = self.races and getattr(self.races, what)(*access)
+        if wrong:
+            self.fault(wrong, act, ins)
 
     def count(self, kind, space, addr, nbytes, act):
         for w in np.unique(self.warp[act]):
@@ -792,6 +777,8 @@ class Block:
                         return
                     nw = len(np.unique(self.warp[act]))
             self.moved = True
+            if self.unsummed:
+                self.no_sums_among(ins, act)
             self.rep.instructions[ins.parts[0]] += nw
             a = act
             m = None if full else act
@@ -819,6 +806,13 @@ class Block:
                 self.pc[act] = p + 1
             return
 
+    def no_sums_among(self, ins, act):
+        """No operand, but for the sums of another product, is one that wgmma may still be adding to."""
+        operands = " ".join(ins.args[ins.parts[0] == "wgmma" :])
+        for register in re.findall(r"%[\w$]+", operands):
+            if register in self.unsummed and self.unsummed[register][act].any():
+                self.fault(f"{register} is used before wgmma.wait_group says that its sums are there", act, ins)
+
     def release(self):
         """Open every barrier whose threads have arrived; True if one opened."""
         opened = False
@@ -828,7 +822,7 @@ class Block:
             live = ~self.done
             full = (here | ~live).all() if need is None else here.sum() >= need
             if full:
-                if self.race and need is None and len(np.unique(self.pc[here])) > 1:
+                if self.races and need is None and len(np.unique(self.pc[here])) > 1:
                     raise PTXError(
                         "threads of one block meet at different bar.sync instructions: "
                         + "; ".join(
@@ -838,10 +832,8 @@ class Block:
                     )
                 self.wait[here] = -1
                 self.rep.barriers += 1
-                if need is None or need >= live.sum():
-                    self.epoch += 1
-                else:
-                    self.race = False  # partial barriers: happens-before is not tracked
+                if self.races:
+                    self.races.meet(np.flatnonzero(here))
                 opened = True
         return opened
 
@@ -858,6 +850,15 @@ class Block:
         if ((k != 0) & (k != 32)).any():
             self.fault("warp-collective instruction reached by part of a warp", act, ins)
         return np.flatnonzero(k == 32)
+
+
+@cache
+def _address_of(o):
+    """(what it starts from, bytes from there on) of an operand such as [%rd1+16]."""
+    m = re.fullmatch(r"\[\s*([^\]+]+?)\s*(?:\+\s*(-?\w+))?\s*\]", o)
+    if not m:
+        raise UnsupportedPTX(f"address {o}")
+    return m.group(1), int(m.group(2) or "0", 0)
 
 
 def _literal(o, bits):
@@ -895,11 +896,6 @@ def _vec(o):
     return [x.strip() for x in o.strip()[1:-1].split(",")] if o.startswith("{") else [o]
 
 
-def _quiet(f):
-    with np.errstate(all="ignore"):
-        return f()
-
-
 _INT2 = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
@@ -914,7 +910,7 @@ def _binary(b, i, act, m):
         k = ty[:-2]
         (xl, xh), (yl, yh) = _halves(b.raw(i.args[1], 32), k), _halves(b.raw(i.args[2], 32), k)
         f = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax}[o]
-        b.put(i.args[0], _quiet(lambda: _pack(f(xl, yl), f(xh, yh), k)), m)
+        b.put(i.args[0], _pack(f(xl, yl), f(xh, yh), k), m)
         return
     if ty == "bf16":
         x, y = b.val(i.args[1], ty), b.val(i.args[2], ty)
@@ -972,7 +968,7 @@ def _binary(b, i, act, m):
             )
         return {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}[o](x, y)
 
-    b.put(i.args[0], _quiet(calc), m)
+    b.put(i.args[0], calc(), m)
 
 
 @op("fma", "mad")
@@ -982,15 +978,15 @@ def _fma(b, i, act, m):
         k = ty[:-2]
         v = [_halves(b.raw(a, 32), k) for a in i.args[1:4]]
         b.put(
-            i.args[0], _quiet(lambda: _pack(v[0][0] * v[1][0] + v[2][0], v[0][1] * v[1][1] + v[2][1], k)), m
+            i.args[0], _pack(v[0][0] * v[1][0] + v[2][0], v[0][1] * v[1][1] + v[2][1], k), m
         )
         return
     if ty[0] == "f" or ty == "bf16":
         x, y, z = (b.val(a, ty) for a in i.args[1:4])
         if ty == "f32":
-            r = _quiet(lambda: (x.astype(np.float64) * y + z).astype(np.float32))
+            r = (x.astype(np.float64) * y + z).astype(np.float32)
         else:
-            r = _quiet(lambda: x * y + z)
+            r = x * y + z
         b.put(i.args[0], _f32_to_bf16(r) if ty == "bf16" else r, m)
         return
     bits = _TYPE_BITS[ty]
@@ -1000,7 +996,7 @@ def _fma(b, i, act, m):
         z = b.raw(i.args[3], bits * 2).view(w)
     else:
         x, y, z = (b.val(a, ty) for a in i.args[1:4])
-    b.put(i.args[0], _quiet(lambda: x * y + z), m)
+    b.put(i.args[0], x * y + z, m)
 
 
 @op(
@@ -1057,7 +1053,7 @@ def _unary(b, i, act, m):
         "cos": np.cos,
         "tanh": np.tanh,
     }[o]
-    r = _quiet(lambda: f(x))
+    r = f(x)
     b.put(i.args[0], _f32_to_bf16(r) if ty == "bf16" else r, m)
 
 
@@ -1188,9 +1184,9 @@ def _setp(b, i, act, m):
         elif cmp == "nan":
             r = nan
         elif cmp.endswith("u") and cmp[:-1] in f:
-            r = _quiet(lambda: f[cmp[:-1]](x, y)) | nan
+            r = f[cmp[:-1]](x, y) | nan
         else:
-            r = _quiet(lambda: f[cmp](x, y)) & ~nan
+            r = f[cmp](x, y) & ~nan
     else:
         r = f[cmp](x, y)
     if len(i.args) > 3:
@@ -1288,7 +1284,7 @@ def _cvt(b, i, act, m):
             return np.clip(x.astype(np.int64), lim.min, lim.max).astype((S if to[0] == "s" else U)[bits])
         return x.astype((S if to[0] == "s" else U)[bits])
 
-    r = _quiet(calc)
+    r = calc()
     want = b.bits_of(i.args[0])
     if r.dtype.kind in "iu" and r.dtype.itemsize * 8 < want:  # sign or zero extension into a wider register
         r = r.astype((S if r.dtype.kind == "i" else U)[want])
@@ -1368,27 +1364,26 @@ def _atom(b, i, act, m):
     x = b.val(args[2], ty)
     y = b.val(args[3], ty) if len(args) > 3 else x
     out = np.zeros(b.T, x.dtype)
-    race, b.race = b.race, False
+    races, b.races = b.races, None
     for t in np.flatnonzero(act):
         one = np.zeros(b.T, bool)
         one[t] = True
         old = b.load(space, addr, bits, one, i).view(x.dtype)[t]
-        with np.errstate(all="ignore"):
-            new = {
-                "add": lambda: old + x[t],
-                "min": lambda: min(old, x[t]),
-                "max": lambda: max(old, x[t]),
-                "and": lambda: old & x[t],
-                "or": lambda: old | x[t],
-                "xor": lambda: old ^ x[t],
-                "exch": lambda: x[t],
-                "cas": lambda: y[t] if old == x[t] else old,
-                "inc": lambda: x.dtype.type(0) if old >= x[t] else old + x.dtype.type(1),
-                "dec": lambda: x[t] if old == 0 or old > x[t] else old - x.dtype.type(1),
-            }[what]()
+        new = {
+            "add": lambda: old + x[t],
+            "min": lambda: min(old, x[t]),
+            "max": lambda: max(old, x[t]),
+            "and": lambda: old & x[t],
+            "or": lambda: old | x[t],
+            "xor": lambda: old ^ x[t],
+            "exch": lambda: x[t],
+            "cas": lambda: y[t] if old == x[t] else old,
+            "inc": lambda: x.dtype.type(0) if old >= x[t] else old + x.dtype.type(1),
+            "dec": lambda: x[t] if old == 0 or old > x[t] else old - x.dtype.type(1),
+        }[what]()
         b.store(space, addr, np.full(b.T, new, x.dtype).view(U[bits]), bits, one, i)
         out[t] = old
-    b.race = race
+    b.races = races
     b.put(args[0], out, m)
 
 
@@ -1411,8 +1406,8 @@ def _trap(b, i, act, m):
 @op("bar", "barrier")
 def _bar(b, i, act, m):
     if "warp" in i.parts:
-        for w in np.unique(b.warp[act]):
-            b.warp_epoch[w] += 1
+        if b.races:
+            b.races.meet_in_warps(np.flatnonzero(act))
         return None
     if "cluster" in i.parts:
         return None  # clusters of one block
@@ -1427,9 +1422,14 @@ def _bar(b, i, act, m):
     return "bar"
 
 
+@op("fence")
+def _fence(b, i, act, m):
+    if b.races and ("async" in i.op or "mbarrier_init" in i.op):
+        b.races.open_to_async(np.flatnonzero(act))
+
+
 @op(
     "membar",
-    "fence",
     "nanosleep",
     "prefetch",
     "prefetchu",
@@ -1601,17 +1601,13 @@ def _cp(b, i, act, m):
             g = int(src[t] - GLOBAL)
             if not b.dev.written[g : g + take[t]].all():
                 b.fault("read of global memory that nothing has written", act, i)
+            b.look(act, i, "piece", g, g + take[t], t, False)
             data[t, : take[t]] = b.dev.heap[g : g + take[t]]
         a = int(dst[t])
         b.smem[a : a + n] = POISON
         b.smem_init[a : a + n] = False
-    if b.race:
-        race_words = np.concatenate([dst[act] + k for k in range(0, n, 4)])
-        lanes = np.concatenate([np.flatnonzero(act)] * (n // 4))
-        for a, t in zip(race_words.tolist(), lanes.tolist()):
-            one = np.zeros(b.T, bool)
-            one[t] = True
-            b.race_check(np.array([a]), one, True, i)
+    for k in range(0, n, 4):
+        b.look(act, i, "shared", dst[act] + k, 4, np.flatnonzero(act), True)
     b.pending.append(
         {
             "lanes": act.copy(),
@@ -1661,13 +1657,17 @@ def _bulk(b, i, act, m):
                 if b.metrics and inside and hi > lo:
                     b.rep.sectors["tensor copy.global"] += (there.stop - 1) // 32 - there.start // 32 + 1
                 if to_shared:
+                    b.look(one, i, "copy_writes", addrs, t, _mbar_address(b, i.args[2], t))
                     if inside and hi > lo:
                         if not b.dev.written[there].all():
                             b.fault("read of global memory that nothing has written", one, i)
+                        b.look(one, i, "piece", there.start, there.stop, t, False)
                         row[within] = b.dev.heap[there]
                     b.smem[addrs] = row
                     b.smem_init[addrs] = True
                 elif inside and hi > lo:
+                    b.look(one, i, "copy_reads", addrs[within], t)
+                    b.look(one, i, "piece", there.start, there.stop, t, True)
                     b.dev.heap[there] = b.smem[addrs][within]
                     b.dev.written[there] = True
             nbytes = int(np.prod(box)) * es
@@ -1681,54 +1681,67 @@ def _bulk(b, i, act, m):
             if to_shared:
                 d = d - SHARED if d >= SHARED else d
                 b.check("global", np.full(b.T, g), 16, one, i, False)
+                b.look(one, i, "copy_writes", np.arange(d, d + n), t, _mbar_address(b, i.args[3], t))
+                b.look(one, i, "piece", g - GLOBAL, g - GLOBAL + n, t, False)
                 b.smem[d : d + n] = b.dev.heap[g - GLOBAL : g - GLOBAL + n]
                 b.smem_init[d : d + n] = True
                 bar = i.args[3]
             else:
                 g = g - SHARED if g >= SHARED else g
+                b.look(one, i, "copy_reads", np.arange(g, g + n), t)
+                b.look(one, i, "piece", d - GLOBAL, d - GLOBAL + n, t, True)
                 b.dev.heap[d - GLOBAL : d - GLOBAL + n] = b.smem[g : g + n]
                 b.dev.written[d - GLOBAL : d - GLOBAL + n] = True
         if to_shared:
-            a = int(b.address(bar)[t])
-            _mbar_of(b, a)["tx"] -= nbytes
+            a = _mbar_address(b, bar, t)
+            _mbar_of(b, a, t, one, i, by_copy=True)["tx"] -= nbytes
             _mbar_turn(b, a)
     return None
 
 
-def _mbar_of(b, a):
-    a = a - SHARED if a >= SHARED else a
+def _mbar_address(b, operand, t):
+    a = int(b.address(operand)[t])
+    return a - SHARED if a >= SHARED else a
+
+
+def _mbar_of(b, a, t, act, i, by_copy=False):
+    """The mbarrier at an address, for thread ``t`` or a copy that it has started."""
     if a not in b.mbar:
         raise PTXError(f"mbarrier at shared offset {a} was not initialised")
+    b.look(act, i, "of_mbarrier", b.mbar[a]["made"], t, by_copy)
     return b.mbar[a]
 
 
 def _mbar_turn(b, a):
-    s = _mbar_of(b, a)
+    """The phase ends if all have arrived, threads and bytes; who waits for it then knows what they knew."""
+    s = b.mbar[a]
     if s["pending"] == 0 and s["tx"] == 0:
         s["phase"] ^= 1
         s["pending"] = s["count"]
+        if b.races:
+            b.races.copies_arrived(a, s["told"])
+            s["ended"] = s["told"].copy()
 
 
 @op("mbarrier")
 def _mbarrier(b, i, act, m):
-    b.race = False  # happens-before through mbarriers is not tracked
     kind = i.parts[1]
     if kind not in ("try_wait", "test_wait"):
         b.in_vain = 0
     pred, token = None, None
     for t in np.flatnonzero(act):
         if kind == "init":
-            a = int(b.address(i.args[0])[t])
-            a = a - SHARED if a >= SHARED else a
             n = int(b.raw(i.args[1], 32)[t])
-            b.mbar[a] = {"count": n, "pending": n, "phase": 0, "tx": 0}
+            s = b.mbar[_mbar_address(b, i.args[0], t)] = {"count": n, "pending": n, "phase": 0, "tx": 0}
+            s["made"] = (t, b.races.clock[t]) if b.races else None
+            if b.races:
+                s["told"], s["ended"] = (np.zeros_like(b.races.know[:, t]) for _ in range(2))
         elif kind == "inval":
-            a = int(b.address(i.args[0])[t])
-            b.mbar.pop(a - SHARED if a >= SHARED else a, None)
+            b.mbar.pop(_mbar_address(b, i.args[0], t), None)
         elif kind in ("arrive", "expect_tx"):
             k = [j for j, x in enumerate(i.args) if x.startswith("[")][0]
-            a = int(b.address(i.args[k])[t])
-            s = _mbar_of(b, a)
+            a = _mbar_address(b, i.args[k], t)
+            s = _mbar_of(b, a, t, act, i)
             if k == 1:  # the state returned: here, the phase that is waited for
                 token = (i.args[0], np.zeros(b.T, np.uint64)) if token is None else token
                 token[1][t] = s["phase"]
@@ -1737,13 +1750,17 @@ def _mbarrier(b, i, act, m):
                 s["tx"] += rest[0]
             if kind == "arrive":
                 s["pending"] -= rest[0] if rest and "expect_tx" not in i.parts else 1
+                if b.races:
+                    np.maximum(s["told"], b.races.told(t), out=s["told"])
                 if s["pending"] < 0:
                     b.fault("more arrivals at an mbarrier than its count", act, i)
                 _mbar_turn(b, a)
         elif kind in ("try_wait", "test_wait"):
             pred = np.zeros(b.T, bool) if pred is None else pred
-            s = _mbar_of(b, int(b.address(i.args[1])[t]))
+            s = _mbar_of(b, _mbar_address(b, i.args[1], t), t, act, i)
             pred[t] = s["phase"] != (int(b.raw(i.args[2], 32 if "parity" in i.parts else 64)[t]) & 1)
+            if pred[t] and b.races:
+                b.races.learn(t, s["ended"])
         else:
             raise UnsupportedPTX(i.text)
     if pred is not None:
@@ -1777,6 +1794,10 @@ def _ldmatrix(b, i, act, m):
             if b.metrics:
                 b.count("stmatrix" if store else "ldmatrix", "shared", addr, 16, who)
             idx = rows[:, None] + np.arange(16)
+            words = np.repeat(rows, 4) + np.tile(np.arange(0, 16, 4), 8)
+            if store or b.smem_init[idx].all():
+                readers = np.repeat(np.flatnonzero(who), 4)
+                b.look(who, i, "shared", words, 4, readers, store)
             if store:
                 v = b.raw(regs[k], 32)[base : base + 32]
                 pair = np.ascontiguousarray(v).view(np.uint16).reshape(32, 2)
@@ -1789,12 +1810,6 @@ def _ldmatrix(b, i, act, m):
             else:
                 if not b.smem_init[idx].all():
                     b.fault("ldmatrix reads shared memory that nothing has written", act, i)
-                if b.race:
-                    for t in range(8):
-                        one = np.zeros(b.T, bool)
-                        one[base + 8 * k + t] = True
-                        for q in range(0, 16, 4):
-                            b.race_check(np.array([int(rows[t]) + q]), one, False, i)
                 mat = np.ascontiguousarray(b.smem[idx]).view(np.uint16).reshape(8, 8)
                 if trans:
                     mat = mat.T
@@ -1853,7 +1868,7 @@ def _mma(b, i, act, m):
             for k, reg in enumerate(C_):
                 for e, v in enumerate(_halves(reg[s], "f16")):
                     c[_G + 8 * k, 2 * _Q + e] = v
-        r = _quiet(lambda: a @ bm + c)
+        r = a @ bm + c
         if d_ty == "f32":
             for k in range(4):
                 out[k][s] = np.ascontiguousarray(r[_G + 8 * (k // 2), 2 * _Q + k % 2], np.float32).view(
@@ -1871,8 +1886,8 @@ def _mma(b, i, act, m):
     return None
 
 
-def _descriptor(b, desc, rows, K, kind, mn_major, i, act):
-    """A shared-memory matrix descriptor -> float matrix [rows, K]."""
+def _descriptor(b, desc, rows, K, kind, mn_major, i, act, first):
+    """A shared-memory matrix descriptor -> float matrix [rows, K], read by the warpgroup of that first thread."""
     desc = int(desc)
     start, lbo, sbo = (desc & 0x3FFF) << 4, (desc >> 16 & 0x3FFF) << 4, (desc >> 32 & 0x3FFF) << 4
     mode = {0: 0, 1: 128, 2: 64, 3: 32}[desc >> 62 & 3]
@@ -1895,6 +1910,7 @@ def _descriptor(b, desc, rows, K, kind, mn_major, i, act):
     idx = addr[..., None] + np.arange(size)
     if not b.smem_init[idx].all():
         b.fault("wgmma reads shared memory that nothing has written", act, i)
+    b.look(act, i, "products_read", addr.ravel(), first, b.products[first] + 1)
     raw = np.ascontiguousarray(b.smem[idx])
     if size == 4:
         return (raw.view(np.uint32)[..., 0] & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
@@ -1904,6 +1920,16 @@ def _descriptor(b, desc, rows, K, kind, mn_major, i, act):
 
 @op("wgmma")
 def _wgmma(b, i, act, m):
+    if i.parts[1] == "commit_group":
+        b.products[act] += 1
+    if i.parts[1] == "wait_group":
+        ended = b.products - int(i.args[0], 0)
+        for register, group in list(b.unsummed.items()):
+            group[act & (group <= ended)] = 0
+            if not group.any():
+                del b.unsummed[register]
+        if b.races:
+            b.races.products_ended(np.flatnonzero(act), ended[act])
     if i.parts[1] in ("fence", "commit_group", "wait_group"):
         return None
     shape = [p for p in i.parts if re.fullmatch(r"m64n\d+k\d+", p)][0]
@@ -1941,9 +1967,9 @@ def _wgmma(b, i, act, m):
                         for e, v in enumerate(_halves(reg, a_ty)):
                             a[16 * w + _G + 8 * (k % 2), 2 * _Q + 8 * (k // 2) + e] = v
         else:
-            a = _descriptor(b, b.raw(i.args[1], 64)[t0], 64, K, a_ty, ta, i, act)
-        bm = _descriptor(b, b.raw(i.args[2], 64)[t0], N, K, b_ty, tb, i, act)
-        r = _quiet(lambda: (sa * a) @ (sb * bm).T)
+            a = _descriptor(b, b.raw(i.args[1], 64)[t0], 64, K, a_ty, ta, i, act, t0)
+        bm = _descriptor(b, b.raw(i.args[2], 64)[t0], N, K, b_ty, tb, i, act, t0)
+        r = (sa * a) @ (sb * bm).T
         for w in range(4):
             s = slice(t0 + 32 * w, t0 + 32 * w + 32)
             for k in range(len(d)):
@@ -1952,6 +1978,7 @@ def _wgmma(b, i, act, m):
                 out[k][s] = np.ascontiguousarray(r[row, col] + old, np.float32).view(np.uint32)
     for reg, v in zip(d, out):
         b.put(reg, v, m)
+        b.unsummed.setdefault(reg, np.zeros(b.T, np.int64))[act] = b.products[act] + 1
     return None
 
 
@@ -1987,6 +2014,7 @@ def _prepare(ptx, entry):
     return prog
 
 
+@np.errstate(all="ignore")
 def launch(
     ptx, grid, block, args, dev, entry=None, shared=0, race=False, metrics=False, cooperative=None, burst=1
 ):
@@ -2017,7 +2045,8 @@ def launch(
     rep = Report()
     gx, gy, gz = (list(grid) + [1, 1])[:3]
     ids = [(x, y, z) for z in range(gz) for y in range(gy) for x in range(gx)]
-    make = lambda c: Block(prog, dev, c, grid, block, params, shared, rep, race, metrics, burst)
+    everywhere = Everywhere(len(dev.heap)) if race else None
+    make = lambda c: Block(prog, dev, c, grid, block, params, shared, rep, everywhere, metrics, burst)
     if not cooperative:
         for c in ids:
             if make(c).run() == "grid":
@@ -2035,8 +2064,9 @@ def launch(
             if "done" in state:
                 raise PTXError("deadlock: some blocks left before the grid barrier")
             for k, blk in enumerate(blocks):
+                if blk.races:
+                    blk.races.meet_grid(np.flatnonzero(blk.wait == -2))
                 blk.wait[blk.wait == -2] = -1
-                blk.epoch += 1
                 state[k] = "more"
             rep.instructions["grid barrier"] += 1
         idle = idle + 1 if rep.instructions.total() == before else 0

@@ -6,6 +6,7 @@ Nothing of it was measured on a GPU.
 """
 
 import json
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 from fastdigit.files import atomic_write
 from fastdigit.kernels.common.fours import AS_IT_IS
 from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
-from fastdigit.kernels.optimizer.cuda import NUMBERS, UPDATE, updating
+from fastdigit.kernels.matmul.cuda import sum_columns
+from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, UPDATE, updating
+from fastdigit.kernels.relu import cuda as relu
 
 from . import steps
 from .all_kernels import FORMS, KERNELS, TECHNIQUES
@@ -29,6 +32,7 @@ END = "<!-- end of table -->"
 CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))
 MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA")
 DEPTH = 64  # of the products whose traffic is counted: one tile of the output
+ROWS, COLUMNS, CLASSES = 64, 256, 16  # of what other operations work on
 
 
 def _operands(kind, tile, turned):
@@ -51,10 +55,53 @@ def _then(epilogue, c):
     return AS_IT_IS, 0
 
 
+def _counted(report, ideal):
+    """Bank conflicts for each access of shared memory, and the sectors of 32 bytes that are asked for over
+    those of ``ideal`` bytes."""
+    accesses = sum(count for kind, count in report.requests.items() if "shared" in kind)
+    return {
+        "conflicts": sum(report.bank_conflicts.values()) / max(1, accesses),
+        "sectors": sum(report.sectors.values()) / (ideal / 32),
+    }
+
+
+def _operations():
+    """(what launches kernels of a training, {kernel: bytes that it has to read and write}), where no
+    edge counts. Everything that is too long is shortened."""
+    side, zeros, count = backend(), backend().zeros, ROWS * COLUMNS
+    x, y, dy = (zeros((ROWS, COLUMNS), np.float32) + np.float32(1) for _ in range(3))
+    logits, dz = (zeros((ROWS, CLASSES), np.float32) for _ in range(2))
+    images, correct = zeros((ROWS, COLUMNS), np.uint8), zeros((ROWS,), np.uint8)
+    labels, of_batch = (zeros((ROWS,), np.int32) for _ in range(2))
+    loss, sums = zeros((ROWS,), np.float32), zeros((COLUMNS,), np.float32)
+    order, all_x, chunks = np.arange(ROWS), 4 * count, 12 * -(-count // CHUNK)
+    every_loss = 2 * logits.nbytes + 9 * ROWS
+    yield partial(relu.relu, x, y), {"relu": 2 * all_x}
+    yield partial(relu.relu_grad, x, dy, y), {"relu_grad": 3 * all_x}
+    yield partial(side.dropout, x, 0.5, (0, 0), 0), {"dropout": 2 * all_x}
+    yield partial(side.gather, images, order, 0, x), {"gather uint8": count + all_x + 8 * ROWS}
+    yield partial(side.gather, y, order, 0, x), {"gather float32": 2 * all_x + 8 * ROWS}
+    yield partial(side.gather_values, labels, order, 0, of_batch), {"gather_values int32": 16 * ROWS}
+    yield partial(sum_columns, dy, sums), {"column sums": all_x + sums.nbytes}
+    state = [array.ravel() for array in (x, y, dy, np.ones_like(x))]
+    yield partial(side.adam, *state, 1, 0.1, 0.9, 0.9, 1e-8, 0.0, False), {"sgd, adam": 7 * all_x}
+    clipped = {"largest": all_x, "squares": all_x + chunks, "scale": 2 * all_x + chunks}
+    clipped = {f"clip_norm, {kernel}": size for kernel, size in clipped.items()}
+    yield partial(side.clip_norm, np.ones(count, np.float32), 1e-3), clipped
+    yield partial(side.max_norm, np.ones_like(x), 1e-3), {"max_norm": 3 * all_x}
+    yield partial(side.softmax, logits, dz), {"softmax": 2 * logits.nbytes}
+    yield partial(side.softmax_xent, logits, labels, None, loss, correct, dz), {"softmax_xent": every_loss}
+
+
 def traffic():
-    """For each product: bank conflicts for each access of shared memory, and the sectors of 32 bytes that it
-    moves over those that its operands have. At a tile's size, so that no edge counts."""
+    """For each kernel that multiplies, and others of a training, what is :func:`_counted`. Of products at a
+    tile's size, so that no edge counts."""
     found = {}
+    for operation, ideal in _operations():
+        with emulated(race=False, metrics=True) as emulator:
+            operation()
+        assert {kernel.name for kernel, _ in emulator.reports} == set(ideal)
+        found |= {kernel.name: _counted(report, ideal[kernel.name]) for kernel, report in emulator.reports}
     for technique, kind in TECHNIQUES:
         for tile, (turned, epilogue) in product(technique.TILES, FORMS):
             a, b, c = _operands(kind, tile, turned)
@@ -62,12 +109,7 @@ def traffic():
             with emulated(race=False, metrics=True) as emulator:
                 technique.multiply(a, b, c=c, turned=turned, tile=tile, then=then)
             ((kernel, report),) = emulator.reports
-            requests = sum(n for key, n in report.requests.items() if "shared" in key)
-            ideal = (a.nbytes + b.nbytes + c.nbytes + more) / 32
-            found[kernel.name] = {
-                "conflicts": sum(report.bank_conflicts.values()) / requests,
-                "sectors": sum(report.sectors.values()) / ideal,
-            }
+            found[kernel.name] = _counted(report, a.nbytes + b.nbytes + c.nbytes + more)
     return found
 
 

@@ -305,8 +305,16 @@ def test_threads_that_meet_at_different_barriers():
 
 
 @pytest.mark.parametrize("what", ["shuffle", "vote"])
-@pytest.mark.parametrize(("lanes", "mask", "right"), [(32, 0xFFFFFFFF, True), (31, 0xFFFFFFFF, False),
-                                                      (16, 0xFFFF, True), (16, 0x1FFFF, False), (16, 0x7FFF, False)])
+@pytest.mark.parametrize(
+    ("lanes", "mask", "right"),
+    [
+        (32, 0xFFFFFFFF, True),
+        (31, 0xFFFFFFFF, False),
+        (16, 0xFFFF, True),
+        (16, 0x1FFFF, False),
+        (16, 0x7FFF, False),
+    ],
+)
 def test_lanes_that_a_shuffle_or_vote_names_must_come(what, lanes, mask, right):
     def shuffle(x, y, lanes, mask):
         i = cuda.threadIdx.x
@@ -323,7 +331,9 @@ def test_lanes_that_a_shuffle_or_vote_names_must_come(what, lanes, mask, right):
         y[i] = v
 
     dev = Device()
-    args = numba_args(dev.array(np.ones(32, np.float32)), dev.empty(32, np.float32), np.int32(lanes), np.uint32(mask))
+    args = numba_args(
+        dev.array(np.ones(32, np.float32)), dev.empty(32, np.float32), np.int32(lanes), np.uint32(mask)
+    )
     code = ptx_of({"shuffle": shuffle, "vote": vote}[what], f32a(1), f32a(1), int32, uint32)
     if right:
         launch(code, 1, 32, args, dev)
@@ -531,13 +541,18 @@ def test_missing_async_wait_is_found():
 
 
 # ---- wgmma: one warpgroup, m64n16k16, both operands K-major in shared memory with 128-byte swizzle
-wg = asm(
-    3,
-    types.UniTuple(float32, 8),
-    "wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {$0,$1,$2,$3,$4,$5,$6,$7}, $8, $9, 1, 1, 1, 0, 0; "
-    "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;",
-    ",".join(["=f"] * 8 + ["l", "l"] + [str(n) for n in range(8)]),
-)
+def products(running):
+    return asm(
+        3,
+        types.UniTuple(float32, 8),
+        "wgmma.fence.sync.aligned; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {$0,$1,$2,$3,$4,$5,$6,$7}, $8, $9, 1, 1, 1, 0, 0; "
+        f"wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned {running};",
+        ",".join(["=f"] * 8 + ["l", "l"] + [str(n) for n in range(8)]),
+    )
+
+
+wg, wg_without_wait = products(0), products(1)
+fence_async = asm(0, types.void, "fence.proxy.async.shared::cta;", "~{memory}")
 
 
 @pytest.mark.parametrize(("threads", "said"), [(64, "part of a warpgroup"), (16, "part of a warp")])
@@ -545,12 +560,16 @@ def test_tensor_cores_reached_by_some_threads(threads, said):
     def part_of_a_warp(y, some):
         if cuda.threadIdx.x < some:
             A = uint32(1), uint32(1), uint32(1), uint32(1)
-            y[cuda.threadIdx.x] = mma(A, (uint32(1), uint32(1)), (float32(0), float32(0), float32(0), float32(0)))[0]
+            y[cuda.threadIdx.x] = mma(
+                A, (uint32(1), uint32(1)), (float32(0), float32(0), float32(0), float32(0))
+            )[0]
 
     def part_of_a_warpgroup(y, some):
         if cuda.threadIdx.x < some:
             z = float32(0)
-            y[cuda.threadIdx.x] = wg(types.uint64(1 << 62), types.uint64(1 << 62), (z, z, z, z, z, z, z, z))[0]
+            y[cuda.threadIdx.x] = wg(types.uint64(1 << 62), types.uint64(1 << 62), (z, z, z, z, z, z, z, z))[
+                0
+            ]
 
     dev = Device()
     kernel, cc = (part_of_a_warp, CC) if threads < 32 else (part_of_a_warpgroup, (9, 0, "a"))
@@ -559,8 +578,23 @@ def test_tensor_cores_reached_by_some_threads(threads, said):
         launch(ptx_of(kernel, f32a(1), int32, cc=cc), 1, 128, args, dev)
 
 
-def test_wgmma_with_swizzled_descriptors():
+FENCE, BARRIER, WAIT, KEEP = range(4)  # what a kernel with wgmma needs
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (None, None),
+        (FENCE, "no fence.proxy.async since"),
+        (BARRIER, "race: shared word .* was written by thread .* read by wgmma|nothing has written"),
+        (WAIT, "is used before wgmma.wait_group says"),
+        (KEEP, "race: shared word .* was read by wgmma of 0.*, written by thread"),
+    ],
+)
+def test_wgmma_with_swizzled_descriptors(without, said):
     K = 64
+    fence, barrier, keep = (without != part for part in (FENCE, BARRIER, KEEP))
+    multiply = wg_without_wait if without in (WAIT, KEEP) else wg
 
     def k(a, b, c):  # a[64,64], b[16,64] bf16 bits
         s = cuda.shared.array(64 * 64 + 16 * 64, types.uint16, 1024)
@@ -571,14 +605,20 @@ def test_wgmma_with_swizzled_descriptors():
         for e in range(t, 16 * 64, 128):
             r, q = e // 64, e % 64
             s[64 * 64 + r * 64 + (((q // 8) ^ (r % 8)) * 8) + q % 8] = b[r, q]
-        cuda.syncthreads()
+        if fence:
+            fence_async()
+        if barrier:
+            cuda.syncthreads()
         z = float32(0)
         acc = (z, z, z, z, z, z, z, z)
         head = types.uint64(1 << 62) | types.uint64((1024 >> 4) << 32) | types.uint64(1 << 16)
         for step in range(K // 16):
             da = head | types.uint64((base + uint32(step * 32)) >> 4)
             db = head | types.uint64((base + uint32(64 * 64 * 2 + step * 32)) >> 4)
-            acc = wg(da, db, acc)
+            acc = multiply(da, db, acc)
+        if not keep:
+            cuda.syncthreads()
+            s[t] = types.uint16(0)
         w, g, q = t // 32, t % 32 // 4, t % 4
         for j in range(2):
             c[16 * w + g, 8 * j + 2 * q], c[16 * w + g, 8 * j + 2 * q + 1] = acc[4 * j], acc[4 * j + 1]
@@ -592,7 +632,170 @@ def test_wgmma_with_swizzled_descriptors():
     dev = Device()
     dc = dev.empty((64, 16), np.float32)
     u16 = types.Array(types.uint16, 2, "C")
-    launch(
-        ptx_of(k, u16, u16, f32a(2), cc=(9, 0, "a")), 1, 128, numba_args(dev.array(a), dev.array(b), dc), dev
-    )
+    code, args = ptx_of(k, u16, u16, f32a(2), cc=(9, 0, "a")), numba_args(dev.array(a), dev.array(b), dc)
+    if said is not None:
+        with pytest.raises(PTXError, match=said):
+            launch(code, 1, 128, args, dev, race=True)
+        return
+    launch(code, 1, 128, args, dev, race=True)
     np.testing.assert_allclose(dc.host(), from_bf16(a) @ from_bf16(b).T, rtol=1e-4, atol=1e-4)
+
+
+# ---- what orders accesses, and what does not
+first_two_warps = asm(0, types.void, "bar.sync 1, 64;", "~{memory}")
+barrier_init = asm(2, types.void, "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}")
+barrier_arrive = asm(1, types.void, "mbarrier.arrive.shared::cta.b64 _, [$0];", "r,~{memory}")
+barrier_passed = asm(
+    2,
+    uint32,
+    "{ .reg .pred %q; mbarrier.try_wait.parity.shared::cta.b64 %q, [$1], $2; selp.u32 $0, 1, 0, %q; }",
+    "=r,r,r,~{memory}",
+)
+
+
+def raced(kernel, arguments, grid, block, types_of, **how):
+    """Whether a race is found, and which."""
+    dev = Device(1 << 16)
+    args = numba_args(*(dev.array(a) if isinstance(a, np.ndarray) else a for a in arguments))
+    try:
+        launch(ptx_of(kernel, *types_of), grid, block, args, dev, race=True, **how)
+    except PTXError as fault:
+        assert "race: " in str(fault)
+        return str(fault)
+    return None
+
+
+def meeting(meet):
+    """Thread 0 writes what all of three warps, or of two, read after a barrier of two warps."""
+
+    def k(y, readers):
+        s = cuda.shared.array(4, float32)
+        t = cuda.threadIdx.x
+        if t == 0:
+            s[0] = float32(1)
+        if meet and t < 64:
+            first_two_warps()
+        if t < readers and t >= 32:
+            y[t] = s[0]
+
+    return k
+
+
+@pytest.mark.parametrize(
+    ("meet", "readers", "found"), [(True, 64, False), (True, 96, True), (False, 64, True)]
+)
+def test_a_barrier_of_some_warps_orders_their_accesses_alone(meet, readers, found):
+    said = raced(meeting(meet), (np.zeros(96, np.float32), np.int32(readers)), 1, 96, (f32a(1), int32))
+    assert (said is not None) is found
+    assert not found or "was written by thread 0 since the last barrier, read by thread" in said
+
+
+@pytest.mark.parametrize("writer", [0, 32, 64])
+def test_a_write_races_with_every_reader_not_the_last_one_alone(writer):
+    """Two warps read; the first two meet; only who has met all readers may write."""
+
+    def k(x, y, writer):
+        s = cuda.shared.array(4, float32)
+        t = cuda.threadIdx.x
+        if t == 0:
+            s[0] = x[0]
+        cuda.syncthreads()
+        if t < 64:
+            y[t] = s[0]
+            first_two_warps()
+        if t == writer:
+            s[0] = float32(2)
+
+    arguments = np.ones(1, np.float32), np.zeros(96, np.float32), np.int32(writer)
+    said = raced(k, arguments, 1, 96, (f32a(1), f32a(1), int32))
+    assert (said is not None) is (writer == 64)
+    assert said is None or "was read by thread" in said
+
+
+INIT, ARRIVAL, WAITING, MEETING = range(4)
+
+
+@pytest.mark.parametrize("without", [None, INIT, ARRIVAL, WAITING, MEETING])
+def test_what_an_mbarrier_orders(without):
+    """The first warp writes and arrives, one lane for all; the second waits and reads."""
+    told, late, waits, meets = (without != part for part in (INIT, ARRIVAL, WAITING, MEETING))
+
+    def k(y):
+        s, counters = cuda.shared.array(32, float32), cuda.shared.array(1, types.uint64)
+        t = cuda.threadIdx.x
+        mbarrier = shared_address(counters)
+        if t == 0:
+            barrier_init(mbarrier, uint32(1))
+        if told:
+            cuda.syncthreads()
+        if t < 32:
+            if not late and t == 0:
+                barrier_arrive(mbarrier)
+            s[t] = float32(t)
+            if meets:
+                cuda.syncwarp()
+            if late and t == 0:
+                barrier_arrive(mbarrier)
+        else:
+            if waits:
+                while barrier_passed(mbarrier, uint32(0)) == 0:
+                    pass
+            y[t] = s[t - 32]
+
+    said = raced(k, (np.zeros(64, np.float32),), 1, 64, (f32a(1),))
+    if without is None:
+        assert said is None
+    else:
+        assert ("has initialised the mbarrier" if without == INIT else "was written by thread") in said
+
+
+def test_blocks_that_write_one_place():
+    def k(y, apart):
+        y[cuda.blockIdx.x * apart + cuda.threadIdx.x] = 1
+
+    for apart, found in ((32, False), (31, True)):
+        said = raced(k, (np.zeros(96, np.float32), np.int32(apart)), 3, 32, (f32a(1), int32))
+        assert (said is not None) is found
+        assert not found or "written by thread 31 of block 0 since the last grid barrier, written by thread 0" in said
+
+
+def test_blocks_that_write_neighbouring_bytes():
+    def k(y):
+        y[cuda.grid(1)] = 1
+
+    assert raced(k, (np.zeros(90, np.uint8),), 3, 30, (types.Array(types.uint8, 1, "C"),)) is None
+
+
+@pytest.mark.parametrize("barrier", [True, False])
+def test_a_grid_barrier_orders_what_blocks_do(barrier):
+    def k(x, y):
+        i = cuda.grid(1)
+        y[i] = x[i] * float32(2)
+        if barrier:
+            cuda.cg.this_grid().sync()
+        x[i] = y[(i + 128) % 512]
+
+    def written_early(x, y):
+        value = x[0]  # read by all blocks
+        y[cuda.grid(1)] = value
+        if barrier:
+            cuda.cg.this_grid().sync()
+        if cuda.grid(1) == 0:
+            x[0] = value + float32(1)
+
+    for kernel in (k, written_early):
+        arrays = np.ones(512, np.float32), np.zeros(512, np.float32)
+        said = raced(kernel, arrays, 4, 128, (f32a(1), f32a(1)), cooperative=True)
+        assert (said is None) is barrier
+
+
+@pytest.mark.parametrize("barrier", [True, False])
+def test_a_block_reads_from_global_memory_what_it_wrote_there(barrier):
+    def k(y):
+        t = cuda.threadIdx.x
+        y[t] = t
+        if barrier:
+            cuda.syncthreads()
+        y[t + 64] = y[63 - t]
+
+    assert (raced(k, (np.zeros(128, np.float32),), 1, 64, (f32a(1),)) is None) is barrier

@@ -7,22 +7,34 @@ import pytest
 
 import fastdigit as fd
 
+from .ptx import assembled
+
 PROJECT = Path(__file__).resolve().parent.parent
 USABLE_BACKENDS = [name for name, state in fd.backends().items() if state == "ok"]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Two groups for ``pytest -n 2``: compiled kernels that are interpreted, which takes one core for half of
-    the time, and all others, which may use every core and must not be there twice."""
+    """Groups for ``pytest -n 2``: compiled kernels that are interpreted, which takes one core for half of the
+    time; those that are assembled, for who is ready first; and all others, which may use every core and must
+    not be there twice."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class TwoGroups(LoadScopeScheduling):
+    class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path = nodeid.partition("::")[0]
+            if path.startswith("tests/kernels/test_cuda_code"):
+                return "assembled"
             return "interpreted" if path.startswith(("tests/ptx/", "tests/kernels/test_cuda")) else "others"
 
-    return TwoGroups(config, log)
+    return Groups(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def code_of_all_processes(tmp_path_factory):
+    """What one process of ``pytest -n 2`` has compiled for a GPU is there for the others."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assembled.FOLDER = tmp_path_factory.getbasetemp().parent / "ptx"
 
 
 @pytest.fixture(scope="session")

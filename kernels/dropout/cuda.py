@@ -7,6 +7,7 @@ from ..common.cuda import (
     FLOATS,
     LONGS,
     Kernel,
+    address_of,
     blocks_for,
     cuda,
     device,
@@ -38,12 +39,12 @@ def _thinned(four, row, column, numbers, step):
     )
 
 
-def _dropout(y, y_row, columns, numbers, step):
+def _dropout(y, y_row, columns, vectors, numbers, step):
     column, row = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
     if column < columns:
         at, count = row * y_row + column, columns - column
-        four = read4(y, at, count, False)
-        write4(y, at, count, False, _thinned(four, row, column, numbers, step))
+        four = read4(y, at, count, vectors)
+        write4(y, at, count, vectors, _thinned(four, row, column, numbers, step))
 
 
 @device
@@ -52,7 +53,7 @@ def _change(four, place, c, numbers):
 
 
 _NUMBERS = types.Tuple((uint64, float32, uint64, uint64))
-_kernel = Kernel(_dropout, FLOATS, int64, int64, _NUMBERS, uint64, threads=THREADS, name="dropout")
+_kernel = Kernel(_dropout, FLOATS, *[int64] * 3, _NUMBERS, uint64, threads=THREADS, name="dropout")
 DROPOUT = Epilogue("dropout", _change, types.Tuple((_NUMBERS, LONGS)))
 
 
@@ -78,9 +79,10 @@ def dropout(y, p, key, step):
     numbers = _numbers(p, key)
     if not 0 <= step < 2**64:
         raise ValueError(f"step must be an integer below 2**64, got {step}")
-    rows, columns = y.shape
+    (rows, columns), distance = y.shape, row_distance(y)
+    vectors = distance % 4 == 0 and address_of(y) % 16 == 0
     blocks = blocks_for(blocks_for(columns, 4), THREADS), rows
-    _kernel(blocks, flat(y), row_distance(y), columns, numbers, step)
+    _kernel(blocks, flat(y), distance, columns, vectors, numbers, step)
 
 
 def dropping(p, key, step):

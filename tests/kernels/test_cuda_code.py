@@ -76,14 +76,19 @@ def test_the_persistent_kernel_copies_while_it_computes(capability):
     assert code.opcodes["FFMA"] > 0
 
 
-def test_what_products_move():
-    """Of whole tiles: no access of shared memory waits for another's bank, nothing is moved that is not
+# A row's index is read by each of its warps; a thread reads a whole row of few logits. Caches have both.
+ASKED_FOR_AGAIN = {"gather uint8": 1.2, "gather float32": 1.13, "softmax": 24, "softmax_xent": 23}
+
+
+def test_what_kernels_move():
+    """Where no edge counts: no access of shared memory waits for another's bank, nothing is moved that is not
     an operand."""
     found = table.traffic()
-    assert len(found) == 40
+    assert sum(name.startswith("matmul") for name in found) == 40
+    assert len(found) == 54
     for name, counted in found.items():
         assert counted["conflicts"] == 0, name
-        assert 0.99 < counted["sectors"] <= 1.05, name
+        assert 0.99 < counted["sectors"] <= ASKED_FOR_AGAIN.get(name, 1.05), name
 
 
 @pytest.mark.parametrize("setting", steps.SETTINGS[1:3], ids=["float32, dropout", "bf16"])

@@ -69,26 +69,28 @@ def _operations():
     """(what launches kernels of a training, {kernel: bytes that it has to read and write}), where no
     edge counts. Everything that is too long is shortened."""
     side, zeros, count = backend(), backend().zeros, ROWS * COLUMNS
-    x, y, dy = (zeros((ROWS, COLUMNS), np.float32) + np.float32(1) for _ in range(3))
+    x, y, dy, w, g = (zeros((ROWS, COLUMNS), np.float32) for _ in range(5))
+    w[:], g[:] = 1, 1
     logits, dz = (zeros((ROWS, CLASSES), np.float32) for _ in range(2))
     images, correct = zeros((ROWS, COLUMNS), np.uint8), zeros((ROWS,), np.uint8)
     labels, of_batch = (zeros((ROWS,), np.int32) for _ in range(2))
     loss, sums = zeros((ROWS,), np.float32), zeros((COLUMNS,), np.float32)
-    order, all_x, chunks = np.arange(ROWS), 4 * count, 12 * -(-count // CHUNK)
+    order, all_x, chunks = zeros((ROWS,), np.int64), 4 * count, 12 * -(-count // CHUNK)
+    order[:] = np.arange(ROWS)
     every_loss = 2 * logits.nbytes + 9 * ROWS
     yield partial(relu.relu, x, y), {"relu": 2 * all_x}
-    yield partial(relu.relu_grad, x, dy, y), {"relu_grad": 3 * all_x}
+    yield partial(relu.relu_grad, w, dy, y), {"relu_grad": 3 * all_x}
     yield partial(side.dropout, x, 0.5, (0, 0), 0), {"dropout": 2 * all_x}
     yield partial(side.gather, images, order, 0, x), {"gather uint8": count + all_x + 8 * ROWS}
     yield partial(side.gather, y, order, 0, x), {"gather float32": 2 * all_x + 8 * ROWS}
     yield partial(side.gather_values, labels, order, 0, of_batch), {"gather_values int32": 16 * ROWS}
     yield partial(sum_columns, dy, sums), {"column sums": all_x + sums.nbytes}
-    state = [array.ravel() for array in (x, y, dy, np.ones_like(x))]
+    state = [array.reshape(-1) for array in (x, y, dy, w)]
     yield partial(side.adam, *state, 1, 0.1, 0.9, 0.9, 1e-8, 0.0, False), {"sgd, adam": 7 * all_x}
     clipped = {"largest": all_x, "squares": all_x + chunks, "scale": 2 * all_x + chunks}
     clipped = {f"clip_norm, {kernel}": size for kernel, size in clipped.items()}
-    yield partial(side.clip_norm, np.ones(count, np.float32), 1e-3), clipped
-    yield partial(side.max_norm, np.ones_like(x), 1e-3), {"max_norm": 3 * all_x}
+    yield partial(side.clip_norm, g.reshape(-1), 1e-3), clipped
+    yield partial(side.max_norm, w, 1e-3), {"max_norm": 3 * all_x}
     yield partial(side.softmax, logits, dz), {"softmax": 2 * logits.nbytes}
     yield partial(side.softmax_xent, logits, labels, None, loss, correct, dz), {"softmax_xent": every_loss}
 

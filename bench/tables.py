@@ -3,12 +3,14 @@
 A table is a :class:`Table` of strings. Numbers are rounded here and nowhere else.
 """
 
+import textwrap
 from dataclasses import dataclass, field
 
 import numpy as np
 
 NOTE = "noisy"
 WIDE = 110  # characters of a terminal
+FIGURE = 24  # characters of a cell that is not broken
 
 
 @dataclass
@@ -481,10 +483,15 @@ def show(table, console):
 
     columns = [i for i, name in enumerate(table.columns) if console.width >= WIDE or name not in table.minor]
     shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    reasons = any(map(is_reason, table.rows))
     for number in columns:
-        # A sentence in a table of one column may take several lines.
-        how = {"justify": "right"} if number else {"no_wrap": len(columns) > 1}
-        shown.add_column(table.columns[number], **how)
+        name = table.columns[number]
+        cells = [row[number] for row in table.rows if not is_reason(row)]
+        widest = max(map(len, [*cells, *name.split()]))
+        # Figures stay whole: names, sentences, and words above figures take several lines first.
+        whole = number and widest <= FIGURE and not (number == 1 and reasons)
+        title = "\n".join(textwrap.wrap(name, widest)) if whole else name
+        shown.add_column(title, justify="right" if number else "left", no_wrap=bool(whole))
     for number, row in enumerate(table.rows):
         ours = table.kinds and table.kinds[number] == "ours"
         row = [escape(cell) for cell in row]  # "fastdigit[cuda13]" is no style

@@ -338,7 +338,7 @@ def test_the_tables_and_pictures_of_the_readme_are_those_of_the_committed_result
 
 
 def test_the_readme_shows_another_machine_too():
-    results = suite.read(RESULTS / "bench_xeon.json")
+    results = suite.read(RESULTS / "train_xeon.json")
     (table,) = (made for made in tables.of_results(results) if made.name == "train")
     readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"<!-- table: xeon -->\n{tables.markdown(table)}\n<!-- end of table -->" in readme
@@ -717,3 +717,18 @@ def test_the_terminal_shows_what_is_in_brackets():
     shown = " ".join(console.export_text().split())
     assert reason in shown
     assert "see [cuda13]" in shown
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_figures_are_whole_in_a_narrow_terminal(width):
+    from rich.console import Console
+
+    for table in tables.of_results(suite.read(RESULTS / "train_xeon.json")):
+        console = Console(width=width, record=True, file=io.StringIO())
+        tables.show(table, console)
+        shown = console.export_text()
+        assert "…" not in shown, shown
+        minor = table.minor if width < tables.WIDE else ()
+        columns = [i for i, name in enumerate(table.columns) if i and name not in minor]
+        figures = [row[i] for row in table.rows for i in columns if row[i] and not tables.is_reason(row)]
+        assert all(word in shown for figure in figures for word in figure.split()), shown

@@ -75,7 +75,7 @@ class Races:
 
     def copier(self, mbarrier):
         if mbarrier not in self.copiers:
-            if len(self.copiers) == MBARRIERS:
+            if len(self.copiers) == MBARRIERS:  # as what the interpreter does not know: UnsupportedPTX is one
                 raise NotImplementedError(f"more than {MBARRIERS} mbarriers in a block")
             self.copiers[mbarrier] = len(self.copiers)
         return self.copiers[mbarrier]
@@ -131,13 +131,9 @@ class Races:
     def copy_writes(self, byte, thread, mbarrier):
         """A copy that this thread has started and the mbarrier counts goes to these addresses."""
         word = np.unique(byte // 4)
-        writer, written = self.writer[word], self.written[word]
-        late = (writer != thread) & (self.know[0, thread][writer] < written)
-        if late.any():
-            return self._race(word[late], "written", writer[late], True, [f"a copy of {thread}"])
-        late = (writer < self.threads) & (self.know[1, thread][writer] < written)
-        if late.any():
-            return self._closed(word[late], writer[late], "a copy writes")
+        wrong = self._copy_after_writes(word, thread, True)
+        if wrong:
+            return wrong
         reader = self.reader[word]
         late = (reader != thread) & (self.know[0, thread][reader] < self.read[word])
         if late.any():
@@ -152,14 +148,19 @@ class Races:
     def copy_reads(self, byte, thread):
         """A copy that this thread has started comes from these addresses."""
         word = np.unique(byte // 4)
+        wrong = self._copy_after_writes(word, thread, False)
+        return wrong or self.shared(4 * word, 4, np.full(len(word), thread), False)
+
+    def _copy_after_writes(self, word, thread, write):
+        """Whether a copy that this thread has started may rely on what was written there before."""
         writer, written = self.writer[word], self.written[word]
         late = (writer != thread) & (self.know[0, thread][writer] < written)
         if late.any():
-            return self._race(word[late], "written", writer[late], False, [f"a copy of {thread}"])
+            return self._race(word[late], "written", writer[late], write, [f"a copy of {thread}"])
         late = (writer < self.threads) & (self.know[1, thread][writer] < written)
         if late.any():
-            return self._closed(word[late], writer[late], "a copy reads")
-        return self.shared(4 * word, 4, np.full(len(word), thread), False)
+            return self._closed(word[late], writer[late], f"a copy {'writes' if write else 'reads'}")
+        return None
 
     def of_mbarrier(self, made, thread, by_copy=False):
         """A thread uses an mbarrier that was initialised by (who, at which tick)."""

@@ -1,10 +1,10 @@
 """Each operation of a backend at the shapes of the networks, beside another: microseconds of one call.
 
-An operation is first checked against float64 (``bench.checks``, the checks of the tests); one that fails gets
-no time. The sides take turns (``bench.turns``). Beside each time stands what the processor would need at
-least: the flops of the operation at its limit, or the bytes that must be read and written at the speed of a
-copy, whichever takes longer (``bench.ceilings``, measured in the same run). A share above 100 % means that
-the bytes come from a cache.
+An operation is first checked against float64 (``bench.checks``, the checks of the tests); one that fails
+gets no time. The sides take turns (``bench.turns``), in each with all operations of a network. Beside a time
+stands what the processor would need at least: the flops of the operation at its limit, or the bytes that must
+be read and written at the speed of a copy, whichever takes longer (``bench.ceilings``, measured in the same
+run). A share above 100 % means that the bytes come from a cache.
 """
 
 import sys
@@ -215,29 +215,38 @@ def cases_of(network):
 
 
 class Answers:
-    """A backend's answers: to a case of a network its seconds, or why there is no time."""
+    """A backend's answers: to operations of a network the seconds of each, or why one has no time.
+
+    The first time it is asked for them it checks and compiles them, and answers nothing.
+    """
 
     def __init__(self, name):
-        self.name, self.asked, self.call, self.no_time = name, None, None, None
+        self.name, self.asked, self.calls, self.no_time = name, None, {}, {}
 
     def __call__(self, question):
         if question == "ceilings":
             return {"gflops": ceilings.multiply_add(), "copy": ceilings.copy()}
         if question != self.asked:
-            self.asked, self.call, self.no_time = question, None, None
-            *network, name = question
+            self.asked, self.calls, self.no_time = question, {}, {}
+            return self._get_ready(*question)
+        turns.settle(self.calls.values())
+        return {
+            "seconds": {name: turns.seconds_of(call, SECONDS) for name, call in self.calls.items()},
+            "no_times": self.no_time,
+        }
+
+    def _get_ready(self, layer_sizes, batch, names):
+        known = cases_of(cases.Network(tuple(layer_sizes), batch))
+        for name in names:
             try:
                 backend = fd.get_backend(self.name)
-                case = cases_of(cases.Network(tuple(network[0]), network[1]))[name]
-                check(case, backend)
-                self.call = call_of(case, backend)
+                check(known[name], backend)
+                self.calls[name] = call_of(known[name], backend)
             except checks.Rejected as error:
-                self.no_time = f"refused: {error}"
+                self.no_time[name] = f"refused: {error}"
             except fd.BackendError as error:
-                self.no_time = str(error)
-        if self.no_time:
-            return {"no_time": self.no_time}
-        return {"seconds": turns.seconds_of(self.call, SECONDS)}
+                self.no_time[name] = str(error)
+        return {}
 
 
 def check(case, backend):
@@ -262,10 +271,6 @@ def call_of(case, backend):
 # --- in the process that compares ---------------------------------------------------------------
 
 
-def command(backend):
-    return [sys.executable, "-m", "fastdigit.bench.kernels", backend]
-
-
 def measure(backends, networks, rounds, baseline="numpy"):
     """(the limits, a row for each backend and case of these networks), with ratios to the baseline."""
     names, rows, done = list(dict.fromkeys([baseline, *backends])), [], set()
@@ -276,22 +281,29 @@ def measure(backends, networks, rounds, baseline="numpy"):
         if "no_time" in limits:
             raise RuntimeError(limits["no_time"])
         for network in networks:
-            for name, case in cases_of(network).items():
-                if name in done:
-                    continue
-                done.add(name)
-                question = [list(network.layer_sizes), network.batch, name]
-                answers = sides.ask_all(question, rounds)
-                rows += [row_of(case, side, answers, limits, baseline) for side in names]
+            chosen = {name: case for name, case in cases_of(network).items() if name not in done}
+            done |= set(chosen)
+            answers = sides.ask_all([list(network.layer_sizes), network.batch, list(chosen)], rounds)
+            rows += [
+                row_of(case, side, answers, limits, baseline) for case in chosen.values() for side in names
+            ]
     return limits, rows
+
+
+def _of_case(answers, name):
+    """(the seconds of one case in all answers of a side, or None; why there are none)."""
+    for answer in answers:
+        no_time = answer.get("no_time") or answer["no_times"].get(name)
+        if no_time:
+            return None, no_time
+    return np.array([answer["seconds"][name] for answer in answers]), None
 
 
 def row_of(case, side, answers, limits, baseline):
     row = {"operation": case.operation, "shape": case.shape, "backend": side}
-    refused = [answer["no_time"] for answer in answers[side] if "no_time" in answer]
-    if refused:
-        return {**row, "no_time": refused[0]}
-    seconds = np.array([answer["seconds"] for answer in answers[side]])
+    seconds, no_time = _of_case(answers[side], str(case))
+    if no_time:
+        return {**row, "no_time": no_time}
     low, middle, high = np.percentile(seconds, [25, 50, 75]).tolist()
     at_least = max(case.flops / limits["gflops"], case.bytes / limits["copy"]) / 1e9
     row |= {
@@ -303,8 +315,9 @@ def row_of(case, side, answers, limits, baseline):
         "flops_per_byte": case.flops / case.bytes,
         "share_of_ceiling": at_least / middle,
     }
-    if side != baseline and all("seconds" in answer for answer in answers[baseline]):
-        ratios = np.array([answer["seconds"] for answer in answers[baseline]]) / seconds
+    of_baseline, _ = _of_case(answers[baseline], str(case))
+    if side != baseline and of_baseline is not None:
+        ratios = of_baseline / seconds
         low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
         row |= {"ratio_to": baseline, "ratio": middle, "ratio_quartiles": [low, high]}
     return row

@@ -71,10 +71,13 @@ class Answers:
             self.error = error_to_bound(*self.arrays)
         if not self.error <= 1:  # also if it is not a number
             return {"no_time": f"refused: its error is {self.error:.3g} times the bound"}
-        self.product(*self.arrays)  # wakes the threads
         calls = max(1, int(SECONDS * 1.5e11 / case.flops))
-        seconds = turns.seconds_of(lambda: self.product(*self.arrays), SECONDS, calls)
+        turns.settle([self._multiply])
+        seconds = turns.seconds_of(self._multiply, SECONDS, calls)
         return {"gflops": case.flops / seconds / 1e9}
+
+    def _multiply(self):
+        self.product(*self.arrays)
 
 
 # --- in the process that compares ---------------------------------------------------------------

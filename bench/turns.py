@@ -9,6 +9,7 @@ Questions and answers are lines of JSON; an answer is a dict, with ``no_time`` i
 """
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -23,6 +24,7 @@ import numpy as np
 REPEAT = 7
 NOISY = 0.1  # distance of the quartiles, relative to the median
 PATIENCE = 900  # seconds for one answer
+SETTLE = 0.06  # seconds
 
 
 def in_order(number, names):
@@ -141,6 +143,19 @@ def answer_all(answer):
     os.dup2(2, 1)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=out, flush=True)
+
+
+def settle(calls):
+    """At the start of a turn: make these calls, round and round, for a moment.
+
+    Threads that were stopped while they waited for each other may all be on one core when they go on, and
+    there for up to 40 ms, until the system moves them apart; a call takes several times as long meanwhile.
+    """
+    until = time.perf_counter() + SETTLE
+    for call in itertools.cycle(calls):
+        call()
+        if time.perf_counter() > until:
+            return
 
 
 def seconds_of(call, wanted, calls=None):

@@ -461,8 +461,14 @@ def test_all_operations_of_a_tiny_network_in_turns():
     json.dumps(rows, allow_nan=False)
 
 
-def question(name):
-    return [list(TINY.layer_sizes), TINY.batch, name]
+DENSE, GRAD_WEIGHT = "dense 32x784x16", "dense_grad_weight 32x784x16"
+
+
+def answers_of(backend, names=(DENSE, GRAD_WEIGHT), turns=2):
+    """What it answers in so many turns, after the one in which it gets ready."""
+    answers, question = kernels.Answers(backend), [list(TINY.layer_sizes), TINY.batch, list(names)]
+    assert answers(question) == {}
+    return [answers(question) for _ in range(turns)]
 
 
 def test_a_wrong_kernel_is_refused_a_time(monkeypatch):
@@ -473,20 +479,23 @@ def test_a_wrong_kernel_is_refused_a_time(monkeypatch):
         y[0, 0] += 1
 
     monkeypatch.setattr(kernels.fd, "get_backend", lambda name: replace(right, dense=wrong))
-    answers = kernels.Answers("cpu")
-    refused = answers(question("dense 32x784x16"))
-    assert refused["no_time"].startswith("refused: y")
-    assert answers(question("dense 32x784x16")) == refused  # in the next turn too
-    assert answers(question("dense_grad_weight 32x784x16"))["seconds"] > 0
-    row = kernels.row_of(
-        kernels.cases_of(TINY)["dense 32x784x16"],
-        "cpu",
-        {"cpu": [refused], "numpy": [{"seconds": 1e-5}]},
-        {"gflops": 100, "copy": 10},
-        "numpy",
-    )
-    assert row["no_time"] == refused["no_time"]
+    found = answers_of("cpu")
+    for answer in found:
+        assert answer["no_times"][DENSE].startswith("refused: y")
+        assert list(answer["seconds"]) == [GRAD_WEIGHT]
+        assert answer["seconds"][GRAD_WEIGHT] > 0
+    row = row_of(DENSE, "cpu", cpu=found, numpy=[seconds_of(DENSE, 1e-5)] * 2)
+    assert row["no_time"] == found[0]["no_times"][DENSE]
     assert "microseconds" not in row
+    assert "ratio" not in row_of(DENSE, "numpy", "cpu", cpu=found, numpy=[seconds_of(DENSE, 1e-5)] * 2)
+
+
+def seconds_of(name, seconds):
+    return {"seconds": {name: seconds}, "no_times": {}}
+
+
+def row_of(name, side, baseline="numpy", **answers):
+    return kernels.row_of(kernels.cases_of(TINY)[name], side, answers, {"gflops": 100, "copy": 10}, baseline)
 
 
 def test_a_backend_that_cannot_run_here_has_no_time(monkeypatch):
@@ -494,15 +503,19 @@ def test_a_backend_that_cannot_run_here_has_no_time(monkeypatch):
         raise BackendError("not here")
 
     monkeypatch.setattr(kernels.fd, "get_backend", missing)
-    assert kernels.Answers("cupy")(question("dense 32x784x16")) == {"no_time": "not here"}
+    for answer in answers_of("cupy"):
+        assert answer == {"seconds": {}, "no_times": {DENSE: "not here", GRAD_WEIGHT: "not here"}}
+
+
+def test_a_process_that_ended_has_no_time():
+    row = row_of(DENSE, "cpu", cpu=[{"no_time": "failed: it fell over"}], numpy=[seconds_of(DENSE, 1e-5)])
+    assert row["no_time"] == "failed: it fell over"
 
 
 @pytest.mark.parametrize(("spread", "noisy"), [(0.01, False), (0.3, True)])
 def test_a_noisy_kernel_is_flagged(spread, noisy):
-    case = kernels.cases_of(TINY)["dense 32x784x16"]
-    seconds = 1e-4 * (1 + spread * np.linspace(-1, 1, 9))
-    answers = {"cpu": [{"seconds": s} for s in seconds]}
-    assert kernels.row_of(case, "cpu", answers, {"gflops": 100, "copy": 10}, "cpu")["noisy"] is noisy
+    answers = [seconds_of(DENSE, s) for s in 1e-4 * (1 + spread * np.linspace(-1, 1, 9))]
+    assert row_of(DENSE, "cpu", "cpu", cpu=answers)["noisy"] is noisy
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
@@ -603,6 +616,21 @@ def test_a_recipe_may_shift_images(digits):
     assert min(distances[1:]) > 0
     np.testing.assert_array_equal(right[:, :, :-1], left)
     np.testing.assert_array_equal(labels.reshape(5, -1), [digits.train.labels] * 5)
+
+
+def test_a_quick_run_compiles_all_that_it_measures_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    network = cases.Network(TINY.layer_sizes, TINY.batch)
+    start.compile_all("cpu", network)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb[ic]")}
+    assert kept
+    start.compile_all("cpu", network)  # other processes, with nothing left to compile
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb[ic]")} == kept
+
+
+def test_compiling_that_fails_is_said():
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        start.compile_all("no such backend", TINY)
 
 
 def test_start_is_measured_in_new_processes():

@@ -86,3 +86,12 @@ def test_all_processes_end_with_the_block():
         process = running.sides["counter"].process
         assert process.poll() is None
     assert process.poll() is not None
+
+
+def test_calls_are_made_in_turn_until_threads_have_settled():
+    made, begun = [], time.perf_counter()
+    turns.settle([lambda: made.append(0), lambda: made.append(1)])
+    assert time.perf_counter() - begun > turns.SETTLE
+    assert len(made) > 2
+    assert made == [0, 1] * (len(made) // 2) + [0] * (len(made) % 2)
+    turns.settle([])  # where all were refused

@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastdigit.errors import ConfigError
+
 from . import train
+
+LIMITED = ("predict", "scaling")  # parts without a limit of their own: it is measured before each
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,15 @@ class Row:
 
 
 def compare(first, second, parts=None):
-    """A :class:`Row` for everything that both files have a time for, measured in the same state."""
+    """A :class:`Row` for everything that both files have a time for, measured in the same state.
+
+    Errors: ConfigError for files of different data, or of other backends."""
+    for what, one, other in (
+        ("data", first["data"], second["data"]),
+        ("backends", *(", ".join(results["settings"]["backends"]) for results in (first, second))),
+    ):
+        if one != other:
+            raise ConfigError(f"these two cannot be compared: {what} {one} in one, {other} in the other")
     before, after = speeds(first, parts), speeds(second, parts)
     return [
         Row(name, after[name].share / before[name].share, math.hypot(before[name].noise, after[name].noise))
@@ -81,7 +93,7 @@ def speeds(results, parts=None):
         content = results.get(part)
         if content is None or "no_time" in content or (parts is not None and part not in parts):
             continue
-        for name, *speed in rows(content, limit):
+        for name, *speed in rows(content, results["limits"].get(part, limit)):
             found[f"{part} {name}"] = Speed(*speed)
     return found
 

@@ -450,10 +450,10 @@ def _checks(options, save):
         found[name] |= results
         save(found)
 
-    for name in options["usable"]:
+    for name in sorted(options["usable"], key="cuda".__ne__):  # ours first: CuPy compiles a lot
         check_all(fd.get_backend(name), done=tuple(found[name]), save=partial(keep, name))
-    if "cuda" in options["usable"]:
-        check_products(cupy, _capability(), tuple(found["cuda"]), partial(keep, "cuda"))
+        if name == "cuda":
+            check_products(cupy, _capability(), tuple(found["cuda"]), partial(keep, "cuda"))
     return found
 
 

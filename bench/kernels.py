@@ -7,6 +7,7 @@ be read and written at the speed of a copy, whichever takes longer (``bench.ceil
 run). A share above 100 % means that the bytes come from a cache.
 """
 
+import itertools
 import sys
 from dataclasses import dataclass
 
@@ -95,8 +96,15 @@ def _row_cases(batch, classes, hidden):
         return lambda: backend.softmax(z, p)
 
     def dropout(backend):
-        y = _matrix(backend, batch, hidden, 0, True)
-        return lambda: backend.dropout(y, 0.2, (0, 0), 0)
+        y, fresh = (_matrix(backend, batch, hidden, 0, True) for _ in range(2))
+        calls = itertools.count(1)
+
+        def call():
+            if not next(calls) % 100:  # what is kept grows by a quarter each time
+                y[...] = fresh
+            backend.dropout(y, 0.2, (0, 0), 0)
+
+        return call
 
     def batches(backend):
         """Arguments of gather: another batch each time, as images come from memory in an epoch."""
@@ -168,6 +176,11 @@ def _attack_cases(batch, pixels, classes):
     yield Case("add_noise", f"{batch}x{pixels}", 7 * numbers, 2 * FLOAT * numbers, add_noise)
 
 
+def _ever_less(length):
+    """Limits for what is shortened in each call: the next is less than what the last call has left."""
+    return (length * 0.9999**call for call in itertools.count(1))
+
+
 def _update_cases(sizes):
     """Updates of all parameters of a network."""
     name = "-".join(map(str, sizes))
@@ -187,11 +200,14 @@ def _update_cases(sizes):
 
     def clip_norm(backend):
         (g,), _ = buffers(backend, 1)
-        return lambda: backend.clip_norm(g, 1.0)
+        length = float(np.linalg.norm(backend.to_host(g)))
+        limits = _ever_less(length)
+        return lambda: backend.clip_norm(g, next(limits))
 
     def max_norm(backend):
         w = _matrix(backend, *sizes[:2], 0)
-        return lambda: backend.max_norm(w, 3.0)
+        limits = _ever_less(float(np.linalg.norm(backend.to_host(w), axis=0).min()))
+        return lambda: backend.max_norm(w, next(limits))
 
     size = Layout(sizes, 1).size
     yield Case("sgd", name, 6 * size, 5 * FLOAT * size, sgd)

@@ -467,6 +467,7 @@ SIDES = {
     "scikit-learn": Side(scikit_learn_loop),
     "fastdigit": Side(Fit, ours=True),
     "fastdigit-numpy": Side(partial(Fit, backend="numpy"), ours=True, only_by_name=True),
+    "fastdigit-cpu": Side(partial(Fit, backend="cpu"), ours=True, only_by_name=True),
     "fastdigit-cupy": Side(partial(Fit, backend="cupy"), ours=True, only_by_name=True),
     "fastdigit-1thread": Side(Fit, ours=True, environment=ONE_THREAD),
     "torch-cuda": Side(partial(torch_loop, device="cuda"), only_by_name=True),

@@ -148,7 +148,7 @@ def _class_of(table, place):
 
 def _in_one_piece(text):
     """A number and its unit stay on one line."""
-    return re.sub(r"(?<=\d) (?=µs|ms|×)", "&nbsp;", escape(text))
+    return re.sub(r"(?<=\d) (?=µs|ms|×|s\b)", "&nbsp;", escape(text))
 
 
 def _figure(title, figure):
@@ -156,15 +156,20 @@ def _figure(title, figure):
 
 
 def _machine(machine):
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    versions = f"Python {machine['python']}, {_listed(machine['versions'])}"
+    if machine.get("peers"):
+        versions += f"; others with {_listed(machine['peers'])}"
     return (
         "<h2>How it was measured</h2><p>Every side computes in a process of its own, the sides take turns, "
         "and one gets a time only after it has been checked: a kernel against float64, a training by the "
         "loss of its first steps. Figures are medians; rows whose quartiles lie further apart than 10 % are "
         "marked noisy.</p>"
-        f"<p class=quiet>Python {escape(machine['python'])}, {escape(versions)}; commit "
-        f"{escape(str(machine['commit']))}.</p>"
+        f"<p class=quiet>{escape(versions)}; commit {escape(str(machine['commit']))}.</p>"
     )
+
+
+def _listed(versions):
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def write_page(results, path):

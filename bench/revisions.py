@@ -66,12 +66,13 @@ def measure(revision, networks, data, rounds, seconds, backend="auto"):
             old = {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
             expected = train.expected_losses(task, min(train.CHECKED_STEPS, task.steps))
             commands = {BEFORE: (command, old), AFTER: (command, None)}
-            found = train.in_turns(task, expected, commands, rounds, seconds, train.State())
-            rows.append(_row(name, *found, folder))
+            state = train.State()
+            found = train.in_turns(task, expected, commands, rounds, seconds, state)
+            rows.append(_row(name, *found, state, folder))
     return rows
 
 
-def _row(name, facts, answers, folder):
+def _row(name, facts, answers, state, folder):
     for which in (BEFORE, AFTER):
         for found in (facts[which], *answers.get(which, ())):
             if "no_time" in found:
@@ -80,5 +81,6 @@ def _row(name, facts, answers, folder):
     if packages[0] != Path(folder).resolve() / "fastdigit" or packages[0] == packages[1]:
         raise ConfigError(f"the revision was not what ran: {packages[0]}, {packages[1]}")
     speeds = ([answer["speed"] for answer in answers[which]] for which in (AFTER, BEFORE))
-    low, middle, high = np.percentile(np.divide(*speeds), [25, 50, 75]).tolist()
+    ratios = np.divide(*speeds)[state.rounds_that_count()]
+    low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
     return compare.Row(f"train {name} {SIDE}", middle, (high - low) / middle / 2)

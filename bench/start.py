@@ -30,8 +30,11 @@ kernels.Answers({backend!r})([network.layer_sizes, network.batch, list(kernels.c
 
 
 def seconds_of(code, **environment):
+    """Of a new process. RuntimeError if it fails."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, check=True)
+    status = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}).returncode
+    if status:
+        raise RuntimeError(f"a new process ended with exit status {status}")
     return time.perf_counter() - begun
 
 

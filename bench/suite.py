@@ -16,7 +16,20 @@ import fastdigit as fd
 from fastdigit.errors import ConfigError, FastdigitError
 from fastdigit.files import atomic_write
 
-from . import accuracy, ceilings, gpu, kernels, machine, peers, predict, profile, scaling, start, train
+from . import (
+    accuracy,
+    ceilings,
+    compare,
+    gpu,
+    kernels,
+    machine,
+    peers,
+    predict,
+    profile,
+    scaling,
+    start,
+    train,
+)
 
 FORMAT = 2
 PARTS = ("start", "train", "predict", "accuracy", "kernels", "profile", "scaling", "gpu")
@@ -87,13 +100,15 @@ def run(settings, say=print, save=None):
     name, data = data_set()
     results = {
         "format": FORMAT,
-        "machine": machine.describe(),
+        "machine": machine.describe(settings.python),
         "settings": {**asdict(settings), "python": Path(settings.python).name},
         "data": name,
         "limits": {"gflops": ceilings.multiply_add(), "copy": ceilings.copy()},
     }
     for part in settings.parts:
         begun = time.perf_counter()
+        if part in compare.LIMITED:
+            results["limits"][part] = ceilings.multiply_add()
         say(f"{part} …")
         try:
             results[part] = MEASURE[part](settings, name, data)

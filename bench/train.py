@@ -312,7 +312,7 @@ def row_of(name, network, facts, answers, chosen):
     speeds = [answer["speed"] for answer in answers]
     low, middle, high = np.percentile([speeds[i] for i in chosen], [25, 50, 75]).tolist()
     others = [answer["others"] for answer in answers if answer["others"] is not None]
-    walls = [answer["wall"] for answer in answers if answer["wall"]]
+    walls = [answers[i]["wall"] for i in chosen if answers[i]["wall"]]
     return {
         **row,
         "images_per_second": middle,

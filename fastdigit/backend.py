@@ -263,7 +263,7 @@ def _load_cuda():
         raise BackendError(str(error)) from error
     if cuda.SIMULATED:
         return cuda_backend(device, _host_memory(), None)
-    guarded = _guard(cuda.CudaError)
+    guarded = _guard(*cuda.failures())
     return cuda_backend(device, _cupy_memory(guarded), cuda.limits(), guarded)
 
 
@@ -349,18 +349,23 @@ def _guard(*failures):
 
     failures += (cp.cuda.runtime.CUDARuntimeError,)
 
+    def used_up(error):
+        # What arrays left behind stays with CuPy until it is asked for.
+        cp.get_default_memory_pool().free_all_blocks()
+        return DeviceMemoryError(
+            f"the GPU's memory is used up ({error}): train with a smaller batch or network"
+        )
+
     def guard(function):
         @wraps(function)
         def guarded(*arguments, **options):
             try:
                 return function(*arguments, **options)
             except cp.cuda.memory.OutOfMemoryError as error:
-                # What arrays left behind stays with CuPy until it is asked for.
-                cp.get_default_memory_pool().free_all_blocks()
-                raise DeviceMemoryError(
-                    f"the GPU's memory is used up ({error}): train with a smaller batch or network"
-                ) from error
+                raise used_up(error) from error
             except failures as error:
+                if "out of memory" in str(error).lower().replace("_", " "):  # of the driver, for itself
+                    raise used_up(error) from error
                 raise DeviceError(f"the GPU failed: {error}") from error
 
         return guarded

@@ -10,6 +10,7 @@ import numpy as np
 from .backend import get_backend, is_registered
 from .errors import ConfigError, DataError, check_number
 from .inputs import as_inputs, as_targets, as_weights
+from .kernels.common.arena import Arena
 from .layout import Layout
 from .probabilities import checked_temperature, log_softmax
 from .steps import Buffers, backward, forward, input_gradient, padded
@@ -87,8 +88,10 @@ class Network:
         self.dtype = "float64" if precision == "float64" else "float32"  # of parameters and results
         self.pixels = bool(pixels)
         self.temperature = temperature
-        self._parameters = self.backend.zeros((self.layout.size,), self.dtype)
-        self._gradients = self.backend.zeros((self.layout.size,), self.dtype)
+        arena = Arena()
+        for name in "parameters", "gradients":
+            arena.array(name, (self.layout.size,), self.dtype)
+        self._parameters, self._gradients = arena.allocate(self.backend.zeros).values()
         self._layers = self.layout.layers(self._parameters)
         self._predictor = None
         if self.backend.predictor is not None and self.dtype == "float32":

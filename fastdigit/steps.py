@@ -5,9 +5,11 @@ Functions of a backend and of arrays, with nothing of a network's or a training'
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .kernels.augment.reference import KEY
+from .kernels.common.arena import Arena
 from .kernels.dropout.reference import INPUT_LAYER
 from .layout import row_distance
 
@@ -19,7 +21,7 @@ def padded(backend, count, columns, dtype):
 
 @dataclass(frozen=True)
 class Buffers:
-    """Everything that a step writes besides parameters and their gradients, for B images.
+    """Everything that a step writes besides parameters and their gradients, for B images: one allocation.
 
     Rows of matrices are padded to the backend's ``row_align``.
     """
@@ -35,15 +37,17 @@ class Buffers:
     @classmethod
     def allocate(cls, backend, layer_sizes, count, dtype):
         """Buffers for ``count`` images, all zero."""
-        return cls(
-            x=padded(backend, count, layer_sizes[0], dtype),
-            y=[padded(backend, count, size, dtype) for size in layer_sizes[1:]],
-            dy=[padded(backend, count, size, dtype) for size in layer_sizes[1:]],
-            t=backend.zeros((count,), "int32"),
-            weight=backend.zeros((count,), dtype),
-            loss=backend.zeros((count,), dtype),
-            correct=backend.zeros((count,), "uint8"),
-        )
+        layers = range(len(layer_sizes) - 1)
+        arena = Arena(partial(row_distance, align=backend.row_align))
+        arena.matrix("x", count, layer_sizes[0], dtype)
+        for what in "y", "dy":
+            for layer in layers:
+                arena.matrix(f"{what}{layer}", count, layer_sizes[layer + 1], dtype)
+        for name, kept in {"t": "int32", "weight": dtype, "loss": dtype, "correct": "uint8"}.items():
+            arena.array(name, (count,), kept)
+        found = arena.allocate(backend.zeros)
+        y, dy = ([found.pop(f"{what}{layer}") for layer in layers] for what in ("y", "dy"))
+        return cls(y=y, dy=dy, **found)
 
     def first(self, count):
         """The same buffers cut to ``count`` rows."""

@@ -20,6 +20,7 @@ from .evaluation import evaluate
 from .files import remove_leftovers
 from .inputs import TrainingData
 from .kernels.augment.reference import ARRAYS
+from .kernels.common.arena import Arena
 from .log import Epoch, JsonLines, TrainingLog
 from .network import Network
 from .optimizers import SGD
@@ -185,15 +186,10 @@ class _Training:
         self.count = len(data.inputs)
         self.steps_per_epoch = -(-self.count // options.batch_size)
         self.images, self.labels, self.weight = data.on(backend, net.dtype)
-        size = (net.layout.size,)
-        self.state = tuple(backend.zeros(size, net.dtype) for _ in options.optimizer.state_names)
+        self._allocate()
         self._fill_state(options.optimizer_state.tensors)
-        self.average = None
-        if options.average is not None:
-            self.average = backend.zeros(size, net.dtype)
+        if self.average is not None:
             self.average[...] = net._parameters
-        self.loss = backend.zeros((self.count,), net.dtype)
-        self.correct = backend.zeros((self.count,), "uint8")
         self.deformation = None
         if options.augment is not None:
             deformation = options.augment.deformation(data.inputs.shape[1], data.shape)
@@ -202,6 +198,20 @@ class _Training:
         self.adversary = self._adversary()
         self.data_digest = data.digest() if options.checkpoint else ""
         self.last_good = net.get_parameters()
+
+    def _allocate(self):
+        """What a training writes besides what the network has, in one allocation."""
+        net, options = self.net, self.options
+        arena, parameters = Arena(), (net.layout.size,)
+        for name in options.optimizer.state_names:
+            arena.array(name, parameters, net.dtype)
+        if options.average is not None:
+            arena.array("average", parameters, net.dtype)
+        arena.array("loss", (self.count,), net.dtype)
+        arena.array("correct", (self.count,), "uint8")
+        found = arena.allocate(net.backend.zeros)
+        self.state = tuple(found[name] for name in options.optimizer.state_names)
+        self.average, self.loss, self.correct = found.get("average"), found["loss"], found["correct"]
 
     def _adversary(self):
         """The :class:`~fastdigit.attacks.Adversary` of the batches, or None."""
@@ -426,8 +436,7 @@ class _Training:
                 self.log.path = f"epoch: {how}" if how else "epoch"
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
             loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
-        batches = np.split(loss, range(options.batch_size, len(loss), options.batch_size))
-        return [float(batch.mean()) for batch in batches], rates
+        return _means(loss, options.batch_size), rates
 
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
         net, options, to_host = self.net, self.options, self.net.backend.to_host
@@ -475,9 +484,8 @@ class _Training:
     # --- divergence -------------------------------------------------------------------------
 
     def _check_losses(self, losses, start, rates):
-        for i, loss in enumerate(losses):
-            if not np.isfinite(loss):
-                self._diverged(f"the loss became {loss}", start + i, rates[i])
+        for i in np.flatnonzero(~np.isfinite(losses))[:1].tolist():
+            self._diverged(f"the loss became {losses[i]}", start + i, rates[i])
 
     def _finite_parameters(self):
         """The parameters on the host, if they are what one may go on with."""
@@ -506,3 +514,10 @@ class _Training:
             f"gradient clipping{f'; {file} holds the last good state' if file else ''}",
             step,
         )
+
+
+def _means(losses, batch_size):
+    """Of each batch, the last of which may be shorter."""
+    whole = len(losses) // batch_size * batch_size
+    means = losses[:whole].reshape(-1, batch_size).mean(axis=1).tolist()
+    return means + ([float(losses[whole:].mean())] if whole < len(losses) else [])

@@ -2,14 +2,16 @@
 
 import math
 
-from numba import float32, float64, int64, uint8, uint64
+from numba import float32, float64, int32, int64, uint8, uint64
 
+from ..common import lanes
 from ..common.cuda import (
     BYTES,
     FLOATS,
     INTS,
     LONGS,
     Kernel,
+    address_of,
     blocks_for,
     cuda,
     device,
@@ -17,42 +19,52 @@ from ..common.cuda import (
     for_any_array,
     row_distance,
 )
+from ..common.fours import read4, write4
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import NORMS
 
 THREADS = 128
-FEW_THREADS = 64  # a thread for each image: few, so that a small batch occupies several multiprocessors
+LANES = 16  # of a row of logits
+ROWS = THREADS // LANES  # of a block
 UNIT, UNUSED_BITS = float32(2.0**-23), uint64(8)
 
 _philox = device(philox4x32)
+_sum_of, _first_largest = lanes.summing(LANES), lanes.choosing(LANES)
 
 
 # --- the loss -----------------------------------------------------------------------------------
 
 
 def _log_odds(z, z_row, t, loss, correct, dz, dz_row, rows, classes):
-    """A thread for each row, which has few logits."""
-    row = cuda.blockIdx.x * FEW_THREADS + cuda.threadIdx.x
-    if row >= rows:
-        return
-    target, at = t[row], row * z_row
-    best, largest = int64(0), float32(-math.inf)
-    for c in range(classes):
-        if not z[at + c] <= z[at + best] and z[at + best] == z[at + best]:
-            best = int64(c)
-        if c != target and not z[at + c] <= largest and largest == largest:
-            largest = z[at + c]
-    below = largest - z[at + target]
-    total = float32(0)
-    for c in range(classes):
-        power = math.exp(z[at + c] - largest) if c != target else float32(0)
-        dz[row * dz_row + c] = power
-        total += power
-    for c in range(classes):
-        p = dz[row * dz_row + c] / total
+    """LANES lanes of a warp for each row, as in kernels/softmax_xent."""
+    row, lane = cuda.blockIdx.x * ROWS + cuda.threadIdx.x // LANES, cuda.threadIdx.x % LANES
+    at, there = row * z_row, classes if row < rows else 0
+    target = t[row] if row < rows else int32(0)
+    lowest = float32(-math.inf)
+    first = z[at + lane] if lane < there else lowest  # read once; what follows it again
+    best, place = first, int32(lane)
+    largest, of_target = lowest, float32(0)
+    for c in range(lane, there, LANES):
+        logit = first if c == lane else z[at + c]
+        if not logit <= best and best == best:
+            best, place = logit, int32(c)
+        if c == target:
+            of_target = logit
+        elif not logit <= largest and largest == largest:
+            largest = logit
+    best, place = _first_largest(best, place)
+    largest, _ = _first_largest(largest, int32(lane))
+    of_target, total = _sum_of(of_target), float32(0)
+    for c in range(lane, there, LANES):
+        if c != target:
+            total += math.exp((first if c == lane else z[at + c]) - largest)
+    total = _sum_of(total)
+    for c in range(lane, there, LANES):
+        p = math.exp((first if c == lane else z[at + c]) - largest) / total
         dz[row * dz_row + c] = p if c != target else float32(-1)
-    loss[row] = math.log(total) + below
-    correct[row] = uint8(1) if best == target else uint8(0)
+    if lane == 0 and row < rows:
+        loss[row] = math.log(total) + (largest - of_target)
+        correct[row] = uint8(1) if place == target else uint8(0)
 
 
 # --- a step -------------------------------------------------------------------------------------
@@ -117,7 +129,7 @@ def _ascend_l2(x, x_row, dx, dx_row, origin, origin_row, columns, step, epsilon)
 # --- noise --------------------------------------------------------------------------------------
 
 
-def _add_noise(x, x_row, order, start, columns, size, seed, stream, step):
+def _add_noise(x, x_row, vectors, order, start, columns, size, seed, stream, step):
     """A thread for four pixels of a row."""
     block, row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, cuda.blockIdx.y
     if 4 * block >= columns:
@@ -125,13 +137,14 @@ def _add_noise(x, x_row, order, start, columns, size, seed, stream, step):
     image = uint64(order[start + row]) & MASK
     words = _philox(uint64(block), image, step & MASK, step >> SHIFT, seed, stream)
     at, count = row * x_row + 4 * block, columns - 4 * block
-    x[at] += size * _uniform(words[0])
-    if count > 1:
-        x[at + 1] += size * _uniform(words[1])
-    if count > 2:
-        x[at + 2] += size * _uniform(words[2])
-    if count > 3:
-        x[at + 3] += size * _uniform(words[3])
+    four = read4(x, at, count, vectors)
+    noisy = (
+        four[0] + size * _uniform(words[0]),
+        four[1] + size * _uniform(words[1]),
+        four[2] + size * _uniform(words[2]),
+        four[3] + size * _uniform(words[3]),
+    )
+    write4(x, at, count, vectors, noisy)
 
 
 @device
@@ -145,7 +158,7 @@ def _uniform(word):
 _loss = Kernel(
     _log_odds,
     *(FLOATS, int64, INTS, FLOATS, BYTES, FLOATS, int64, int64, int64),
-    threads=FEW_THREADS,
+    threads=THREADS,
     name="log_odds",
 )
 _MATRICES = [FLOATS, int64] * 3
@@ -155,7 +168,7 @@ _steps = {
 }
 _noise = Kernel(
     _add_noise,
-    *(FLOATS, int64, LONGS, int64, int64, float32, uint64, uint64, uint64),
+    *(FLOATS, int64, int64, LONGS, int64, int64, float32, uint64, uint64, uint64),
     threads=THREADS,
     name="add_noise",
 )
@@ -172,7 +185,7 @@ def log_odds(z, t, loss, correct, dz):
     Writes: loss, correct, dz (which may be z itself).
     Cost: one exponential and about five flops an element.
     """
-    blocks = blocks_for(len(z), FEW_THREADS)
+    blocks = blocks_for(len(z), ROWS)
     matrices = flat(z), row_distance(z), flat(t), flat(loss), flat(correct), flat(dz), row_distance(dz)
     _loss(blocks, *matrices, *z.shape)
 
@@ -207,4 +220,5 @@ def add_noise(x, order, start, size, key, step):
         raise ValueError(f"key must be two integers below 2**32, step one below 2**64: got {key}, {step}")
     rows, columns = x.shape
     blocks = blocks_for(blocks_for(columns, 4), THREADS), rows
-    _noise(blocks, flat(x), row_distance(x), flat(order), start, columns, size, *key, step)
+    vectors = row_distance(x) % 4 == 0 and address_of(x) % 16 == 0
+    _noise(blocks, flat(x), row_distance(x), vectors, flat(order), start, columns, size, *key, step)

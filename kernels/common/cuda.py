@@ -63,6 +63,13 @@ class CudaError(RuntimeError):
     """No GPU that can be used, with what was found and what is needed."""
 
 
+def failures():
+    """The types of what can go wrong where kernels are compiled, loaded and launched."""
+    from numba.cuda.cudadrv import driver, error
+
+    return CudaError, error.CudaDriverError, error.NvvmError, error.NvrtcError, driver.LinkerError
+
+
 def require_gpu():
     """What computes here, in words. CudaError unless there is a GPU with all that kernels need."""
     if SIMULATED:
@@ -256,12 +263,14 @@ def launch(kernel, blocks, arguments, shared):
 
 
 def prepared(kernel, blocks, arguments, shared):
-    """The same as a function without arguments, to be called any number of times."""
-    return (
-        partial(_simulate, kernel, blocks, arguments)
-        if SIMULATED
-        else Launch(kernel, blocks, arguments, shared)
-    )
+    """The same as a function without arguments, to be called any number of times. TypeError for NumPy's
+    arrays: a GPU that looks for them in its own memory is lost to the process."""
+    if SIMULATED:
+        return partial(_simulate, kernel, blocks, arguments)
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            raise TypeError(_not_there(argument))
+    return Launch(kernel, blocks, arguments, shared)
 
 
 def _simulate(kernel, blocks, arguments):
@@ -400,10 +409,30 @@ def _of_cupy(argument):
         import cupy
 
         if not isinstance(argument, cupy.ndarray):
-            interface = hasattr(kind, "__cuda_array_interface__")
-            return cupy.asarray(argument) if interface else cupy.from_dlpack(argument)
+            return _shared_with_cupy(cupy, argument)
     _AS_THEY_ARE.add(kind)
     return argument
+
+
+ON_GPU = 2, 13  # kinds of devices, in the words of DLPack: memory of a GPU, and what the driver moves there
+
+
+def _shared_with_cupy(cupy, argument):
+    # A library's arrays may be here or there: CuPy would copy those of the host, and write into the copy.
+    if hasattr(argument, "__cuda_array_interface__"):
+        return cupy.asarray(argument)
+    device = getattr(argument, "__dlpack_device__", None)
+    if device is not None and device()[0] not in ON_GPU:
+        raise TypeError(_not_there(argument))
+    return cupy.from_dlpack(argument)
+
+
+def _not_there(array):
+    kind = type(array)
+    return (
+        f"an array on the GPU is needed here, this {kind.__module__}.{kind.__name__} is in the memory of "
+        "the host: move it there first (cupy.asarray, or its own library's way)"
+    )
 
 
 # --- many launches as one ------------------------------------------------------------------------

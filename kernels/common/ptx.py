@@ -119,10 +119,10 @@ def _storer(count):
     return store
 
 
-# load4(array, index) is array[index : index + 4] of float32 as a tuple, load4_words that of uint32;
-# store4(array, index, values) writes it: accesses of 128 bits, or 64 for two. The address must be a
-# multiple of their size.
-load4, load4_words = _loader(4), _loader(4, types.uint32)
+# load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words that
+# of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two. The address must be
+# a multiple of their size.
+load2, load4, load4_words = _loader(2), _loader(4), _loader(4, types.uint32)
 store2, store4 = _storer(2), _storer(4)
 
 

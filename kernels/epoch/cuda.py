@@ -22,15 +22,15 @@ import math
 import numpy as np
 from numba import float32, int64, uint8, uint32, uint64
 
-from ..common import ptx
+from ..common import lanes, ptx
+from ..common.arena import Arena
 from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
+from ..common.lanes import ALL, exchanged
 from ..optimizer.cuda import NUMBERS, numbers_of, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
-from .cuda_steps import Arena
 
 THREADS = 256
 WARPS = THREADS // 32
-ALL = 0xFFFFFFFF  # lanes
 MOST_CLASSES = 32  # one for each lane
 
 # The words of the plan.
@@ -62,24 +62,20 @@ MOST_CLASSES = 32  # one for each lane
     SMALL_WORDS,
     Y,  # [UNITS, Y_ROW], the units' outputs, then their gradients
     Y_ROW,
-    DZ,  # [BATCH, CLASSES]
+    DZ,  # [BATCH, DZ_ROW]
+    DZ_ROW,
     SHARED_WORDS,
     WORDS,
-) = range(30)
+) = range(31)
 
 
-@device
-def _warp_sum(value):
-    """The sum of all lanes' values, for each of them."""
-    for distance in (16, 8, 4, 2, 1):
-        value += cuda.shfl_xor_sync(ALL, value, distance)
-    return value
+_warp_sum = lanes.summing(32)
 
 
 @device
 def _warp_largest(value):
     for distance in (16, 8, 4, 2, 1):
-        other = cuda.shfl_xor_sync(ALL, value, distance)
+        other = exchanged(value, distance)
         value = value if value > other or value != value else other
     return value
 
@@ -119,6 +115,26 @@ def _ask_for_batch(plan, step, images, order, base):
 def _own(plan, unit):
     """The hidden unit of the network that is a block's ``unit``."""
     return cuda.blockIdx.x * plan[UNITS] + unit
+
+
+@device
+def _update4(memory, at, states, gradient, plan, numbers):
+    """The same of four parameters beside each other, in accesses of 128 bits."""
+    count, nesterov, zero = plan[STATES], plan[NESTEROV], float32(0)
+    p, state_0, state_1 = ptx.load4(memory, at), (zero, zero, zero, zero), (zero, zero, zero, zero)
+    if count > 0:
+        state_0 = ptx.load4(memory, at + states)
+    if count > 1:
+        state_1 = ptx.load4(memory, at + 2 * states)
+    a = stepped(p[0], gradient[0], state_0[0], state_1[0], count, nesterov, numbers)
+    b = stepped(p[1], gradient[1], state_0[1], state_1[1], count, nesterov, numbers)
+    c = stepped(p[2], gradient[2], state_0[2], state_1[2], count, nesterov, numbers)
+    d = stepped(p[3], gradient[3], state_0[3], state_1[3], count, nesterov, numbers)
+    ptx.store4(memory, at, (a[0], b[0], c[0], d[0]))
+    if count > 0:
+        ptx.store4(memory, at + states, (a[1], b[1], c[1], d[1]))
+    if count > 1:
+        ptx.store4(memory, at + 2 * states, (a[2], b[2], c[2], d[2]))
 
 
 @device
@@ -249,7 +265,7 @@ def _backward(plan, memory, words, x, count, numbers):
         if memory[plan[Y] + unit * plan[Y_ROW] + image] > float32(0):
             for c in range(classes):
                 w2 = memory[small + units + unit * classes + c]
-                total += memory[plan[DZ] + image * classes + c] * w2
+                total += memory[plan[DZ] + image * plan[DZ_ROW] + c] * w2
         memory[dy + unit * plan[Y_ROW] + image] = total
     cuda.syncthreads()
     warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
@@ -261,9 +277,9 @@ def _backward(plan, memory, words, x, count, numbers):
                 total += memory[dy + item * plan[Y_ROW] + image]
             elif unit < units:
                 y = memory[plan[Y] + unit * plan[Y_ROW] + image]
-                total += y * memory[plan[DZ] + image * classes + c]
+                total += y * memory[plan[DZ] + image * plan[DZ_ROW] + c]
             else:
-                total += memory[plan[DZ] + image * classes + c]
+                total += memory[plan[DZ] + image * plan[DZ_ROW] + c]
         total = _warp_sum(total)
         if lane == 0:
             _update(memory, small + item, states, total, plan, numbers)
@@ -280,10 +296,7 @@ def _backward(plan, memory, words, x, count, numbers):
             g2 += float32(word >> uint32(16) & uint32(255)) * slope
             g3 += float32(word >> uint32(24)) * slope
         at, scale = plan[OWN] + unit * plan[OWN_ROW] + 4 * four, float32(1 / 255)
-        _update(memory, at, states, g0 * scale, plan, numbers)
-        _update(memory, at + 1, states, g1 * scale, plan, numbers)
-        _update(memory, at + 2, states, g2 * scale, plan, numbers)
-        _update(memory, at + 3, states, g3 * scale, plan, numbers)
+        _update4(memory, at, states, (g0 * scale, g1 * scale, g2 * scale, g3 * scale), plan, numbers)
 
 
 _arrived = ptx.copies_but(0)
@@ -333,7 +346,8 @@ def _steps(
         _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz, smoothing)
         grid.sync()
         for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
-            memory[plan[DZ] + item] = dz[item]
+            image, c = item // plan[CLASSES], item % plan[CLASSES]
+            memory[plan[DZ] + image * plan[DZ_ROW] + c] = dz[item]
         cuda.syncthreads()
         _backward(plan, memory, words, x, count, numbers_of(numbers, step))
         if plan[X_BUFFERS] == 1 and step + 1 < plan[STEPS]:
@@ -379,13 +393,14 @@ def _layout(sizes, batch, blocks, states, shared):
     pixels, hidden, classes = sizes
     units = blocks_for(hidden, blocks)
     own_row, y_row = pixels + 4, batch | 1
-    x_row = blocks_for(pixels, 4) + 8
+    x_row = 4 * (pixels // 16 | 1)  # of odd sixteens: eight rows' accesses of 128 bits meet all banks
+    dz_row = classes | 1
     small = units + units * classes + classes
     parts = [
         (OWN, (1 + states) * units * own_row),
         (SMALL, (1 + states) * small),
         (Y, 2 * units * y_row),
-        (DZ, batch * classes),
+        (DZ, batch * dz_row),
     ]
     for buffers in (2, 1):
         words, at = {}, 0
@@ -394,7 +409,7 @@ def _layout(sizes, batch, blocks, states, shared):
             at += -(-count // 4) * 4  # four words are read at a time
         if 4 * at <= shared:
             sizes = {UNITS: units, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: batch * x_row}
-            sizes |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, SHARED_WORDS: at}
+            sizes |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
             return words | sizes
     return None
 

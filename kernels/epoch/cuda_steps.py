@@ -1,9 +1,9 @@
 """The steps of a network of any depth on a GPU, as launches that are the same in every step.
 
 What differs from step to step, which images, which learning rate, which random numbers, kernels look up in
-the GPU's memory at the place of a counter, and the last launch counts on. So the launches of one step,
-captured once as a CUDA graph, make all steps of a training, without the host in between. A last batch that
-is shorter is filled up with images that weigh nothing.
+the GPU's memory at the place of a counter, and the last launch counts on. So the launches of some steps,
+captured once as a CUDA graph, make all steps of a training: the host asks for them and does not wait. A last
+batch that is shorter is filled up with images that weigh nothing.
 
 Storage and products are those of the network's precision: float32 multiplied in float32; float32 on tensor
 cores, which look at 19 bits of each number ("tf32"); or images, outputs of layers and their gradients in
@@ -26,6 +26,7 @@ from ..augment.cuda import DEFORMATION, MOST_KNOTS, MOST_LINES, RESIDENT, argume
 from ..augment.reference import ARRAYS, KEY
 from ..common import cuda as gpu  # its launches by this name: tests without a GPU put others there
 from ..common import ptx
+from ..common.arena import Arena
 from ..common.cuda import (
     BYTES,
     FLOATS,
@@ -42,6 +43,7 @@ from ..common.cuda import (
     row_distance,
 )
 from ..common.fours import AS_IT_IS, write4_halves
+from ..common.lanes import exchanged
 from ..common.philox import MASK, SHIFT, philox4x32
 from ..common.ptx import load4, store4
 from ..dropout.cuda import dropping
@@ -50,12 +52,23 @@ from ..matmul import cuda_mma
 from ..matmul.cuda import TECHNIQUES, sum_columns, technique_for
 from ..matmul.cuda_epilogue import words_of
 from ..optimizer.cuda import CHUNK, NUMBERS, UPDATE, clip_norm_with, step_numbers, updating
-from ..softmax_xent.cuda import expected_logit, largest_of, smoothed
+from ..softmax_xent.cuda import (
+    LANES,
+    ROWS,
+    depth_of,
+    expected_logit,
+    largest_of,
+    place_of_lane,
+    smoothed,
+    sums_of,
+)
+from ..softmax_xent.cuda import THREADS as THREADS_OF_ROWS
 
 PRECISIONS = ("float32", "tf32", "bf16")
 THREADS = 128
-ALIGN = 256  # bytes
+TAKEN = 4  # pixels of a thread
 ROW = 64  # numbers that rows of matrices are padded to
+MANY = 16  # steps that one call of the driver asks for
 
 # The words of the counter: which step it is of this call, of the epoch and of the whole training.
 STEP, STEP_OF_EPOCH, UPDATE_NUMBER, POSITION = range(4)
@@ -68,28 +81,29 @@ def _place(position, batch, row):
 
 
 @device
-def _put_pair(matrix, at, first, second, both):
-    """Two numbers of a row of float32, or the only one that is left."""
-    matrix[at] = first
-    if both:
-        matrix[at + 1] = second
+def _put(matrix, at, c, value, there):
+    """A number of a row of float32, if it is there."""
+    if there:
+        matrix[at + c] = value
 
 
 @device
-def _put_halves(words, at, first, second, both):
-    """The same of bfloat16, the second zero where there is none."""
-    words[at // 2] = ptx.bfloat16_pair(first, second)
+def _put_half(words, at, c, value, there):
+    """The same of bfloat16. All lanes of a warp together: each other one writes its neighbour's, too."""
+    after = exchanged(value, 1)
+    if there and c % 2 == 0:
+        words[(at + c) // 2] = ptx.bfloat16_pair(value, after)
 
 
 _philox = device(philox4x32)
 
 
-def _kernel(function, *arguments, name, halves, **more):
+def _kernel(function, *arguments, name, halves, threads=THREADS, **more):
     """``halves``: whether it rounds to bfloat16, which the simulator cannot."""
     return Kernel(
         function,
         *arguments,
-        threads=THREADS,
+        threads=threads,
         name=name,
         least=(8, 0) if halves else (7, 5),
         simulated=not halves,
@@ -98,41 +112,34 @@ def _kernel(function, *arguments, name, halves, **more):
 
 
 @device
-def _kept(random, threshold, scale, value):
-    return value * scale if random >= threshold else float32(0)
-
-
-@device
-def _drop_inputs(first, second, row, column, position, threshold, scale, seed):
-    """Dropout, as in kernels/dropout, of two pixels that are half of a block of four."""
+def _drop_input(value, row, column, position, threshold, scale, seed):
+    """Dropout, as in kernels/dropout, of a pixel."""
     update = uint64(position[UPDATE_NUMBER])
     words = _philox(
         uint64(column // 4), uint64(row), update & MASK, update >> SHIFT, seed, uint64(INPUT_LAYER)
     )
-    begins = column % 4 == 0
-    first = _kept(words[0] if begins else words[2], threshold, scale, first)
-    return first, _kept(words[1] if begins else words[3], threshold, scale, second)
+    at = column % 4
+    word = (words[0] if at == 0 else words[1]) if at < 2 else (words[2] if at == 2 else words[3])
+    return value * scale if word >= threshold else float32(0)
 
 
 def _taker(images, halves):
-    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+    put, stored = (_put_half, WORDS) if halves else (_put, FLOATS)
 
     def take(images, pixels, order, position, batch, out, out_row, scale, threshold, kept_scale, seed):
-        """Two pixels each of the batch's images; none where the epoch has ended."""
-        column, row = 2 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x), cuda.blockIdx.y
-        if column < pixels:
-            both = column + 1 < pixels
-            first, second = float32(0), float32(0)
-            place = _place(position, batch, row)
-            if place < order.size:
-                at = order[place] * pixels + column
-                first = float32(images[at]) * scale
-                if both:
-                    second = float32(images[at + 1]) * scale
-            if threshold > 0 and (first != float32(0) or second != float32(0)):
-                drop = threshold, kept_scale, seed
-                first, second = _drop_inputs(first, second, row, column, position, *drop)
-            put(out, row * out_row + column, first, second, both)
+        """TAKEN pixels each of the batch's images; zeros where the epoch has ended."""
+        row = cuda.blockIdx.y
+        place = _place(position, batch, row)
+        live = place < order.size
+        first = order[place] * pixels if live else 0
+        for i in range(TAKEN):
+            column = (cuda.blockIdx.x * TAKEN + i) * THREADS + cuda.threadIdx.x
+            value = float32(0)
+            if live and column < pixels:
+                value = float32(images[first + column]) * scale
+                if threshold > 0 and value != float32(0):
+                    value = _drop_input(value, row, column, position, threshold, kept_scale, seed)
+            put(out, row * out_row, column, value, column < pixels)
 
     given, kept = "uint8" if images is BYTES else "float32", "bfloat16" if halves else "float32"
     arguments = images, int64, LONGS, LONGS, int64, stored, int64, float32, uint64, float32, uint64
@@ -140,35 +147,30 @@ def _taker(images, halves):
 
 
 def _deformer(halves):
-    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+    put, stored = (_put_half, WORDS) if halves else (_put, FLOATS)
 
     def deform(
         images, order, position, batch, stream, deformation, out, out_row, scale, threshold, kept_scale, seed
     ):
-        """As kernels/augment, a block for each of the batch's images; none where the epoch has ended."""
+        """As kernels/augment, a block for each of the batch's images; zeros where the epoch has ended."""
         knots = cuda.shared.array(MOST_KNOTS, int32)
         lines = cuda.shared.array(MOST_LINES, int32)
         height, width = deformation[:2]
         row, pixels, key = cuda.blockIdx.x, height * width, (seed, stream)
         place, update = _place(position, batch, row), uint64(position[UPDATE_NUMBER])
-        if place >= order.size:
-            for at in range(2 * cuda.threadIdx.x, pixels, 2 * THREADS):
-                put(out, row * out_row + at, float32(0), float32(0), at + 1 < pixels)
-            return
-        image, first = uint64(order[place]) & MASK, order[place] * pixels
+        live = place < order.size
+        number = order[place] if live else 0
+        image, first = uint64(number) & MASK, number * pixels
         prepared = prepare(image, update, key, deformation, knots, lines)
-        for at in range(2 * cuda.threadIdx.x, pixels, 2 * THREADS):
-            both, x, y = at + 1 < pixels, at % width, at // width
-            one = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
-            other = int64(0)
-            if both:
-                x, y = (at + 1) % width, (at + 1) // width
-                other = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
-            one, other = float32(one) * scale, float32(other) * scale
-            if threshold > 0:
-                drop = threshold, kept_scale, seed
-                one, other = _drop_inputs(one, other, row, at, position, *drop)
-            put(out, row * out_row + at, one, other, both)
+        for begin in range(0, pixels, THREADS):
+            at, value = begin + cuda.threadIdx.x, float32(0)
+            if live and at < pixels:
+                x, y = at % width, at // width
+                ink = pixel(images, first, x, y, prepared, image, update, key, deformation, lines)
+                value = float32(ink) * scale
+                if threshold > 0:
+                    value = _drop_input(value, row, at, position, threshold, kept_scale, seed)
+            put(out, row * out_row, at, value, at < pixels)
 
     arguments = BYTES, LONGS, LONGS, int64, uint64, DEFORMATION, stored, int64, float32
     arguments += uint64, float32, uint64
@@ -177,49 +179,40 @@ def _deformer(halves):
 
 
 def _losses(halves):
-    put, stored = (_put_halves, WORDS) if halves else (_put_pair, FLOATS)
+    put, stored = (_put_half, WORDS) if halves else (_put, FLOATS)
 
     def losses(
         z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row, smoothing
     ):
-        """Loss, gradient and whether it is right: a thread for each image, as in kernels/softmax_xent."""
-        row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        if row >= batch:
-            return
-        place, zero = _place(position, batch, row), float32(0)
-        if place >= order.size:
-            for c in range(0, classes, 2):
-                put(dz, row * dz_row + c, zero, zero, c + 1 < classes)
-            return
-        image = order[place]
-        target, at = labels[image], row * z_row
-        best = largest_of(z, at, classes)
-        largest = z[at + best]
-        own = weight[image] if weight.size > 0 else float32(1)
+        """Loss, gradient and whether it is right, as in kernels/softmax_xent; zeros past the epoch's end."""
+        row, lane = place_of_lane()
+        place, at = _place(position, batch, row), row * z_row
+        live = row < batch and place < order.size
+        there = classes if live else 0
+        image = order[place] if live else 0
+        target = labels[image] if live else int32(0)
+        first, largest, best = largest_of(z, at, lane, there)
+        total, of_target, depths = sums_of(z, at, lane, there, first, largest, target, smoothing)
+        own = weight[image] if live and weight.size > 0 else float32(1)
         each, right = smoothed(smoothing, classes)
-        total, depths = zero, zero
-        for c in range(classes):
-            depth = z[at + c] - largest
-            total += math.exp(depth)
-            depths += depth
         share = own / float32(min(batch, order.size - _place(position, batch, 0)))
-        for c in range(0, classes, 2):
-            both = c + 1 < classes
-            first = math.exp(z[at + c] - largest) / total
-            second = math.exp(z[at + c + 1] - largest) / total if both else zero
-            first = (first - (right if c == target else each)) * share
-            second = (second - (right if c + 1 == target else each)) * share
-            put(dz, row * dz_row + c, first, second, both)
-        expected = expected_logit(z[at + target] - largest, depths, smoothing, each)
-        loss[place] = (math.log(total) - expected) * own
-        correct[place] = 1 if best == target else 0
+        for begin in range(0, classes, LANES):  # all lanes together
+            c, slope = begin + lane, float32(0)
+            if c < there:
+                p = math.exp(depth_of(z, at, lane, c, first, largest)) / total
+                slope = (p - (right if c == target else each)) * share
+            put(dz, row * dz_row, c, slope, row < batch and c < classes)
+        if live and lane == 0:
+            expected = expected_logit(of_target, depths, smoothing, each)
+            loss[place] = (math.log(total) - expected) * own
+            correct[place] = 1 if best == target else 0
 
     arguments = (
         *(FLOATS, int64, int64, INTS, FLOATS, LONGS, LONGS, int64, FLOATS, BYTES, stored, int64),
         float32,
     )
     name = f"step: loss, gradient in {'bfloat16' if halves else 'float32'}"
-    return _kernel(losses, *arguments, name=name, halves=halves)
+    return _kernel(losses, *arguments, name=name, halves=halves, threads=THREADS_OF_ROWS)
 
 
 _updated = UPDATE.change
@@ -252,27 +245,8 @@ _updates = _kernel(_update, FLOATS, FLOATS, WORDS, UPDATE.kinds, name="step: upd
 _tick = _kernel(_count_on, LONGS, name="step: count", halves=False)
 
 
-class Arena:
-    """Arrays out of one allocation: first :meth:`array` for each, then :meth:`allocate`."""
-
-    def __init__(self):
-        self.wanted, self.size = {}, 0
-
-    def array(self, name, shape, dtype):
-        self.wanted[name] = self.size, shape, np.dtype(dtype)
-        self.size += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
-
-    def matrix(self, name, rows, columns, dtype):
-        """Its rows begin at multiples of ROW numbers."""
-        self.array(name, (rows, -(-columns // ROW) * ROW), dtype)
-
-    def allocate(self, zeros):
-        """{name: array}; ``zeros`` as of a backend."""
-        memory = zeros((self.size,), "uint8")
-        return {
-            name: memory[start : start + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-            for name, (start, shape, dtype) in self.wanted.items()
-        }
+def _padded(columns):
+    return -(-columns // ROW) * ROW
 
 
 class Steps:
@@ -290,7 +264,7 @@ class Steps:
                 cuda_mma.to_bfloat16(plan.parameters.reshape(1, -1), self.memory["rounded"].reshape(1, -1))
         self.launches = [gpu.prepared(*launch) for launch in launches]
         self.rounding = [gpu.prepared(*launch) for launch in rounding]
-        self.graph = None
+        self.graphs = ()
 
     @staticmethod
     def settings(plan, images, labels, loss, correct):
@@ -306,7 +280,7 @@ class Steps:
         return places, numbers, strengths, getattr(plan.optimizer, "nesterov", False)
 
     def _memory(self, plan, zeros):
-        sizes, arena, batch = plan.layout.layer_sizes, Arena(), self.batch
+        sizes, arena, batch = plan.layout.layer_sizes, Arena(_padded), self.batch
         stored = np.uint16 if self.halves else np.float32
         arena.matrix("x", batch, sizes[0], stored)
         for layer, size in enumerate(sizes[1:-1]):
@@ -324,9 +298,6 @@ class Steps:
         arena.array("squares", (parts,), np.float64)
         return arena.allocate(zeros)
 
-    def _matrix(self, name, columns):
-        return self.memory[name][:, :columns]
-
     def _multiply(self, a, b, out, rounded=None, **how):
         """The product of the precision at hand, to float32 or bfloat16 as ``out`` is, and to ``rounded``, of
         bfloat16, if that is not None."""
@@ -337,16 +308,14 @@ class Steps:
 
     def _step(self, plan, images, labels, loss, correct):
         sizes, memory = plan.layout.layer_sizes, self.memory
-        x = self._matrix("x", sizes[0])
-        y = [self._matrix(f"y{layer}", size) for layer, size in enumerate(sizes[1:-1])]
-        z = self._matrix("z", sizes[-1])
-        dy = [self._matrix(f"dy{layer}", size) for layer, size in enumerate(sizes[1:])]
+        x, y, z = memory["x"], [memory[f"y{layer}"] for layer in range(len(sizes) - 2)], memory["z"]
+        dy = [memory[f"dy{layer}"] for layer in range(len(sizes) - 1)]
         numbers_of = words_of if self.halves else flat
         position, order = memory["position"], memory["order"]
         self._take(plan, images, x, numbers_of)
         self._forward(plan, [x, *y, z])
         _LOSSES[self.halves](
-            blocks_for(self.batch, THREADS),
+            blocks_for(self.batch, ROWS),
             *(flat(z), row_distance(z), sizes[-1], labels),
             plan.parameters[:0] if plan.weight is None else plan.weight,
             *(order, position, self.batch, loss, correct),
@@ -369,7 +338,7 @@ class Steps:
         dropped = keep_threshold(plan.input_dropout), 1 / (1 - plan.input_dropout), plan.seed
         if plan.deformation is None:
             take = _TAKE[str(images.dtype), self.halves]
-            blocks = blocks_for(blocks_for(x.shape[1], 2), THREADS), self.batch
+            blocks = blocks_for(x.shape[1], TAKEN * THREADS), self.batch
             take(blocks, images, x.shape[1], order, position, self.batch, *to, *dropped)
         else:
             how = KEY, arguments_of(plan.deformation), *to, *dropped
@@ -418,9 +387,12 @@ class Steps:
         memory["order"][...] = order
         for launch in self.rounding:  # the weights may have been changed since
             launch()
-        if self.graph is None:
+        if not self.graphs:
             for launch in self.launches:  # one by one: what has to be compiled and loaded now is
                 launch()
-            self.graph, steps = gpu.graph(self.launches), steps - 1
-        for _ in range(steps):
-            self.graph()
+            steps -= 1
+            self.graphs = [(many, gpu.graph(self.launches * many)) for many in (MANY, 1)]
+        for many, graph in self.graphs:
+            for _ in range(steps // many):
+                graph()
+            steps %= many

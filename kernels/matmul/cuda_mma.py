@@ -23,7 +23,18 @@ import numpy as np
 from numba import float32, int32, int64, uint32, uint64
 
 from ..common import ptx
-from ..common.cuda import FLOATS, WORDS, Kernel, blocks_for, check_float32, check_shapes, cuda, device, flat
+from ..common.cuda import (
+    FLOATS,
+    WORDS,
+    Kernel,
+    address_of,
+    blocks_for,
+    check_float32,
+    check_shapes,
+    cuda,
+    device,
+    flat,
+)
 from ..common.cuda import row_distance as row_of
 from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, finisher, staged, words_of
@@ -214,19 +225,22 @@ def multiply(
 # --- rounding -------------------------------------------------------------------------------------
 
 
-def _round(x, x_row, columns, across, half, half_row):
+def _round(x, x_row, columns, vectors, across, half, half_row):
     """``across``: blocks beside each other in a row. All are numbered through, as both rows and columns
-    may be more than a launch can have below each other."""
+    may be more than a launch can have below each other. ``vectors``: whether accesses may be of 64 bits."""
     row, pair = cuda.blockIdx.x // across, cuda.blockIdx.x % across * THREADS + cuda.threadIdx.x
     if 2 * pair < columns:
         at = row * x_row + 2 * pair
-        second = x[at + 1] if 2 * pair + 1 < columns else float32(0)
-        half[row * half_row // 2 + pair] = ptx.bfloat16_pair(x[at], second)
+        if vectors and 2 * pair + 1 < columns:
+            first, second = ptx.load2(x, at)
+        else:
+            first, second = x[at], x[at + 1] if 2 * pair + 1 < columns else float32(0)
+        half[row * half_row // 2 + pair] = ptx.bfloat16_pair(first, second)
 
 
 _rounding = Kernel(
     _round,
-    *(FLOATS, int64, int64, int64, WORDS, int64),
+    *(FLOATS, int64, int64, int64, int64, WORDS, int64),
     threads=THREADS,
     name="to_bfloat16",
     least=(8, 0),
@@ -243,4 +257,6 @@ def to_bfloat16(x, half):
     check_float32(x=x)
     check_shapes(half=(half.shape, x.shape))
     across = blocks_for(blocks_for(x.shape[1], 2), THREADS)
-    _rounding(x.shape[0] * across, flat(x), row_of(x), x.shape[1], across, words_of(half), row_of(half))
+    vectors = row_of(x) % 2 == 0 and address_of(x) % 8 == 0
+    numbers = flat(x), row_of(x), x.shape[1], vectors
+    _rounding(x.shape[0] * across, *numbers, across, words_of(half), row_of(half))

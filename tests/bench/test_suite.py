@@ -54,6 +54,7 @@ def results():
             "noisy": False,
             "gflops": speed / 1e4,
             "first_call_seconds": 0.1,
+            "largest_loss_difference": 2e-6,
             **more,
         }
 
@@ -83,7 +84,7 @@ def results():
             "commit": "abc",
             "date": "2026-01-01",
         },
-        "settings": {},
+        "settings": {"backends": ["cpu", "numpy"]},
         "data": "mnist",
         "limits": {"gflops": 200.0, "copy": 20.0},
         "start": {"backend": "cpu", "python": 0.02, "import": 0.2, "cached": 0.8, "cold": 20.0},
@@ -92,6 +93,7 @@ def results():
                 "name": "small-128",
                 "network": "784-128-10@128",
                 "best_peers": {"float32": "numpy"},
+                "steps_checked": 50,
                 "limits": [200.0] * 3,
                 "meetings": [40.0] * 3,
                 "shortest_meeting": 40.0,
@@ -391,6 +393,44 @@ def test_another_clock_of_the_processor_is_no_regression(results):
     rows = [row for row in compare.compare(results, slow) if row.name.startswith("train")]
     assert [row.ratio for row in rows] == [1, 1, 1]
     assert rows[0].noise == compare.compare(results, results)[0].noise
+
+
+def test_predictions_count_relative_to_the_limit_before_them(results):
+    slow = copy.deepcopy(results)
+    slow["limits"] |= {"predict": 100.0}
+    row = slow["predict"][0]
+    for what in "microseconds_label", "microseconds_probabilities":
+        row[what] *= 2
+        row[f"{what}_quartiles"] = [2 * time for time in row[f"{what}_quartiles"]]
+    rows = [row for row in compare.compare(results, slow) if row.name.startswith("predict")]
+    assert [row.ratio for row in rows] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": "digits"}, "data mnist in one, digits in the other"),
+        ({"settings": {"backends": ["cuda"]}}, "backends cpu, numpy in one, cuda in the other"),
+    ],
+)
+def test_what_was_measured_on_something_else_is_not_compared(results, change, said, tmp_path, capsys):
+    files = before, after = tmp_path / "before.json", tmp_path / "after.json"
+    suite.write(before, results)
+    suite.write(after, {**results, **change})
+    assert main(["bench", "compare", *map(str, files)]) == 2
+    assert capsys.readouterr().err == f"error: these two cannot be compared: {said}\n"
+
+
+def test_where_nothing_could_be_compared_it_is_no_success(results, tmp_path):
+    far = copy.deepcopy(results)
+    far["train"][0] |= {"meetings": [150.0] * 3, "rounds_far_apart": 3}
+    files = before, after = tmp_path / "before.json", tmp_path / "after.json"
+    for file, content in ((before, results), (after, far)):
+        suite.write(file, {name: part for name, part in content.items() if name not in OTHER_PARTS})
+    assert main(["bench", "compare", *map(str, files)]) == 1
+
+
+OTHER_PARTS = ("predict", "kernels", "scaling")
 
 
 def test_cores_far_apart_are_no_regression(results, tmp_path, capsys):

@@ -322,9 +322,10 @@ def test_a_gpu_without_memory_left_is_a_typed_error_and_frees_what_was_there(fak
     ("error", "kind", "said"),
     [
         (OutOfMemoryError("4,096 bytes"), fd.DeviceMemoryError, r"memory is used up \(4,096 bytes"),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), fd.DeviceMemoryError, "used up"),
         (CUDARuntimeError("an illegal address"), fd.DeviceError, "the GPU failed: an illegal address"),
     ],
-    ids=["memory", "driver"],
+    ids=["memory", "memory of the driver", "driver"],
 )
 @pytest.mark.parametrize(("module", "name"), [("matmul", "dense_grad_weight"), ("optimizer", "sgd")])
 def test_what_fails_within_a_training_on_a_gpu_is_typed(

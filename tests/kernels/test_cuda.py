@@ -22,6 +22,7 @@ from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 from fastdigit.kernels.optimizer import cuda as optimizer
 from fastdigit.kernels.optimizer import reference as optimizer_reference
 from fastdigit.kernels.relu import cuda as relu
+from fastdigit.kernels.softmax_xent import cuda as softmax_xent
 
 from ..ptx.emulated import backend, emulated
 from ..ptx.ptxrun import PTXError
@@ -91,15 +92,18 @@ def test_other_operations(operation, check, case, record_property):
 @pytest.mark.parametrize("operation", ["relu", "relu_grad"])
 def test_relu(operation, case):
     check, _ = checks.CHECKS[operation][0]
-
-    def contiguous(*arrays):
-        *inputs, output = arrays
-        result = np.ascontiguousarray(output)
-        getattr(relu, operation)(*map(np.ascontiguousarray, inputs), result)
-        output[...] = result
-
     with emulated():
-        check(contiguous, backend(), case)
+        check(getattr(relu, operation), backend(), case)
+
+
+def test_relu_of_vectors():
+    x = np.array([-1, 0, 2, np.nan, -np.inf], np.float32)
+    with emulated():
+        y, dx = np.zeros_like(x), np.zeros_like(x)
+        relu.relu(x, y)
+        relu.relu_grad(y, x[::-1].copy(), dx)
+    np.testing.assert_array_equal(y, [0, 0, 2, np.nan, 0])
+    np.testing.assert_array_equal(dx, [0, 0, 2, 0, 0])
 
 
 # --- products: tiles and tensor cores -------------------------------------------------------------
@@ -544,7 +548,7 @@ def test_more_rows_than_a_launch_takes_are_refused():
 @pytest.mark.parametrize("wrong", [np.zeros(4), np.zeros((2, 2), np.float32)], ids=["dtype", "dimensions"])
 def test_kernels_refuse_other_arrays(wrong):
     with pytest.raises(TypeError, match="a vector of float32 is needed here, not an array of"):
-        relu._forward(1, wrong, np.zeros(4, np.float32), 4)
+        relu._forward(1, wrong, 4, np.zeros(4, np.float32), 4, 4, 4)
 
 
 def test_matmul_of_nothing(on_host):
@@ -775,6 +779,33 @@ UPDATE_FAULTS = [
     ("p * numbers[SHRINK]", "p"),
     ("if nesterov else state_0", "if not nesterov else state_0"),
 ]
+
+
+XENT_FAULTS = [
+    ("of_target = depth if c == target else of_target", "of_target = depth"),
+    ("right if c == target else each", "each if c == target else right"),
+    ("uint8(1) if best == target", "uint8(1) if best >= target"),
+    ("(first if c == lane else z[at + c]) - largest", "first - largest"),
+    ("return _sum_of(total), _sum_of(of_target)", "return total, _sum_of(of_target)"),
+    ("value, place = _first_largest(value, place)", "pass"),
+    (
+        "there = row * z_row, classes if row < rows else 0\n    target",
+        "there = row * z_row, classes\n    target",
+    ),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), XENT_FAULTS, ids=[new for _, new in XENT_FAULTS])
+def test_faults_of_losses_are_found(old, new):
+    check, of_check = checks.CHECKS["softmax_xent"][0]
+    faulty = with_fault(softmax_xent, old, new).softmax_xent
+
+    def check_all():
+        for case in of_check:
+            check(faulty, backend(), case)
+
+    with emulated(), pytest.raises((PTXError, checks.Rejected)):
+        check_all()
 
 
 @pytest.mark.parametrize(("old", "new"), DROPOUT_FAULTS, ids=[new for _, new in DROPOUT_FAULTS])

@@ -76,8 +76,20 @@ def test_the_persistent_kernel_copies_while_it_computes(capability):
     assert code.opcodes["FFMA"] > 0
 
 
-# A row's index is read by each of its warps; a thread reads a whole row of few logits. Caches have both.
-ASKED_FOR_AGAIN = {"gather uint8": 1.2, "gather float32": 1.13, "softmax": 24, "softmax_xent": 23}
+# A row's index, and which step it is, are read by each of its warps. A warp has the logits of two rows, and
+# so two of the labels, losses and places of a sector that holds eight or four. Caches have all of that.
+ASKED_FOR_AGAIN = {
+    "gather uint8": 1.2,
+    "gather float32": 1.13,
+    "softmax_xent": 1.3,
+    "log_odds": 1.3,
+    "step: images of uint8 to float32": 1.4,
+    "step: images of uint8 to bfloat16": 1.65,
+    "step: loss, gradient in float32": 1.65,
+    "step: loss, gradient in bfloat16": 1.85,
+}
+# Where lanes of a warp belong to two hidden units, at the batch's end, and while weights come and go.
+CONFLICTS = {"epoch, persistent": 0.05}
 
 
 def test_what_kernels_move():
@@ -85,10 +97,11 @@ def test_what_kernels_move():
     an operand."""
     found = table.traffic()
     assert sum(name.startswith("matmul") for name in found) == 40
-    assert len(found) == 54
+    assert len(found) == 63
     for name, counted in found.items():
-        assert counted["conflicts"] == 0, name
-        assert 0.99 < counted["sectors"] <= ASKED_FOR_AGAIN.get(name, 1.05), name
+        assert counted["conflicts"] <= CONFLICTS.get(name, 0), name
+        if "sectors" in counted:
+            assert 0.99 < counted["sectors"] <= ASKED_FOR_AGAIN.get(name, 1.05), name
 
 
 @pytest.mark.parametrize("setting", steps.SETTINGS[1:3], ids=["float32, dropout", "bf16"])

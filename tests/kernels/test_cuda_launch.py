@@ -233,9 +233,9 @@ def test_kernels_take_arrays_of_other_libraries_on_their_streams(driver, monkeyp
     stand_in.from_dlpack = take if speaks == "__dlpack__" else None
     x, y = np.array([-1, 2], np.float32), np.zeros(2, np.float32)
     streams = []
-    with emulated() as emulator:
+    with emulated() as emulator, monkeypatch.context() as patch:
         run = emulator.launch
-        monkeypatch.setattr(cuda, "launch", lambda *how: (streams.append(Stream.current.ptr), run(*how)))
+        patch.setattr(cuda, "launch", lambda *how: (streams.append(Stream.current.ptr), run(*how)))
         relu.relu(Foreign(x), Foreign(y), stream=SimpleNamespace(cuda_stream=77))
         assert y.tolist() == [0, 2]
         relu.relu(x=Foreign(x + 5), y=Foreign(y))
@@ -251,6 +251,30 @@ def test_kernels_take_arrays_of_other_libraries_on_their_streams(driver, monkeyp
     assert len(taken) == 9
     with pytest.raises(TypeError, match="must be a CUDA stream or its address, got str"):
         relu.relu(x, y, stream="mine")
+
+
+class OfTheHost:
+    """As a tensor of PyTorch that is not on a GPU: its type has the attribute, it has not."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise AttributeError("not on a GPU")
+
+    def __dlpack__(self, **how):
+        raise AssertionError("would be copied")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+@pytest.mark.parametrize("argument", [OfTheHost(), np.zeros(2, np.float32)], ids=["DLPack", "NumPy"])
+def test_arrays_of_the_host_are_refused_on_a_gpu(driver, argument):
+    from fastdigit.kernels.relu import cuda as relu
+
+    sys.modules["cupy"].ndarray = SimpleNamespace
+    with pytest.raises(TypeError, match=r"array on the GPU is needed here, this .* memory of the host"):
+        relu.relu(argument, argument)
+    assert not driver.list
 
 
 def test_every_public_operation_takes_other_arrays():

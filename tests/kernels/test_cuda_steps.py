@@ -78,6 +78,25 @@ def test_weights_as_of_the_reference(optimizer, network, options):
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
 
 
+def test_many_steps_are_asked_for_at_a_time(monkeypatch):
+    images, asked = pictures(), []
+
+    def graph(launches):
+        return lambda: asked.append(len(launches)) or [launch() for launch in launches]
+
+    with emulated(), monkeypatch.context() as patch:
+        patch.setattr(cuda_steps.gpu, "graph", graph)
+        patch.setattr(cuda_steps, "MANY", 3)
+        found, log = trained(backend(AMPERE), images, (36, 5), batch_size=4)
+    expected, _ = trained("numpy", images, (36, 5), batch_size=4)
+    of_a_step = asked[-1]
+    # Two epochs of ten steps, in stretches of 1, 4, 5 and 10. The very first is made by single launches.
+    assert [size / of_a_step for size in asked] == [*[3, 1], *[3, 1, 1], *[3, 3, 3, 1]]
+    assert len(log.step_losses) == 20
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("sizes", "batch", "floats", "network", "options"),
     [
@@ -231,7 +250,8 @@ FAULTS = [
     ("position[STEP] += 1", "position[STEP] += 0"),
     ("position[STEP_OF_EPOCH] += 1", "position[STEP_OF_EPOCH] += 0"),
     ("position[UPDATE_NUMBER] += 1", "position[UPDATE_NUMBER] += 0"),
-    ("if place < order.size:", "if place < order.size + 1:"),
+    ("live = place < order.size", "live = place < order.size + 1"),
+    ("live = row < batch and place < order.size", "live = row < batch"),
     ("min(batch, order.size - _place(position, batch, 0))", "batch"),
     (
         'how = {"turned": (False, True), "y_below": y[layer], "scale": scale}',

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+import fastdigit as fd
 from fastdigit.files import atomic_write
+from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.common.fours import AS_IT_IS
 from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
+from fastdigit.kernels.epoch.cuda_steps import POSITION
+from fastdigit.kernels.matmul import cuda_mma
 from fastdigit.kernels.matmul.cuda import sum_columns
 from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, UPDATE, updating
 from fastdigit.kernels.relu import cuda as relu
@@ -91,14 +95,47 @@ def _operations():
     clipped = {f"clip_norm, {kernel}": size for kernel, size in clipped.items()}
     yield partial(side.clip_norm, g.reshape(-1), 1e-3), clipped
     yield partial(side.max_norm, w, 1e-3), {"max_norm": 3 * all_x}
+    rounded = zeros((ROWS, COLUMNS), np.uint16)
+    yield partial(cuda_mma.to_bfloat16, x, rounded), {"to_bfloat16": all_x + rounded.nbytes}
+    yield partial(side.add_noise, x, order, 0, 0.1, (0, 0), 0), {"add_noise": 2 * all_x + 8 * ROWS}
+    yield partial(side.ascend, x, dy, w, 0.1, 0.1, "linf"), {"ascend, linf": 4 * all_x}
+    yield partial(side.log_odds, logits, labels, loss, correct, dz), {"log_odds": every_loss}
     yield partial(side.softmax, logits, dz), {"softmax": 2 * logits.nbytes}
     yield partial(side.softmax_xent, logits, labels, None, loss, correct, dz), {"softmax_xent": every_loss}
+
+
+def _trainings():
+    """{kernel: what is counted} of those that are launched in whole trainings alone."""
+    random, found = np.random.default_rng(0), {}
+    images = random.integers(0, 256, (ROWS, 16, COLUMNS // 16)).astype(np.uint8)
+    labels, all_x, logits = np.arange(ROWS) % CLASSES, ROWS * COLUMNS, ROWS * CLASSES
+    of_batch = 8 * ROWS + 8 * POSITION  # where each image is, and which step it is
+    losses = 4 * logits + (4 + 4 + 1) * ROWS + of_batch
+    ideal = {
+        "step: images of uint8 to float32": 5 * all_x + of_batch,
+        "step: images of uint8 to bfloat16": 3 * all_x + of_batch,
+        "step: loss, gradient in float32": losses + 4 * logits,
+        "step: loss, gradient in bfloat16": losses + 2 * logits,
+    }
+    for hidden, precision in ((32, "float32"), (32, "bf16"), (COLUMNS, "float32")):
+        limits = Limits((8, 0), 4 if hidden == 32 else COLUMNS // 16, 200_000)
+        net = fd.Network([COLUMNS, hidden, CLASSES], backend=backend(limits), precision=precision, seed=0)
+        how = {"input_dropout": 1e-9} if hidden == 32 else {}  # which the persistent kernel does not take
+        net.input_dropout = how.get("input_dropout", 0.0)
+        with emulated(race=False, metrics=True) as emulator:
+            fd.fit(net, (images, labels), epochs=1, batch_size=ROWS)
+        for kernel, report in emulator.reports:
+            if kernel.name in ideal:
+                found[kernel.name] = _counted(report, ideal[kernel.name])
+            elif kernel.name == "epoch, persistent":
+                found[kernel.name] = {"conflicts": _counted(report, 1)["conflicts"]}
+    return found
 
 
 def traffic():
     """For each kernel that multiplies, and others of a training, what is :func:`_counted`. Of products at a
     tile's size, so that no edge counts."""
-    found = {}
+    found = _trainings()
     for operation, ideal in _operations():
         with emulated(race=False, metrics=True) as emulator:
             operation()

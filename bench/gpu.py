@@ -52,7 +52,14 @@ FORMS = {"nn": (False, False), "nt": (False, True), "tn": (True, False)}  # whic
 CHECKED_ROWS = 128  # of a product that is too large to be held against float64 as a whole
 SIDES = (
     *("fastdigit-cuda", "fastdigit-cuda-tf32", "fastdigit-cuda-bf16", "fastdigit-cupy"),
-    *("torch-cuda", "torch-cuda-graph", "torch-cuda-compile", "torch-cuda-tf32", "torch-cuda-bf16", "jax"),
+    *(
+        "torch-cuda",
+        "torch-cuda-graph",
+        "torch-cuda-compile",
+        "torch-cuda-tf32",
+        "torch-cuda-bf16",
+        "jax-cuda",
+    ),
 )
 NETWORKS = ("small-128", "deep-512")  # of latency, and of arithmetic
 ROUNDS, TURN_SECONDS = 5, 0.5

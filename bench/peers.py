@@ -340,11 +340,15 @@ def torch_tutorial(task, compiled=False):
     return Loop(task, lambda start, steps: [one(start + i) for i in range(steps)], used)
 
 
-def jax_loop(task):
+def jax_loop(task, device="cpu"):
     """A compiled ``lax.scan`` over the steps; the weights' buffers are donated."""
     import jax
     from jax import numpy as jnp
 
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # else it takes a GPU where there is one
+    elif jax.default_backend() != "gpu":
+        raise fd.ConfigError("this JAX cannot compute on a GPU: pip install 'jax[cuda13]'")
     jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
 
     def loss_of(parameters, x, target):
@@ -470,6 +474,7 @@ SIDES = {
     "fastdigit-cpu": Side(partial(Fit, backend="cpu"), ours=True, only_by_name=True),
     "fastdigit-cupy": Side(partial(Fit, backend="cupy"), ours=True, only_by_name=True),
     "fastdigit-1thread": Side(Fit, ours=True, environment=ONE_THREAD),
+    "jax-cuda": Side(partial(jax_loop, device="cuda"), only_by_name=True),
     "torch-cuda": Side(partial(torch_loop, device="cuda"), only_by_name=True),
     "torch-cuda-graph": Side(partial(torch_loop, device="cuda", graph=True), only_by_name=True),
     "torch-cuda-compile": Side(partial(torch_loop, device="cuda", compiled=True), only_by_name=True),

@@ -202,6 +202,8 @@ def throughput(call, x):
     return best
 
 
+SOME = 4  # turns
+
 # --- in the process that compares -------------------------------------------------------------
 
 
@@ -233,11 +235,11 @@ def row_of(name, facts, results):
     if failed:
         return {**row, "no_time": failed[0]}
     label, probabilities = (
-        np.median([result[what] for result in results], axis=0).tolist()
-        for what in ("label", "probabilities")
+        _over_turns(np.array([result[what] for result in results])) for what in ("label", "probabilities")
     )
     return {
         **row,
+        "noisy": any(high - low > turns.NOISY * middle for low, middle, high in (label, probabilities)),
         "microseconds_label": label[1],
         "microseconds_label_quartiles": label[::2],
         "microseconds_probabilities": probabilities[1],
@@ -245,6 +247,15 @@ def row_of(name, facts, results):
         "images_per_second": float(np.median([result["all"] for result in results])),
         "largest_difference": facts["difference"],
     }
+
+
+def _over_turns(quartiles):
+    """Of a latency, from those of the calls of each turn: medians of them, or if there are some turns, the
+    quartiles of their medians."""
+    low, middle, high = np.median(quartiles, axis=0).tolist()
+    if len(quartiles) >= SOME:
+        low, high = np.percentile(quartiles[:, 1], [25, 75]).tolist()
+    return [low, middle, high]
 
 
 def main(arguments=None):

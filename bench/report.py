@@ -23,7 +23,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e8ecf0; --faint: #3a444e;
   --quiet: #a3afba; --ours: #ff8a4c; --peer: #7890a6; --stripe: #1b2026; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; padding-top: .6rem; border-top: 1px solid var(--faint); }
@@ -38,7 +38,7 @@ a { color: var(--ours); }
   font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
+th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); border-bottom: 1px solid var(--faint); white-space: normal;
   vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -157,8 +157,10 @@ def _figure(title, figure):
 
 def _machine(machine):
     versions = f"Python {machine['python']}, {_listed(machine['versions'])}"
-    if machine.get("peers"):
-        versions += f"; others with {_listed(machine['peers'])}"
+    own = {"python": machine["python"], **machine["versions"]}
+    others = {name: found for name, found in machine.get("peers", {}).items() if found != own.get(name)}
+    if others:
+        versions += f"; the others with {_listed(others)}"
     return (
         "<h2>How it was measured</h2><p>Every side computes in a process of its own, the sides take turns, "
         "and one gets a time only after it has been checked: a kernel against float64, a training by the "

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import turns
+
 NOTE = "noisy"
 WIDE = 110  # characters of a terminal
 FIGURE = 24  # characters of a cell that is not broken
@@ -170,7 +172,11 @@ def _all_networks(networks):
     last = "fastdigit to the best"
     # Narrow screens show the best peers, mostly.
     minor = tuple(side for side in sides if side in ("torch", "torch-compile", "scikit-learn"))
-    table = Table("train", "Training: images per second", ("network, batch", *sides, last), minor=minor)
+    noisy = any(row["noisy"] for line in lines.values() for row in line.values())
+    text = f"~: {NOTE}, the quartiles of its turns are more than {turns.NOISY:.0%} apart." if noisy else ""
+    table = Table(
+        "train", "Training: images per second", ("network, batch", *sides, last), minor=minor, text=text
+    )
     for name, line in lines.items():
         ratio = line.get("fastdigit", {}).get("ratio_to_best_peer")
         shown = [_speed(line[side]) if side in line else "–" for side in sides]
@@ -179,7 +185,7 @@ def _all_networks(networks):
 
 
 def _speed(row):
-    return count(row["images_per_second"]) + (f" ({NOTE})" if row["noisy"] else "")
+    return ("~" if row["noisy"] else "") + count(row["images_per_second"])
 
 
 def _predict(rows, results):
@@ -199,7 +205,7 @@ def _predict(rows, results):
             continue
         table.rows.append(
             (
-                row["side"],
+                row["side"] + (f" ({NOTE})" if row.get("noisy") else ""),
                 microseconds(row["microseconds_label"]),
                 microseconds(row["microseconds_probabilities"]),
                 count(row["images_per_second"]),

@@ -4,20 +4,22 @@ All lanes of a warp have to take part. A group of lanes is 2, 4, 8, 16 or 32 tha
 of them gets the same result.
 """
 
-from .cuda import SIMULATED, cuda, device, types
+import numpy as np
+
+from .cuda import SIMULATED, cuda, device
 
 ALL = 0xFFFFFFFF  # the lanes of a warp
 MOST_THREADS = 1024  # of a block
 
 if SIMULATED:
+    _held = np.zeros(MOST_THREADS)  # for all blocks, which run one after the other
 
     @device
     def exchanged(value, distance):
         """The value of the lane whose number differs by the bit ``distance``."""
-        held = cuda.shared.array(MOST_THREADS, types.float64)
-        held[cuda.threadIdx.x] = value
+        _held[cuda.threadIdx.x] = value
         cuda.syncthreads()
-        found = type(value)(held[cuda.threadIdx.x ^ distance])
+        found = type(value)(_held[cuda.threadIdx.x ^ distance])
         cuda.syncthreads()
         return found
 

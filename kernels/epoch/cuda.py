@@ -11,6 +11,9 @@ each step a block
 3. meets the others again, reads the gradients of all images, and updates what it owns. The bias of the
    output layer every block keeps for itself, with the same bits.
 
+Where the logits to be added up are few (ONE_MEETING), each block does so for all images, and need not meet
+the others again. Blocks that are ahead then write their next ones elsewhere.
+
 The next batch is on its way while this one is computed with. No sum depends on who comes first.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
@@ -32,6 +35,10 @@ from ..softmax_xent.cuda import expected_logit, smoothed
 THREADS = 256
 WARPS = THREADS // 32
 MOST_CLASSES = 32  # one for each lane
+
+# Bytes of logits that a block reads from the second cache in about the time of a barrier: one to two
+# microseconds, at some 80 GB/s for each of all blocks. By estimate; to be measured.
+ONE_MEETING = 128 * 1024
 
 # The words of the plan.
 (
@@ -65,8 +72,9 @@ MOST_CLASSES = 32  # one for each lane
     DZ,  # [BATCH, DZ_ROW]
     DZ_ROW,
     SHARED_WORDS,
+    MEETINGS,  # of all blocks in a step, 1 or 2
     WORDS,
-) = range(31)
+) = range(32)
 
 
 _warp_sum = lanes.summing(32)
@@ -201,11 +209,17 @@ def _hidden(plan, memory, words, x, count):
 
 
 @device
-def _logits(plan, memory, count, logits):
-    """What a block's units add to the logits: logits[block, image, class]."""
+def _place_of_logits(plan, step, block):
+    """Of a block's part of the logits: [2, block, image, class], of this step and the one before."""
+    return (step % 2 * cuda.gridDim.x + block) * plan[BATCH] * plan[CLASSES]
+
+
+@device
+def _logits(plan, memory, step, count, logits):
+    """What a block's units add to the logits."""
     classes, units = plan[CLASSES], plan[UNITS]
     w2 = plan[SMALL] + units
-    there = cuda.blockIdx.x * plan[BATCH] * classes
+    there = _place_of_logits(plan, step, cuda.blockIdx.x)
     for item in range(cuda.threadIdx.x, count * classes, THREADS):
         image, c = item // classes, item % classes
         total = float32(0)
@@ -215,8 +229,9 @@ def _logits(plan, memory, count, logits):
 
 
 @device
-def _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz, smoothing):
-    """Loss, gradient and whether it is right for a block's share of the images: a warp for each."""
+def _loss(plan, memory, step, start, count, logits, labels, order, weight, loss, correct, dz, smoothing):
+    """Loss, gradient and whether it is right for a block's share of the images: a warp for each. Where blocks
+    meet but once, the gradients of all images, in its own memory."""
     classes, blocks = plan[CLASSES], cuda.gridDim.x
     warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
     parts = 32 // classes  # lanes that share a class's sum
@@ -224,11 +239,13 @@ def _loss(plan, memory, start, count, logits, labels, order, weight, loss, corre
     b2 = plan[SMALL] + plan[UNITS] * (1 + classes)
     each, right = smoothed(smoothing, classes)
     first, last = count * cuda.blockIdx.x // blocks, count * (cuda.blockIdx.x + 1) // blocks
-    for image in range(first + warp, last, WARPS):
+    alone = plan[MEETINGS] == 1
+    begin, end = (int64(0), count) if alone else (first, last)
+    for image in range(begin + warp, end, WARPS):
         total = float32(0)
         if part < parts:
             for block in range(part, blocks, parts):
-                total += logits[(block * plan[BATCH] + image) * classes + c]
+                total += logits[_place_of_logits(plan, step, block) + image * classes + c]
         z = total
         for other in range(1, parts):
             z += cuda.shfl_sync(ALL, total, (other * classes + c) % 32)
@@ -246,8 +263,12 @@ def _loss(plan, memory, start, count, logits, labels, order, weight, loss, corre
         own = weight[place] if plan[WEIGHTED] else float32(1)
         if lane < classes:
             slope = power / whole - (right if lane == target else each)
-            dz[image * classes + lane] = slope * own / float32(count)
-        if lane == 0:
+            slope = slope * own / float32(count)
+            if alone:
+                memory[plan[DZ] + image * plan[DZ_ROW] + lane] = slope
+            else:
+                dz[image * classes + lane] = slope
+        if lane == 0 and first <= image and image < last:
             expected = expected_logit(of_target - largest, depths, smoothing, each)
             loss[start + image] = (math.log(whole) - expected) * own
             correct[start + image] = uint8(1) if best == target else uint8(0)
@@ -341,13 +362,14 @@ def _steps(
         _copies_end()
         _hidden(plan, memory, words, x, count)
         cuda.syncthreads()
-        _logits(plan, memory, count, logits)
+        _logits(plan, memory, step, count, logits)
         grid.sync()
-        _loss(plan, memory, start, count, logits, labels, order, weight, loss, correct, dz, smoothing)
-        grid.sync()
-        for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
-            image, c = item // plan[CLASSES], item % plan[CLASSES]
-            memory[plan[DZ] + image * plan[DZ_ROW] + c] = dz[item]
+        _loss(plan, memory, step, start, count, logits, labels, order, weight, loss, correct, dz, smoothing)
+        if plan[MEETINGS] > 1:
+            grid.sync()
+            for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
+                image, c = item // plan[CLASSES], item % plan[CLASSES]
+                memory[plan[DZ] + image * plan[DZ_ROW] + c] = dz[item]
         cuda.syncthreads()
         _backward(plan, memory, words, x, count, numbers_of(numbers, step))
         if plan[X_BUFFERS] == 1 and step + 1 < plan[STEPS]:
@@ -443,7 +465,7 @@ class Persistent:
     """Stretches of epochs in one launch each, where :func:`unsuited` allows it: for all plans that
     :meth:`settings` says the same of.
 
-    All memory is one allocation, made before the first step: as many numbers as the blocks add to the
+    All memory is one allocation, made before the first step: twice as many numbers as the blocks add to the
     logits, and little else.
     """
 
@@ -466,10 +488,12 @@ class Persistent:
             STATES: len(plan.state),
         }
         self.blocks = blocks_for(hidden, self.words[UNITS])  # those that have a unit
+        read = 4 * self.blocks * batch * classes  # bytes of each block, if it adds up all logits
+        self.words[MEETINGS] = 1 if read <= ONE_MEETING else 2
         arena = Arena()
         arena.array("plan", (WORDS,), np.int64)
         arena.array("numbers", (blocks_for(count, batch), NUMBERS), np.float32)
-        arena.array("logits", (self.blocks * batch * classes,), np.float32)
+        arena.array("logits", (2 * self.blocks * batch * classes,), np.float32)
         arena.array("dz", (batch * classes,), np.float32)
         self.memory = arena.allocate(zeros)
 
@@ -484,8 +508,8 @@ class Persistent:
         Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
         Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
         Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
-        Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once from
-        memory. The blocks must be able to be there all at a time.
+        Cost: for each step one barrier of the whole GPU or two, and for each block the batch's pixels once
+        from memory. The blocks must be able to be there all at a time.
         """
         memory, steps = self.memory, len(plan.learning_rates)
         values = self.words | {

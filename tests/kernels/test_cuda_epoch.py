@@ -29,6 +29,7 @@ def with_persistent_epochs(shared=SHARED):
     return backend(Limits((8, 0), BLOCKS, shared))
 
 
+@pytest.mark.parametrize("meetings", [1, 2])
 @pytest.mark.parametrize(
     ("optimizer", "shared", "weighted", "more"),
     [
@@ -40,7 +41,8 @@ def with_persistent_epochs(shared=SHARED):
     ],
     ids=["sgd", "nesterov, L2, weighted, smoothed", "momentum, one buffer, deformed", "adam", "adamw"],
 )
-def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
+def test_weights_as_of_the_reference(optimizer, shared, weighted, more, meetings, monkeypatch):
+    monkeypatch.setattr(persistent, "ONE_MEETING", 1e9 if meetings == 1 else 0)
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
@@ -58,6 +60,8 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
     assert paths[0] == "epoch: one persistent kernel"
     used = {"epoch, persistent"} | ({"augment, steps"} if "augment" in more else set())
     assert {kernel.name for kernel, _ in emulator.reports} == used
+    whole = [report for kernel, report in emulator.reports if kernel.name == "epoch, persistent"]
+    assert sum(report.instructions["grid barrier"] for report in whole) == meetings * 2 * 3  # epochs, steps
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     for name, expected in weights[1].items():
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
@@ -151,7 +155,8 @@ def test_barriers_for_the_benchmark():
 RACE = "race: global memory .* was written by thread .*, read by thread|nothing has written"
 FAULTS = [
     ("        grid.sync()\n        _loss(", "        _loss(", RACE),
-    ("        grid.sync()\n        for item", "        for item", RACE),
+    ("            grid.sync()\n            for item", "            for item", RACE),
+    ("return (step % 2 * cuda", "return (0 * cuda", "race: global memory"),
     ("        _arrived()\n", "", "nothing has written"),
     ("        cuda.syncthreads()\n        _logits(", "        _logits(", "race: shared|nothing has written"),
     ("numbers_of(numbers, step)", "numbers_of(numbers, 0)", "Not equal"),
@@ -178,7 +183,10 @@ def test_faults_are_found(old, new, said):
         return net.get_parameters()
 
     expected = trained("numpy")
-    side = with_faulty_epochs(Limits((8, 0), BLOCKS, SHARED), cuda=with_fault(persistent, old, new))
+    faulty = with_fault(persistent, old, new)
+    if "for item" in old:  # of the second barrier of a step
+        faulty.ONE_MEETING = 0
+    side = with_faulty_epochs(Limits((8, 0), BLOCKS, SHARED), cuda=faulty)
 
     def compare():
         for name, values in trained(side).items():

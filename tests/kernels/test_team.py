@@ -4,6 +4,7 @@ What could end or hang a process runs in a process of its own, with a limit of t
 """
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from fastdigit.kernels.common import team
 from fastdigit.kernels.common.memory import atomic_read, atomic_write, ints
 from fastdigit.kernels.common.team import Kernel, thread_count, wait_for_all
+from fastdigit.kernels.optimizer import cpu as optimizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -452,3 +454,17 @@ def test_threads_from_the_environment(value, said):
     else:
         assert printed.count("\n") == 1
         assert f"FASTDIGIT_THREADS must be a number of threads of at least 1, got {said}" in printed
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="is a switch of x86 processors")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_are_zero_in_kernels_and_nowhere_else(threads):
+    """Velocities that fade away would slow a training down to half its speed."""
+    tiny = np.float32(2e-38)
+    p, g, v = (np.zeros(100_000, np.float32) for _ in range(3))
+    v[:] = tiny
+    optimizer.sgd(p, g, v, 1.0, 0.25, 0.0, False, False, threads=threads)
+    assert not v.any()
+    assert not p.any()
+    assert tiny * np.float32(0.25) > 0
+    assert np.nextafter(np.float32(0), np.float32(1)) > 0

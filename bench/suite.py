@@ -195,9 +195,11 @@ def write(path, results):
 
 
 def read(path):
-    """The results in a file; ConfigError if it is none of ours."""
+    """The results in a file; ConfigError if there is none, or none of ours."""
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}: name one that fastdigit bench has written") from None
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from None
     if not isinstance(results, dict) or results.get("format") != FORMAT:

@@ -475,6 +475,13 @@ def test_the_command_compare(results, tmp_path, capsys):
     assert "gone         scaling batch 32" in capsys.readouterr().out
 
 
+def test_a_missing_file_is_no_regression(results, tmp_path, capsys):
+    before = tmp_path / "before.json"
+    suite.write(before, results)
+    assert main(["bench", "compare", str(before), str(tmp_path / "after.json")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: there is no file {tmp_path / 'after.json'}: ")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 0}', ""])
 def test_a_file_that_is_none_of_ours(content, tmp_path, capsys):
     file = tmp_path / "other.json"

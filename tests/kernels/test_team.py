@@ -456,7 +456,9 @@ def test_threads_from_the_environment(value, said):
         assert f"FASTDIGIT_THREADS must be a number of threads of at least 1, got {said}" in printed
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="is a switch of x86 processors")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="kernels change the setting on x86 alone"
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_subnormal_numbers_are_zero_in_kernels_and_nowhere_else(threads):
     """Velocities that fade away would slow a training down to half its speed."""

@@ -787,7 +787,7 @@ def test_report_makes_what_is_asked_for(results, tmp_path, capsys):
     assert (tmp_path / "bench_kernels.png").exists()
     assert "import fastdigit" in readme.read_text()
     assert "brought up to date" in capsys.readouterr().out
-    assert main(["bench", "report", str(tmp_path / "none.json")]) == 1
+    assert main(["bench", "report", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
 
 

@@ -32,7 +32,7 @@ def _limit(thread, threads, barrier, arguments):
     a, b, c = a + thread * size, b + thread * size, c + thread * size
     rows, columns, lowest = cpu.ROWS, cpu.COLUMNS, np.float32(-np.inf)
     for _ in range(tiles):
-        cpu._multiply(a, 1, rows, b, columns, c, columns, c, columns, depth, 0, rows, columns, lowest)
+        cpu._multiply(a, 1, rows, b, columns, c, columns, c, columns, 0, depth, 0, rows, columns, lowest)
 
 
 _limit_kernel = Kernel(_limit)

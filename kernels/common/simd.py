@@ -88,15 +88,18 @@ def _multiply_add(module, vector, pairs):
 
 def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     """The LLVM function for ``rows`` × ``vectors`` registers; see :func:`micro_kernel`."""
-    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{'_listed' * listed}{'_pairs' * pairs}"
+    kind = "_listed" * listed + "_pairs" * pairs + "_masked" * masked
+    name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{kind}"
     if name in module.globals:
         return module.globals[name]
     vector = ir.VectorType(FLOAT, lanes)
-    signature = ir.FunctionType(ir.VoidType(), [INT] * 12 + [FLOAT])
+    signature = ir.FunctionType(ir.VoidType(), [INT] * 13 + [FLOAT])
     function = ir.Function(module, signature, name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")  # one copy, however many callers
-    a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, last, floor = function.args
+    a, a_row, a_step, b, b_step, start, start_row, c, c_row, following, depth, steps, last, floor = (
+        function.args
+    )
     entry, loop, done = map(function.append_basic_block, ("entry", "loop", "done"))
 
     def vector_at(build, address, v):
@@ -115,12 +118,12 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
         return build.load(pointer, align=FLOAT_BYTES)
 
     begin = [[load(build, row(build, start, start_row, r), v) for v in range(vectors)] for r in range(rows)]
-    # The neighbour on the right comes next: its lines, to be written to, are asked for in time.
+    # The lines of the tile that comes next, to be written to, are asked for in time.
     if vectors * lanes * FLOAT_BYTES >= 64 and not listed:
         prefetch = declared(module, "llvm.prefetch.p0", ir.VoidType(), [BYTES, INT32, INT32, INT32])
         for r in range(rows):
             for line in range(vectors * lanes * FLOAT_BYTES // 64):
-                address = build.add(row(build, c, c_row, r), INT(FLOAT_BYTES * lanes * vectors + 64 * line))
+                address = build.add(row(build, build.add(c, following), c_row, r), INT(64 * line))
                 pointer = build.inttoptr(address, BYTES)
                 build.call(prefetch, [pointer, INT32(1), INT32(3), INT32(1)])
     build.cbranch(build.icmp_signed(">", depth, INT(0)), loop, done)
@@ -178,14 +181,16 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
 def micro_kernel(tile, listed=False, pairs=False):
     """A function for jitted code that multiplies one tile, made for a :class:`~.tiles.Tile`.
 
-    ``multiply(a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns,
-    floor)`` computes, for i < rows (1 … tile.rows) and j < columns (1 … tile.columns):
+    ``multiply(a, a_row, a_step, b, b_step, start, start_row, c, c_row, following, depth, steps, rows,
+    columns, floor)`` computes, for i < rows (1 … tile.rows) and j < columns (1 … tile.columns):
 
         c[i, j] = max(start[i, j] + Σ_k a[i, k] · b[k, j], floor)
 
     where a[i, k] lies at address a + 4·(i·a_row + k·a_step), b[k, j] at b + 4·(k·b_step + j), and
     start[i, j] and c[i, j] likewise at i·start_row + j and i·c_row + j. So ``start`` may be c itself,
-    or one row for all (a bias, or zeros) with start_row = 0. k runs over 0 … depth - 1, or, if
+    or one row for all (a bias, or zeros) with start_row = 0. ``following`` is how far behind c the tile lies
+    that is written next: asked for ahead, it must not be another thread's, or both cores fetch it back and
+    forth (0: none). k runs over 0 … depth - 1, or, if
     ``listed``, over the ``depth`` uint16 numbers at the address ``steps``. Addresses are integers
     (``array.ctypes.data``), distances count float32 numbers. Nothing is checked. The sum runs over k
     in order, with one rounding a step. A floor of -inf changes nothing; NaN passes any floor.
@@ -203,14 +208,28 @@ def micro_kernel(tile, listed=False, pairs=False):
 
     @intrinsic
     def multiply(
-        typing, a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns, floor
+        typing,
+        a,
+        a_row,
+        a_step,
+        b,
+        b_step,
+        start,
+        start_row,
+        c,
+        c_row,
+        following,
+        depth,
+        steps,
+        rows,
+        columns,
+        floor,
     ):
-        signature = types.void(*[types.intp] * 13, types.float32)
+        signature = types.void(*[types.intp] * 14, types.float32)
 
         def generate(context, build, signature, arguments):
-            a, a_row, a_step, b, b_step, start, start_row, c, c_row, depth, steps, rows, columns, floor = (
-                arguments
-            )
+            a, a_row, a_step, b, b_step, start, start_row, c, c_row, *rest = arguments
+            following, depth, steps, rows, columns, floor = rest
 
             def in_bytes(distance):
                 return build.mul(distance, INT(FLOAT_BYTES))
@@ -227,6 +246,7 @@ def micro_kernel(tile, listed=False, pairs=False):
                 in_bytes(start_row),
                 c,
                 in_bytes(c_row),
+                in_bytes(following),
                 depth,
                 steps,
                 last,
@@ -239,10 +259,17 @@ def micro_kernel(tile, listed=False, pairs=False):
                     block = build.append_basic_block(f"tile_{count}x{vectors}")
                     choice.add_case(INT((vectors - 1) * (tile.rows + 1) + count), block)
                     with build.goto_block(block):
-                        kernel = _micro_kernel(
-                            build.module, count, vectors, tile.lanes, listed, tile.masked, pairs
-                        )
-                        build.call(kernel, passed)
+                        size = build.module, count, vectors, tile.lanes, listed
+                        if listed and tile.masked and count == tile.rows:
+                            # So few operations a step feel that a vector is loaded by a mask.
+                            whole = build.icmp_signed("==", last, INT(tile.lanes))
+                            with build.if_else(whole) as (then, otherwise):
+                                with then:
+                                    build.call(_micro_kernel(*size, False, pairs), passed)
+                                with otherwise:
+                                    build.call(_micro_kernel(*size, True, pairs), passed)
+                        else:
+                            build.call(_micro_kernel(*size, tile.masked, pairs), passed)
                         build.branch(end)
             build.position_at_end(end)
             return context.get_dummy_value()

@@ -56,7 +56,6 @@ FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradi
 SPARSE_SHARE = 0.5
 SPARSE_OUTPUTS = 32
 LISTED_OUTPUTS = 512  # at most, where the others would be products of three pieces in tiles
-PAGE = 1024  # numbers; rows of dy that are a page apart are copied before they are picked from lists
 SAMPLE = 256  # pictures that are looked at to find out
 
 # The same for hidden layers: of their outputs, those where one of two images is not zero; and the least
@@ -595,7 +594,7 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, 
             layer[DY],
             layer[DY_ROW],
             ONE,
-            number > 0 or layer[DY_ROW] >= PAGE,
+            number >= 0,  # as a constant it would have the product compiled once more
             ZERO,
             dw,
             layer[W_ROW],
@@ -861,9 +860,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[ALL_NUMBERS + len(hidden) :] = 1
     by_rows, by_columns = _layers_with_lists(sizes, rows, plan.sparse_hidden, plan.precision)
     by_rows[0] = by_columns[0] = with_lists
-    # By the same distance that the kernel goes by: rows are padded.
-    copied = rows if hidden and plan.buffers.dy[0].strides[0] // SIZE >= PAGE else 0
-    room = sparse.room_for(copied, False)
+    room = sparse.room_for(rows, False)
     if any(by_rows[1:]):
         room = max(room, sparse.room_for(max(rows, *sizes), True))
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):

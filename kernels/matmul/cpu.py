@@ -353,10 +353,11 @@ def _vectors_product(
                 elif bias != 0:
                     start = bias + SIZE * (left + p * COLUMNS)
                 operands = strip, strip_row, strip_step, place, place_step, start, start_row, out, target_row
+                following = COLUMNS if p + 1 < behind else 0
                 if half is None:
-                    _multiply(*operands, steps, 0, high, width, lowest)
+                    _multiply(*operands, following, steps, 0, high, width, lowest)
                 else:
-                    _multiply_pairs(*operands, steps, 0, high, width, lowest)
+                    _multiply_pairs(*operands, following, steps, 0, high, width, lowest)
             if at_end:
                 finish(details, top + down, group_left, high, group_right - group_left, target, target_row)
 

@@ -143,6 +143,7 @@ def _copy(source, source_row, target, target_row, rows, columns, floor):
             target_row,
             ZERO,
             ZERO,
+            ZERO,
             high,
             columns,
             floor,
@@ -200,7 +201,8 @@ def product(a, a_row, a_step, b, b_step, b_column, bias, c, c_row, part, depth, 
             for p in range(first, behind):
                 out, at = target + SIZE * (p - first) * PANEL, left + p * PANEL
                 wide = min(PANEL, right - at)
-                ask, ask_row = out + SIZE * PANEL, target_row
+                # What comes next, if that is not another thread's.
+                ask, ask_row = out + (SIZE * PANEL if p + 1 < behind else 0), target_row
                 if at_end:
                     other, other_row = beside(details, top + down, at)
                     if other != 0:

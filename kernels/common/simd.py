@@ -86,9 +86,21 @@ def _multiply_add(module, vector, pairs):
     return add
 
 
-def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
+def _meaning(build, module, meanings, address):
+    """The float32 number that a byte stands for."""
+    kind, name = ir.ArrayType(FLOAT, 256), "fastdigit_meanings"
+    table = module.globals.get(name)
+    if table is None:
+        table = ir.GlobalVariable(module, kind, name)
+        table.linkage, table.global_constant, table.align = "internal", True, 64
+        table.initializer = kind([FLOAT(float(number)) for number in meanings])
+    place = build.gep(table, [INT(0), build.zext(build.load(address, align=1), INT)])
+    return build.load(place, align=FLOAT_BYTES)
+
+
+def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs, meanings):
     """The LLVM function for ``rows`` × ``vectors`` registers; see :func:`micro_kernel`."""
-    kind = "_listed" * listed + "_pairs" * pairs + "_masked" * masked
+    kind = "_listed" * listed + "_pairs" * pairs + "_masked" * masked + "_bytes" * (meanings is not None)
     name = f"fastdigit_tile_{rows}x{vectors}x{lanes}{kind}"
     if name in module.globals:
         return module.globals[name]
@@ -145,7 +157,10 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     right = [load(build, b_now, v, masked) for v in range(vectors)]
     new, a_here = [], a_now
     for r in range(rows):
-        number = build.load(build.inttoptr(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
+        if meanings is None:
+            number = build.load(build.inttoptr(a_here, FLOAT.as_pointer()), align=FLOAT_BYTES)
+        else:
+            number = _meaning(build, module, meanings, build.inttoptr(a_here, BYTES))
         a_here = build.add(a_here, a_row)
         left = broadcast(build, number, FLOAT, lanes)
         new.append([add(build, left, right[v], sums[r][v]) for v in range(vectors)])
@@ -178,7 +193,7 @@ def _micro_kernel(module, rows, vectors, lanes, listed, masked, pairs):
     return function
 
 
-def micro_kernel(tile, listed=False, pairs=False):
+def micro_kernel(tile, listed=False, pairs=False, meanings=None):
     """A function for jitted code that multiplies one tile, made for a :class:`~.tiles.Tile`.
 
     ``multiply(a, a_row, a_step, b, b_step, start, start_row, c, c_row, following, depth, steps, rows,
@@ -198,6 +213,9 @@ def micro_kernel(tile, listed=False, pairs=False):
     With ``pairs``, each 4 bytes of a and b hold two bfloat16 numbers, of two neighbouring k (the lower
     half first), whose two products are added without rounding in between; all distances and ``depth``
     then count pairs. For processors with AVX-512 BF16.
+
+    With ``meanings``, 256 numbers, a is bytes: each stands for one of these. a_row and a_step then count
+    bytes. All kernels of a program that have meanings have the same.
 
     Where ``tile.masked`` is not set, whole vectors of b are read: its rows must go on behind
     ``columns`` to a multiple of the lanes.
@@ -231,15 +249,17 @@ def micro_kernel(tile, listed=False, pairs=False):
             a, a_row, a_step, b, b_step, start, start_row, c, c_row, *rest = arguments
             following, depth, steps, rows, columns, floor = rest
 
-            def in_bytes(distance):
-                return build.mul(distance, INT(FLOAT_BYTES))
+            def in_bytes(distance, unit=FLOAT_BYTES):
+                return build.mul(distance, INT(unit))
+
+            of_a = FLOAT_BYTES if meanings is None else 1
 
             before = build.sdiv(build.sub(columns, INT(1)), INT(tile.lanes))  # vectors before the last
             last = build.sub(columns, build.mul(before, INT(tile.lanes)))
             passed = [
                 a,
-                in_bytes(a_row),
-                in_bytes(a_step),
+                in_bytes(a_row, of_a),
+                in_bytes(a_step, of_a),
                 b,
                 in_bytes(b_step),
                 start,
@@ -265,11 +285,11 @@ def micro_kernel(tile, listed=False, pairs=False):
                             whole = build.icmp_signed("==", last, INT(tile.lanes))
                             with build.if_else(whole) as (then, otherwise):
                                 with then:
-                                    build.call(_micro_kernel(*size, False, pairs), passed)
+                                    build.call(_micro_kernel(*size, False, pairs, meanings), passed)
                                 with otherwise:
-                                    build.call(_micro_kernel(*size, True, pairs), passed)
+                                    build.call(_micro_kernel(*size, True, pairs, meanings), passed)
                         else:
-                            build.call(_micro_kernel(*size, tile.masked, pairs), passed)
+                            build.call(_micro_kernel(*size, tile.masked, pairs, meanings), passed)
                         build.branch(end)
             build.position_at_end(end)
             return context.get_dummy_value()
@@ -447,6 +467,18 @@ def not_zero(typing, address):
         numbers = build.load(build.inttoptr(arguments[0], vector.as_pointer()), align=FLOAT_BYTES)
         different = build.fcmp_unordered("!=", numbers, vector([0.0] * 16))
         return build.zext(build.bitcast(different, HALF), INT)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def not_zero_bytes(typing, address):
+    """Of 64 bytes at an address, bit i says whether byte i is something else than zero."""
+
+    def generate(context, build, signature, arguments):
+        vector = ir.VectorType(ir.IntType(8), 64)
+        numbers = build.load(build.inttoptr(arguments[0], vector.as_pointer()), align=1)
+        return build.bitcast(build.icmp_unsigned("!=", numbers, vector([0] * 64)), INT)
 
     return types.intp(types.intp), generate
 

@@ -40,7 +40,7 @@ from ..common.team import Kernel, call, thread_count, wait_for_all
 from ..common.tiles import has_amx
 from ..dropout.cpu import dropout_rows, dropout_sparse_rows
 from ..dropout.reference import INPUT_LAYER, keep_threshold
-from ..gather.cpu import gather_rows, gather_span
+from ..gather.cpu import gather_pixels, gather_rows, gather_span
 from ..matmul import cpu as dense
 from ..matmul import cpu_sparse as sparse
 from ..matmul.cpu import column_sums, product, share
@@ -55,6 +55,7 @@ FUSED_BATCH = dense.DEPTH  # larger batches take several passes over k, so gradi
 # of outputs of the first layer that make up for the lists.
 SPARSE_SHARE = 0.5
 SPARSE_OUTPUTS = 32
+PIXEL_OUTPUTS = 256  # of the first layer, at most, where lists are of bytes: a look at a table for each
 LISTED_OUTPUTS = 512  # at most, where the others would be products of three pieces in tiles
 SAMPLE = 256  # pictures that are looked at to find out
 
@@ -89,6 +90,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     X,
     X_OTHERS,
     X_ROW,
+    X_PIXELS,  # whether the batch stays bytes: how far a thread's own lies behind the one before
     T,
     BATCH_WEIGHT,
     RATES,
@@ -121,7 +123,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(49)
+) = range(50)
 (
     INPUTS,
     OUTPUTS,
@@ -279,6 +281,10 @@ def nothing():
 def _gather(plan, start, count, x_address, first, last):
     """Rows first … last - 1 of the batch."""
     order = ints(plan[ORDER], plan[COUNT])
+    if plan[X_PIXELS] != 0:
+        row = SIZE * plan[X_ROW]
+        gather_pixels(plan[IMAGES], plan[PIXELS], order, start, x_address, row, first, last)
+        return
     x = matrix(x_address, plan[X_ROW], count, plan[PIXELS])
     if plan[IMAGES_FLOAT]:
         rows = floats(plan[IMAGES], plan[COUNT] * plan[IMAGES_ROW]).reshape(plan[COUNT], plan[IMAGES_ROW])
@@ -391,7 +397,10 @@ def _list_rows(plan, number, x, x_row, count, first, last):
     """The lists of a layer's input by images, for the pairs first … last - 1 of these."""
     lists, bits = _rows_listed(_layer(plan, number)), plan[LIST_BITS]
     rows = 2 * first, min(2 * last, count)
-    sparse.bits_of_rows(x, x_row, *rows, lists.length, bits)
+    if number == 0 and plan[X_PIXELS] != 0:
+        sparse.bits_of_pixels(x, SIZE * x_row, *rows, lists.length, bits)
+    else:
+        sparse.bits_of_rows(x, x_row, *rows, lists.length, bits)
     if lists.order != 0:
         sparse.pair_up(bits, sparse.words_for(lists.length), *rows, lists.order)
     sparse.lists_of_pairs(bits, count, first, last, lists)
@@ -430,10 +439,12 @@ def _forward(thread, threads, barrier, plan, x, count, room, step, half):
                 b, b_step, b_column, wide = plan[PANELS], plan[WIDE], plan[PIXELS], plan[WIDE]
             else:
                 wide = sparse.panel_width(layer[OUTPUTS], threads)
+            pixels = is_first and plan[X_PIXELS] != 0
             sparse.sparse_product(
                 x,
-                x_row,
+                x_row * SIZE if pixels else x_row,
                 ONE,
+                pixels,
                 b,
                 b_step,
                 b_column,
@@ -587,10 +598,12 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, 
                 numbers,
             )
     if with_lists:
+        pixels = number == 0 and plan[X_PIXELS] != 0
         sparse.sparse_product(
             layer[TURNED] if number > 0 else x,
             layer[TURNED_ROW] if number > 0 else ONE,
-            ONE if number > 0 else x_row,
+            ONE if number > 0 else x_row * SIZE if pixels else x_row,
+            pixels,
             layer[DY],
             layer[DY_ROW],
             ONE,
@@ -627,6 +640,7 @@ def _grad_input(thread, threads, plan, number, count, room, half):
                 layer[DY],
                 layer[DY_ROW],
                 ONE,
+                number < 0,
                 layer[W],
                 ONE,
                 layer[W_ROW],
@@ -673,7 +687,10 @@ def _steps(half):
         batch, size = plan[BATCH], plan[SIZE_OF_ALL]
         room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
         x = plan[X]
-        if plan[X_OTHERS] != 0 and thread > 0:
+        own = plan[X_PIXELS] != 0 or plan[X_OTHERS] != 0  # a batch for each thread
+        if plan[X_PIXELS] != 0:
+            x += thread * plan[X_PIXELS]
+        elif plan[X_OTHERS] != 0 and thread > 0:
             x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
         fused = plan[FUSED] != 0
         if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
@@ -686,7 +703,7 @@ def _steps(half):
             first, last = _pairs_of(count, thread, threads)
             behind = min(2 * last, count)
             mine = 2 * first, behind
-            if plan[X_OTHERS] != 0:  # a batch of its own for each thread
+            if own:
                 mine = ZERO, count
             if plan[DEFORM] != 0:
                 call(plan[DEFORM], thread, threads, arguments, i)
@@ -708,7 +725,7 @@ def _steps(half):
             ahead, behind = ZERO, ZERO  # own rows of the next batch, a few at each layer
             if i + 1 < plan[STEPS]:
                 behind = min(batch, plan[COUNT] - start - batch)
-                if plan[X_OTHERS] == 0:
+                if not own:
                     ahead, behind = behind * thread // threads, behind * (thread + 1) // threads
             for number in range(plan[LAYERS] - 1, -1, -1):
                 until = behind - (behind - ahead) * number // (number + 1)
@@ -842,6 +859,16 @@ def train_epoch(plan, images, labels, order, loss, correct):
             order: idle(of, np.int64) if paired else 0,
         }
 
+    # Bytes of each thread's own batch, in lines of their own, lie where one batch of floats would.
+    apart = SIZE * pixels // threads // 64 * 64
+    of_pixels = (
+        with_lists
+        and images.dtype == np.uint8
+        and plan.deformation is None
+        and not plan.input_dropout
+        and hidden[0] <= PIXEL_OUTPUTS
+        and apart >= pixels
+    )
     kept, borrowed = [], 0  # what has only its address in the plan; how much of the gradients is in use
     fused = plan.clip_norm is None and batch <= FUSED_BATCH
     optimizer = plan.optimizer
@@ -893,6 +920,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         CORRECT: address(correct),
         X: address(buffers.x),
         X_ROW: buffers.x.strides[0] // SIZE,
+        X_PIXELS: apart if of_pixels else 0,
         T: address(buffers.t),
         BATCH_WEIGHT: address(buffers.weight),
         RATES: address(rates),
@@ -942,6 +970,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     copies = (threads - 1) * rows * (buffers.x.strides[0] // SIZE)
     if (
         copies > 0
+        and not of_pixels
         and plan.deformation is None
         and sum(a.nbytes for a in kept) + SIZE * copies <= SIZE * plan.layout.size
     ):

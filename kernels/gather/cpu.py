@@ -59,6 +59,23 @@ def gather_rows(images, order, start, out, first, last):
             target[c] = np.float32(source[c]) * scale
 
 
+@inner
+def gather_pixels(images, columns, order, start, out, out_row, first, last):
+    """Rows ``first`` … ``last`` - 1 of a batch of bytes, as they are; images and out are addresses, the rows
+    of images ``columns`` bytes apart, those of out ``out_row``."""
+    for r in range(first, last):
+        if r + AHEAD < last:
+            ahead = images + order[start + r + AHEAD] * columns
+            for offset in range(0, columns, LINE):
+                prefetch(ahead + offset)
+        source, target = (
+            bytes_at(images + order[start + r] * columns, columns),
+            bytes_at(out + r * out_row, columns),
+        )
+        for c in range(columns):
+            target[c] = source[c]
+
+
 @jit
 def copy_rows(images, start, out):
     """out[i] = images[start + i], scaled as in :func:`gather`."""

@@ -88,6 +88,7 @@ def _chunk(plan, start, count, space):
                 x,
                 plan[X_ROW],
                 ONE,
+                False,
                 layer[W],
                 layer[W_ROW],
                 ONE,

@@ -25,10 +25,21 @@ from numba.extending import register_jitable
 
 from ..common.compiling import inner
 from ..common.memory import FLOAT_BYTES as SIZE
-from ..common.memory import ONE, ZERO, fill, floats, ints
-from ..common.simd import count_bits, last_bit, list_32, micro_kernel, not_zero, read, write, write_16
+from ..common.memory import ONE, ZERO, bytes_at, fill, floats, ints
+from ..common.simd import (
+    count_bits,
+    last_bit,
+    list_32,
+    micro_kernel,
+    not_zero,
+    not_zero_bytes,
+    read,
+    write,
+    write_16,
+)
 from ..common.tiles import Tile, can_compress
 from .cpu import LANES, copy_16, transpose
+from .cpu_amx import PIXEL
 from .pieces import finish, prepare
 
 # Two rows × four vectors: 8 accumulators. One row would load twice as often, more rows have longer
@@ -43,6 +54,7 @@ WINDOW = 32  # rows among which each looks for the one most like it
 COMPRESS = can_compress()
 
 _multiply = micro_kernel(LISTED, listed=True)
+_multiply_pixels = micro_kernel(LISTED, listed=True, meanings=np.arange(256, dtype=np.float32) * PIXEL)
 
 
 @register_jitable
@@ -72,6 +84,24 @@ def bits_of_rows(x, x_row, first, last, columns, bits):
             for part in range(0, min(64, columns - 64 * word), 16):
                 value |= not_zero(source + SIZE * (64 * word + part)) << part
             target[word] = value
+
+
+@inner
+def bits_of_pixels(x, x_row, first, last, columns, bits):
+    """As :func:`bits_of_rows`, for bytes: rows are ``x_row`` bytes apart, and nothing lies behind them."""
+    words = words_for(columns)
+    whole, rest = columns // 64, columns % 64
+    for r in range(first, last):
+        target, source = ints(bits + 8 * r * words, words), x + r * x_row
+        for word in range(whole):
+            target[word] = not_zero_bytes(source + 64 * word)
+        if rest and whole:  # the row's last 64
+            target[whole] = (not_zero_bytes(source + columns - 64) >> (64 - rest)) & ((1 << rest) - 1)
+        elif rest:
+            value, row = 0, bytes_at(source, rest)
+            for k in range(rest):
+                value |= (row[k] != 0) << k
+            target[0] = value
 
 
 @inner
@@ -280,7 +310,9 @@ def copy_panel(b, b_step, b_column, depth, width, wide, panel):
 
 
 @inner
-def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, piece, wide, zeros, details):
+def _block_of_pairs(
+    a, a_row, a_step, pixels, panel, panel_step, lists, what, c, c_row, piece, wide, zeros, details
+):
     """One block of k for the pairs of some rows and one panel of columns."""
     first, last, number, column, width, bias, floor = what
     blocks, list_row = blocks_of(lists.length, lists.block), list_row_for(lists.length)
@@ -302,10 +334,7 @@ def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, 
             begin, start, start_row = ends[at - 1], target, target_row
         elif bias != 0:
             start = bias + SIZE * column
-        _multiply(
-            a + SIZE * row * a_row,
-            down * a_row,
-            a_step,
+        rest = (
             panel,
             panel_step,
             start,
@@ -319,15 +348,36 @@ def _block_of_pairs(a, a_row, a_step, panel, panel_step, lists, what, c, c_row, 
             width,
             floor if number == blocks - 1 else np.float32(-np.inf),
         )
+        if pixels:
+            _multiply_pixels(a + row * a_row, down * a_row, a_step, *rest)
+        else:
+            _multiply(a + SIZE * row * a_row, down * a_row, a_step, *rest)
 
 
 @inner
 def sparse_product(
-    a, a_row, a_step, b, b_step, b_column, copy, bias, c, c_row, part, wide, floor, lists, room, details
+    a,
+    a_row,
+    a_step,
+    pixels,
+    b,
+    b_step,
+    b_column,
+    copy,
+    bias,
+    c,
+    c_row,
+    part,
+    wide,
+    floor,
+    lists,
+    room,
+    details,
 ):
     """c = max(a·b + bias, floor), then ``finish``, for one thread's ``part``, over the lists of a's rows.
 
-    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`. b is read where it
+    Addresses, distances, ``c`` = 0 and ``details`` as for :func:`~.cpu.product`. With ``pixels``, a holds
+    bytes, which stand for 255ths, and its distances count these. b is read where it
     lies: the columns that start at j, for each j that is a multiple of ``wide``, are next to each other
     at b + 4·j·b_column: panels (:func:`pack_panels`), or a plain matrix where b_column is 1. Or, if
     ``copy``, b is any matrix, and copied panel by panel. Rows of the part are places in the order of the
@@ -368,6 +418,7 @@ def sparse_product(
                         a,
                         a_row,
                         a_step,
+                        pixels,
                         panel,
                         panel_step,
                         lists,

@@ -115,6 +115,7 @@ def test_the_bits_are_those_of_the_whole_product(rows, depth, columns, transpose
                 address(a),
                 a.strides[0] // 4 if rows > 1 else depth,
                 1,
+                False,
                 address(b),
                 b.strides[0] // 4,
                 b.strides[1] // 4,

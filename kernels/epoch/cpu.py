@@ -137,11 +137,11 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     DROP,
     THRESHOLD,
     ROW_LISTS,  # of the layer's input, by images, or 0
-    ROW_ENDS,
+    ROW_BOUNDS,
     ROW_BLOCK,
     ROW_ORDER,
     COLUMN_LISTS,  # the same, by units, or 0
-    COLUMN_ENDS,
+    COLUMN_BOUNDS,
     COLUMN_BLOCK,
     COLUMN_ORDER,
     TURNED,  # the same transposed, or 0: pairs of units far apart are then in lines and pages of their own
@@ -374,14 +374,16 @@ def _own(thread, threads, plan, layer, number, rows):
 @inner(inline="always")
 def _rows_listed(layer):
     """Lists of a layer's input by images."""
-    return sparse.Lists(layer[ROW_LISTS], layer[ROW_ENDS], layer[INPUTS], layer[ROW_BLOCK], layer[ROW_ORDER])
+    return sparse.Lists(
+        layer[ROW_LISTS], layer[ROW_BOUNDS], layer[INPUTS], layer[ROW_BLOCK], layer[ROW_ORDER]
+    )
 
 
 @inner(inline="always")
 def _columns_listed(layer, count):
     """Lists of a layer's input by units, for so many images."""
     return sparse.Lists(
-        layer[COLUMN_LISTS], layer[COLUMN_ENDS], count, layer[COLUMN_BLOCK], layer[COLUMN_ORDER]
+        layer[COLUMN_LISTS], layer[COLUMN_BOUNDS], count, layer[COLUMN_BLOCK], layer[COLUMN_ORDER]
     )
 
 
@@ -393,12 +395,20 @@ def _worth_it(plan, lists, rows):
 
 
 @inner
-def _list_rows(plan, number, x, x_row, count, first, last):
+def _bits(plan, thread, number):
+    """The address of the bits that say where a layer's input is not zero; of pixels each has its own."""
+    if number == 0 and plan[X_PIXELS] != 0:
+        return plan[LIST_BITS] + 8 * thread * min(plan[BATCH], plan[COUNT]) * sparse.words_for(plan[PIXELS])
+    return plan[LIST_BITS]
+
+
+@inner
+def _list_rows(plan, thread, number, x, x_row, count, first, last):
     """The lists of a layer's input by images, for the pairs first … last - 1 of these."""
-    lists, bits = _rows_listed(_layer(plan, number)), plan[LIST_BITS]
+    lists, bits = _rows_listed(_layer(plan, number)), _bits(plan, thread, number)
     rows = 2 * first, min(2 * last, count)
     if number == 0 and plan[X_PIXELS] != 0:
-        sparse.bits_of_pixels(x, SIZE * x_row, *rows, lists.length, bits)
+        sparse.bits_of_pixels(x, SIZE * x_row, 0, count, lists.length, bits)
     else:
         sparse.bits_of_rows(x, x_row, *rows, lists.length, bits)
     if lists.order != 0:
@@ -412,7 +422,7 @@ def _list_columns(plan, number, x, x_row, count, thread, threads):
     layer = _layer(plan, number)
     units, words = layer[INPUTS], sparse.words_for(layer[INPUTS])
     first, last = words * thread // threads, words * (thread + 1) // threads
-    sparse.bits_of_columns(plan[LIST_BITS], count, units, first, last, plan[LIST_TURNED])
+    sparse.bits_of_columns(_bits(plan, thread, number), count, units, first, last, plan[LIST_TURNED])
     lists, turned = _columns_listed(layer, count), plan[LIST_TURNED]
     if lists.order != 0:
         behind = min(64 * last, units)
@@ -485,7 +495,7 @@ def _forward(thread, threads, barrier, plan, x, count, room, step, half):
             rows = 2 * first, min(2 * last, count)
             dropout_rows(y, layer[THRESHOLD], kept, plan[SEED], number, step, *rows)
         if above[ROW_LISTS] != 0:
-            _list_rows(plan, number + 1, x, x_row, count, first, last)
+            _list_rows(plan, thread, number + 1, x, x_row, count, first, last)
         if layer[DROP] or above[ROW_LISTS] != 0:
             wait_for_all(barrier, threads)
         if above[COLUMN_LISTS] != 0:
@@ -628,7 +638,11 @@ def _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, 
 
 @inner(inline="always")
 def _grad_input(thread, threads, plan, number, count, room, half):
-    """A thread's own part of the gradient of the layer below."""
+    """A thread's own part of the gradient of the layer below.
+
+    Below the output layer these are the rows of which it has the loss: nothing to wait for. And no two
+    cores write to lines next to each other, which each would fetch ahead from the other.
+    """
     layer, below = _layer(plan, number), _layer(plan, number - 1)
     kept = np.float32(doubles(plan[NUMBERS], ALL_NUMBERS + plan[LAYERS])[ALL_NUMBERS + number - 1])
     details = _after(MASK, below[Y], below[Y_ROW], kept)
@@ -657,6 +671,8 @@ def _grad_input(thread, threads, plan, number, count, room, half):
             )
             return
     part = share(thread, threads, count, layer[INPUTS], dense.ROWS, dense.LANES)
+    if number == plan[LAYERS] - 1:
+        part = count * thread // threads, count * (thread + 1) // threads, ZERO, layer[INPUTS]
     w, dx = (layer[W], ONE, layer[W_ROW]), (below[DY], below[DY_ROW])
     operands = layer[DY], layer[DY_ROW], ONE, *w, ZERO, *dx, part, layer[OUTPUTS]
     if half is None or number == plan[LAYERS] - 1:
@@ -715,12 +731,17 @@ def _steps(half):
             if plan[IS_SPARSE]:
                 if not fused:
                     _panels(thread, threads, plan, ZERO, ZERO)
-                _list_rows(plan, ZERO, x, plan[X_ROW], count, first, last)
-            wait_for_all(barrier, threads)
+                _list_rows(plan, thread, ZERO, x, plan[X_ROW], count, first, last)
+            if plan[X_PIXELS] == 0:
+                wait_for_all(barrier, threads)
             if plan[IS_SPARSE]:
                 _list_columns(plan, ZERO, x, plan[X_ROW], count, thread, threads)
+            if plan[X_PIXELS] != 0:  # all that columns' lists need is a thread's own
+                wait_for_all(barrier, threads)
             _forward(thread, threads, barrier, plan, x, count, room, t - 1, half)
             _loss(thread, threads, plan, x, start, count, room)
+            if plan[LAYERS] > 1:
+                _grad_input(thread, threads, plan, plan[LAYERS] - 1, count, room, half)
             wait_for_all(barrier, threads)
             ahead, behind = ZERO, ZERO  # own rows of the next batch, a few at each layer
             if i + 1 < plan[STEPS]:
@@ -731,7 +752,7 @@ def _steps(half):
                 until = behind - (behind - ahead) * number // (number + 1)
                 _ask_for_images(plan, start + batch, ahead, until)
                 ahead = until
-                if number > 0:
+                if 0 < number < plan[LAYERS] - 1:
                     _grad_input(thread, threads, plan, number, count, room, half)
                     wait_for_all(barrier, threads)  # the weights are read: now they may change
                 _grad_weight(thread, threads, plan, x, number, count, room, fused, numbers, half)
@@ -851,11 +872,11 @@ def train_epoch(plan, images, labels, order, loss, correct):
         borrowed += count
         return address(plan.gradients) + SIZE * (borrowed - count)
 
-    def lists(places, ends, order, of, length, block, paired):
+    def lists(places, bounds, order, of, length, block, paired):
         pairs = (of + 1) // 2
         return {
             places: idle(pairs * sparse.list_row_for(length), np.uint16),
-            ends: idle(pairs * sparse.blocks_of(length, block), np.int64),
+            bounds: idle(pairs * (sparse.blocks_of(length, block) + 1), np.int64),
             order: idle(of, np.int64) if paired else 0,
         }
 
@@ -963,7 +984,8 @@ def train_epoch(plan, images, labels, order, loss, correct):
         }
     if any(by_rows):
         listed = [size for size, has_lists in zip(sizes, by_rows, strict=False) if has_lists]
-        values[LIST_BITS] = space(rows * sparse.words_for(max(listed)), np.int64)
+        copies = threads if of_pixels else 1
+        values[LIST_BITS] = space(copies * rows * sparse.words_for(max(listed)), np.int64)
         values[LIST_TURNED] = space(max(listed) * sparse.words_for(rows), np.int64)
     # A batch for each thread is quicker than one that all share, where there is room for it: together
     # with the gradients, all that a step needs besides stays below twice the parameters.
@@ -998,11 +1020,11 @@ def train_epoch(plan, images, labels, order, loss, correct):
         }
         if by_rows[number]:
             paired = number > 0 or sizes[1] >= PAIRED_OUTPUTS
-            layer |= lists(ROW_LISTS, ROW_ENDS, ROW_ORDER, rows, sizes[number], layer[ROW_BLOCK], paired)
+            layer |= lists(ROW_LISTS, ROW_BOUNDS, ROW_ORDER, rows, sizes[number], layer[ROW_BLOCK], paired)
         if by_columns[number]:
             paired = number > 0  # neighbouring pixels are alike
             layer |= lists(
-                COLUMN_LISTS, COLUMN_ENDS, COLUMN_ORDER, sizes[number], rows, layer[COLUMN_BLOCK], paired
+                COLUMN_LISTS, COLUMN_BOUNDS, COLUMN_ORDER, sizes[number], rows, layer[COLUMN_BLOCK], paired
             )
             if number > 0:
                 turned_row = dense.odd_lines(rows)

@@ -37,7 +37,7 @@ ALONE = 4_000_000  # multiplications that take less time than waking another thr
     Y_ROW,
     BITS,
     LISTS,
-    COUNTS,
+    BOUNDS,
     ROOM,
     STRIDE,  # numbers of working space of a thread, all of the above from X on
     HEAD,
@@ -81,7 +81,7 @@ def _chunk(plan, start, count, space):
             pairs = (count + 1) // 2
             sparse.bits_of_rows(x, plan[X_ROW], 0, count, pixels, bits)
             inked = sparse.Lists(
-                plan[LISTS] + space, plan[COUNTS] + space, pixels, 64 * sparse.words_for(pixels), ZERO
+                plan[LISTS] + space, plan[BOUNDS] + space, pixels, 64 * sparse.words_for(pixels), ZERO
             )
             sparse.lists_of_pairs(bits, count, 0, pairs, inked)
             sparse.sparse_product(
@@ -162,7 +162,7 @@ def predictor(layout, parameters):
         Y: 2 * CHUNK * y_row,
         BITS: CHUNK * 2 * sparse.words_for(pixels),
         LISTS: CHUNK // 4 * sparse.list_row_for(pixels),
-        COUNTS: CHUNK,
+        BOUNDS: 2 * CHUNK,  # int64
         ROOM: room,
     }
     parts = {name: -(-numbers // 16) * 16 for name, numbers in parts.items()}

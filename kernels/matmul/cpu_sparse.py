@@ -134,10 +134,14 @@ def bits_of_columns(bits, rows, columns, first, last, turned):
 
 
 class Lists(NamedTuple):
-    """Lists of the columns where a matrix has something else than zero, one for each pair of rows."""
+    """Lists of the columns where a matrix has something else than zero, one for each pair of rows.
 
-    places: int  # address of the lists: uint16, list_row_for(length) for each
-    ends: int  # address of int64 numbers: how long each list is up to the end of each block
+    Those that one thread writes lie one behind the other: cache lines that another core reads have to
+    be fetched back to be written to, so they should be few.
+    """
+
+    places: int  # address of the lists: uint16, room for list_row_for(length) each
+    bounds: int  # address of int64 numbers, blocks + 1 a list: where it begins, and ends with each block
     length: int  # of the matrix's rows
     block: int  # columns of a block: a multiple of 64
     order: int  # address of int64 numbers: pair p is of the rows order[2·p] and order[2·p + 1]; 0: neighbours
@@ -154,25 +158,26 @@ def lists_of_pairs(bits, rows, first, last, lists):
     """Write the ``lists`` of the pairs first … last - 1: the places of the bits that either row has set."""
     words, row = words_for(lists.length), list_row_for(lists.length)
     blocks, block_words = blocks_of(lists.length, lists.block), lists.block // 64
-    source, ends = ints(bits, rows * words), ints(lists.ends, last * blocks)
+    source, bounds = ints(bits, rows * words), ints(lists.bounds, last * (blocks + 1))
     ordered = lists.order != 0
     order = ints(lists.order, rows if ordered else 0)
+    n = first * row
     for pair in range(first, last):
-        place = lists.places + 2 * pair * row
         one = 2 * pair
         other = one + 1 if one + 1 < rows else one
         if ordered:
             one, other = order[one], order[other]
-        n, block, left = 0, pair * blocks, block_words
+        block, left = pair * (blocks + 1), block_words
+        bounds[block] = n
         for word in range(words):
             value = source[one * words + word] | source[other * words + word]
-            n = _list_word(value, 64 * word, place, n)
+            n = _list_word(value, 64 * word, lists.places, n)
             left -= 1
             if left == 0:
-                ends[block] = n
                 block, left = block + 1, block_words
+                bounds[block] = n
         if left < block_words:
-            ends[block] = n
+            bounds[block + 1] = n
 
 
 @inner
@@ -228,9 +233,10 @@ def pair_up(bits, words, first, last, order):
 def listed(lists, rows):
     """The share of a matrix of so many rows that is on lists: what a product computes of a whole one."""
     blocks, pairs = blocks_of(lists.length, lists.block), -(-rows // ROWS)
-    ends, total = ints(lists.ends, pairs * blocks), 0
+    bounds, total = ints(lists.bounds, pairs * (blocks + 1)), 0
     for pair in range(pairs):
-        total += ends[(pair + 1) * blocks - 1]
+        begin = pair * (blocks + 1)
+        total += bounds[begin + blocks] - bounds[begin]
     return total / (pairs * lists.length)
 
 
@@ -315,8 +321,8 @@ def _block_of_pairs(
 ):
     """One block of k for the pairs of some rows and one panel of columns."""
     first, last, number, column, width, bias, floor = what
-    blocks, list_row = blocks_of(lists.length, lists.block), list_row_for(lists.length)
-    ends = ints(lists.ends, -(-last // ROWS) * blocks)
+    blocks = blocks_of(lists.length, lists.block)
+    bounds = ints(lists.bounds, -(-last // ROWS) * (blocks + 1))
     order = ints(lists.order, last if lists.order != 0 else 0)
     for place in range(first, last, ROWS):
         row, down = place, ONE
@@ -329,9 +335,9 @@ def _block_of_pairs(
         target, target_row = piece + SIZE * (place - first) * wide, wide
         if c != 0:
             target, target_row = c + SIZE * (row * c_row + column), down * c_row
-        at, begin, start, start_row = place // ROWS * blocks + number, ZERO, zeros, ZERO
+        at, start, start_row = place // ROWS * (blocks + 1) + number, zeros, ZERO
         if number > 0:
-            begin, start, start_row = ends[at - 1], target, target_row
+            start, start_row = target, target_row
         elif bias != 0:
             start = bias + SIZE * column
         rest = (
@@ -342,8 +348,8 @@ def _block_of_pairs(
             target,
             target_row,
             ZERO,
-            ends[at] - begin,
-            lists.places + 2 * (place // ROWS * list_row + begin),
+            bounds[at + 1] - bounds[at],
+            lists.places + 2 * bounds[at],
             min(ROWS, last - place),
             width,
             floor if number == blocks - 1 else np.float32(-np.inf),

@@ -43,10 +43,10 @@ class Listed:
         bits_of_rows(address(matrix), matrix.strides[0] // 4, 0, rows, columns, self.bits.ctypes.data)
         pairs = (rows + 1) // 2
         self.places = np.zeros((pairs, cpu_sparse.list_row_for(columns)), np.uint16)
-        self.ends = np.zeros((pairs, cpu_sparse.blocks_of(columns, block)), np.int64)
+        self.bounds = np.zeros((pairs, cpu_sparse.blocks_of(columns, block) + 1), np.int64)
         self.order = np.full(rows, -1, np.int64)
         self.lists = Lists(
-            address(self.places), address(self.ends), columns, block, address(self.order) if ordered else 0
+            address(self.places), address(self.bounds), columns, block, address(self.order) if ordered else 0
         )
         if ordered:
             half = pairs // 2  # as two threads would
@@ -68,10 +68,11 @@ def test_a_list_holds_the_places_that_one_of_its_two_rows_has_filled(rows, colum
     total = 0
     for pair in range((rows + 1) // 2):
         filled = (matrix[order[2 * pair : 2 * pair + 2]] != 0).any(axis=0)
-        found = made.places[pair, : made.ends[pair, -1]]
+        begin, *ends = made.bounds[pair]
+        found = made.places.ravel()[begin : ends[-1]]
         np.testing.assert_array_equal(found, np.flatnonzero(filled))
-        for block, end in enumerate(made.ends[pair]):
-            assert end == filled[: (block + 1) * BLOCK].sum()
+        for block, end in enumerate(ends):
+            assert end - begin == filled[: (block + 1) * BLOCK].sum()
         total += filled.sum()
     share = total / ((rows + 1) // 2 * columns)
     assert listed(made.lists, rows) == pytest.approx(share)
@@ -87,7 +88,7 @@ def test_rows_that_are_alike_become_pairs():
     bits = np.zeros(80, np.int64)
     pair_up(made.bits.ctypes.data, made.words, 0, 80, address(bits))
     assert all((both[one] == both[other]).all() for one, other in bits.reshape(-1, 2))
-    assert made.ends[:, -1].sum() < half_pairs.ends[:, -1].sum()
+    assert made.bounds[-1, -1] < half_pairs.bounds[-1, -1]
 
 
 @pytest.mark.parametrize("filled", [0.0, 0.4, 1.0])
@@ -106,7 +107,7 @@ def test_the_bits_are_those_of_the_whole_product(rows, depth, columns, transpose
     for block, ordered in ((BLOCK, True), (BLOCK, False), (64 * cpu_sparse.words_for(depth), False)):
         made, wide = Listed(a, block, ordered), cpu_sparse.panel_width(columns, 2)
         whole = np.full((rows, columns + 3), np.nan, np.float32)
-        room = aligned_zeros(cpu_sparse.room_for(depth, made.ends.shape[1] > 1), np.float32)
+        room = aligned_zeros(cpu_sparse.room_for(depth, made.bounds.shape[1] > 2), np.float32)
         room[...] = np.nan  # what is used of it must be written first
         # As two threads would.
         half = min(-(-columns // 2 // wide) * wide, columns)

@@ -217,8 +217,8 @@ def micro_kernel(tile, listed=False, pairs=False, meanings=None):
     With ``meanings``, 256 numbers, a is bytes: each stands for one of these. a_row and a_step then count
     bytes. All kernels of a program that have meanings have the same.
 
-    Where ``tile.masked`` is not set, whole vectors of b are read: its rows must go on behind
-    ``columns`` to a multiple of the lanes.
+    Where ``tile.masked`` is not set, or k is ``listed``, whole vectors of b are read: its rows must go on
+    behind ``columns`` to a multiple of the lanes.
 
     Cost: rows · ⌈columns / lanes⌉ fused multiply-adds a step; a tile of all rows runs at the
     processor's limit while its operands come from the first or second cache.
@@ -279,17 +279,12 @@ def micro_kernel(tile, listed=False, pairs=False, meanings=None):
                     block = build.append_basic_block(f"tile_{count}x{vectors}")
                     choice.add_case(INT((vectors - 1) * (tile.rows + 1) + count), block)
                     with build.goto_block(block):
-                        size = build.module, count, vectors, tile.lanes, listed
-                        if listed and tile.masked and count == tile.rows:
-                            # So few operations a step feel that a vector is loaded by a mask.
-                            whole = build.icmp_signed("==", last, INT(tile.lanes))
-                            with build.if_else(whole) as (then, otherwise):
-                                with then:
-                                    build.call(_micro_kernel(*size, False, pairs, meanings), passed)
-                                with otherwise:
-                                    build.call(_micro_kernel(*size, True, pairs, meanings), passed)
-                        else:
-                            build.call(_micro_kernel(*size, tile.masked, pairs, meanings), passed)
+                        # So few operations a step as a list has feel that a vector is loaded by a mask.
+                        masked = tile.masked and not listed
+                        kernel = _micro_kernel(
+                            build.module, count, vectors, tile.lanes, listed, masked, pairs, meanings
+                        )
+                        build.call(kernel, passed)
                         build.branch(end)
             build.position_at_end(end)
             return context.get_dummy_value()

@@ -387,7 +387,8 @@ def sparse_product(
     lies: the columns that start at j, for each j that is a multiple of ``wide``, are next to each other
     at b + 4·j·b_column: panels (:func:`pack_panels`), or a plain matrix where b_column is 1. Or, if
     ``copy``, b is any matrix, and copied panel by panel. Rows of the part are places in the order of the
-    lists; it starts at a multiple of STRIP and of ``wide``. ``room`` holds :func:`room_for` numbers.
+    lists; it starts at a multiple of STRIP and of ``wide``. Rows of b go on behind their columns to a whole
+    vector. ``room`` holds :func:`room_for` numbers.
     Pieces that are not stored have rows ``wide`` numbers apart, and zeros behind their columns.
 
     Cost: 4 flops for each column and each k of the list of two rows. The rows of b on a list are read

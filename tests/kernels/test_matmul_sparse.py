@@ -9,10 +9,11 @@ from fastdigit.kernels.matmul.cpu_sparse import BLOCK, DEEP, GROUP, Lists
 
 from .helpers import for_python
 
-bits_of_rows, pair_up, lists_of_pairs, listed, sparse_product = map(
+bits_of_rows, bits_of_pixels, pair_up, lists_of_pairs, listed, sparse_product = map(
     for_python,
     (
         cpu_sparse.bits_of_rows,
+        cpu_sparse.bits_of_pixels,
         cpu_sparse.pair_up,
         cpu_sparse.lists_of_pairs,
         cpu_sparse.listed,
@@ -133,3 +134,44 @@ def test_the_bits_are_those_of_the_whole_product(rows, depth, columns, transpose
             )
         np.testing.assert_array_equal(whole[:, :columns], expected)
         assert np.isnan(whole[:, columns:]).all()
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 130, 784])
+def test_bits_of_pixels_are_those_of_floats(columns):
+    """Also of 255 ones, and with other bytes than zero behind each row."""
+    random, rows = np.random.default_rng(4), 9
+    memory = random.integers(1, 256, (rows, columns + 70), dtype=np.uint8)
+    memory[:, :columns] *= random.random((rows, columns)) < 0.3
+    memory[0, :columns], memory[1, :columns] = 255, 0
+    floats = aligned_zeros(rows * (-(-columns // 16) * 16), np.float32).reshape(rows, -1)
+    floats[:, :columns] = memory[:, :columns]
+    words = cpu_sparse.words_for(columns)
+    expected, found = np.zeros((rows, words), np.int64), np.full((rows, words), -1, np.int64)
+    bits_of_rows(address(floats), floats.shape[1], 0, rows, columns, address(expected))
+    bits_of_pixels(address(memory), columns + 70, 0, rows, columns, address(found))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 3, 1), (7, 130, 64), (40, 65, 100)])
+def test_bytes_give_the_bits_of_the_floats_that_they_stand_for(rows, depth, columns, transposed):
+    random = np.random.default_rng(5)
+    memory = random.integers(0, 256, (depth, rows + 6) if transposed else (rows, depth + 6), dtype=np.uint8)
+    memory *= random.random(memory.shape) < 0.4
+    pixels = memory[:, :rows].T if transposed else memory[:, :depth]
+    a = sparse_matrix(rows, depth, 0)
+    a[...] = pixels.astype(np.float32) * np.float32(1 / 255)
+    b = random.standard_normal((depth, columns), dtype=np.float32)
+    bias = random.standard_normal(columns, dtype=np.float32)
+    expected, found = np.empty((2, rows, columns), np.float32)
+    cpu.dense(a, b, bias, expected, relu=True)
+    made = Listed(a, 64 * cpu_sparse.words_for(depth), ordered=False)
+    room = aligned_zeros(cpu_sparse.room_for(depth, False), np.float32)
+    wide = cpu_sparse.panel_width(columns, 1)
+    sparse_product(
+        *(address(memory), *pixels.strides, True),
+        *(address(b), columns, 1, True),
+        *(address(bias), address(found), columns, (0, rows, 0, columns), wide, np.float32(0)),
+        *(made.lists, address(room), cpu.Mask(0, 0, np.float32(1))),
+    )
+    np.testing.assert_array_equal(found, expected)

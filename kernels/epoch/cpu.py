@@ -10,6 +10,10 @@ Where the pictures are mostly paper, the first layer goes through :mod:`~..matmu
 wherever ReLU left enough zeros in a step's activations, the other hidden layers. Where nothing else
 needs the gradients (no clipping), each piece of them is used up by the optimizer while it is in the
 cache, and never stored.
+
+What one core has written comes to another slowly, line by line, and back as slowly, to be written again.
+So each thread gathers all of a batch for itself where there is room: as floats, or, for first layers of few
+outputs, as the bytes that images are, of which the products over lists look each up in a table.
 """
 
 from functools import cache
@@ -831,7 +835,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     Dtypes: images uint8 or float32, labels int32, order int64, correct uint8, all else float32.
     Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps;
     gradients only where they are clipped or the batch has more than 512 images (else their memory is
-    used for other things: all but their padding is arbitrary at the end).
+    used for other things: all but their padding is arbitrary at the end); the buffers of a batch.
     Cost: 2 flops for each weight and image forward, 4 backward (2 in the first layer), of which lists
     leave a third in MNIST's first layer and about two thirds in the others. Memory: lists of up to 4
     bytes a pixel of the batch and 8 a hidden unit, in the gradients as long as there is room, and about

@@ -912,7 +912,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
     numbers[ALL_NUMBERS + len(hidden) :] = 1
     by_rows, by_columns = _layers_with_lists(sizes, rows, plan.sparse_hidden, plan.precision)
     by_rows[0] = by_columns[0] = with_lists
-    room = sparse.room_for(rows, False)
+    room = sparse.room_for(rows, False) if with_lists else 0
     if any(by_rows[1:]):
         room = max(room, sparse.room_for(max(rows, *sizes), True))
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):

@@ -92,9 +92,10 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     LOSS,
     CORRECT,
     X,
-    X_OTHERS,
+    X_OTHERS,  # where the second thread's own batch is, and how far the next lie behind it; 0: all share one
+    X_APART,
     X_ROW,
-    X_PIXELS,  # whether the batch stays bytes: how far a thread's own lies behind the one before
+    X_PIXELS,  # whether batches stay bytes
     T,
     BATCH_WEIGHT,
     RATES,
@@ -127,7 +128,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(50)
+) = range(51)
 (
     INPUTS,
     OUTPUTS,
@@ -400,8 +401,8 @@ def _worth_it(plan, lists, rows):
 
 @inner
 def _bits(plan, thread, number):
-    """The address of the bits that say where a layer's input is not zero; of pixels each has its own."""
-    if number == 0 and plan[X_PIXELS] != 0:
+    """The address of the bits that say where a layer's input is not zero; of its own batch a thread's own."""
+    if number == 0 and plan[X_OTHERS] != 0:
         return plan[LIST_BITS] + 8 * thread * min(plan[BATCH], plan[COUNT]) * sparse.words_for(plan[PIXELS])
     return plan[LIST_BITS]
 
@@ -411,10 +412,11 @@ def _list_rows(plan, thread, number, x, x_row, count, first, last):
     """The lists of a layer's input by images, for the pairs first … last - 1 of these."""
     lists, bits = _rows_listed(_layer(plan, number)), _bits(plan, thread, number)
     rows = 2 * first, min(2 * last, count)
+    looked_at = (ZERO, count) if number == 0 and plan[X_OTHERS] != 0 else rows
     if number == 0 and plan[X_PIXELS] != 0:
-        sparse.bits_of_pixels(x, SIZE * x_row, 0, count, lists.length, bits)
+        sparse.bits_of_pixels(x, SIZE * x_row, *looked_at, lists.length, bits)
     else:
-        sparse.bits_of_rows(x, x_row, *rows, lists.length, bits)
+        sparse.bits_of_rows(x, x_row, *looked_at, lists.length, bits)
     if lists.order != 0:
         sparse.pair_up(bits, sparse.words_for(lists.length), *rows, lists.order)
     sparse.lists_of_pairs(bits, count, first, last, lists)
@@ -658,7 +660,7 @@ def _grad_input(thread, threads, plan, number, count, room, half):
                 layer[DY],
                 layer[DY_ROW],
                 ONE,
-                number < 0,
+                number < 0,  # no bytes; not a constant, as below
                 layer[W],
                 ONE,
                 layer[W_ROW],
@@ -707,11 +709,9 @@ def _steps(half):
         batch, size = plan[BATCH], plan[SIZE_OF_ALL]
         room = plan[ROOM] + SIZE * thread * plan[ROOM_NUMBERS]
         x = plan[X]
-        own = plan[X_PIXELS] != 0 or plan[X_OTHERS] != 0  # a batch for each thread
-        if plan[X_PIXELS] != 0:
-            x += thread * plan[X_PIXELS]
-        elif plan[X_OTHERS] != 0 and thread > 0:
-            x = plan[X_OTHERS] + SIZE * (thread - 1) * min(batch, plan[COUNT]) * plan[X_ROW]
+        own = plan[X_OTHERS] != 0  # a batch for each thread
+        if own and thread > 0:
+            x = plan[X_OTHERS] + (thread - 1) * plan[X_APART]
         fused = plan[FUSED] != 0
         if plan[IS_SPARSE] and fused:  # from here to the end they live in panels
             _panels(thread, threads, plan, ONE, ZERO)
@@ -736,11 +736,11 @@ def _steps(half):
                 if not fused:
                     _panels(thread, threads, plan, ZERO, ZERO)
                 _list_rows(plan, thread, ZERO, x, plan[X_ROW], count, first, last)
-            if plan[X_PIXELS] == 0:
+            if not own:
                 wait_for_all(barrier, threads)
             if plan[IS_SPARSE]:
                 _list_columns(plan, ZERO, x, plan[X_ROW], count, thread, threads)
-            if plan[X_PIXELS] != 0:  # all that columns' lists need is a thread's own
+            if own:  # all that columns' lists need is the thread's
                 wait_for_all(barrier, threads)
             _forward(thread, threads, barrier, plan, x, count, room, t - 1, half)
             _loss(thread, threads, plan, x, start, count, room)
@@ -945,7 +945,9 @@ def train_epoch(plan, images, labels, order, loss, correct):
         CORRECT: address(correct),
         X: address(buffers.x),
         X_ROW: buffers.x.strides[0] // SIZE,
-        X_PIXELS: apart if of_pixels else 0,
+        X_OTHERS: address(buffers.x) + apart if of_pixels else 0,
+        X_APART: apart,
+        X_PIXELS: of_pixels,
         T: address(buffers.t),
         BATCH_WEIGHT: address(buffers.weight),
         RATES: address(rates),
@@ -988,8 +990,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         }
     if any(by_rows):
         listed = [size for size, has_lists in zip(sizes, by_rows, strict=False) if has_lists]
-        copies = threads if of_pixels else 1
-        values[LIST_BITS] = space(copies * rows * sparse.words_for(max(listed)), np.int64)
+        values[LIST_BITS] = space(threads * rows * sparse.words_for(max(listed)), np.int64)
         values[LIST_TURNED] = space(max(listed) * sparse.words_for(rows), np.int64)
     # A batch for each thread is quicker than one that all share, where there is room for it: together
     # with the gradients, all that a step needs besides stays below twice the parameters.
@@ -1001,6 +1002,7 @@ def train_epoch(plan, images, labels, order, loss, correct):
         and sum(a.nbytes for a in kept) + SIZE * copies <= SIZE * plan.layout.size
     ):
         values[X_OTHERS] = space(copies, np.float32)
+        values[X_APART] = rows * buffers.x.strides[0]
     words[list(values)] = list(values.values())
     for number in range(len(sizes) - 1):
         w, b = tensors[2 * number : 2 * number + 2]

@@ -119,10 +119,11 @@ def _storer(count):
     return store
 
 
-# load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words that
-# of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two. The address must be
-# a multiple of their size.
-load2, load4, load4_words = _loader(2), _loader(4), _loader(4, types.uint32)
+# load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words and
+# load2_words those of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two.
+# The address must be a multiple of their size.
+load2, load4 = _loader(2), _loader(4)
+load2_words, load4_words = _loader(2, types.uint32), _loader(4, types.uint32)
 store2, store4 = _storer(2), _storer(4)
 
 
@@ -251,6 +252,74 @@ def _instruction(template, constraints, result, *parameters):
         ][len(parameters)]
     )
 
+
+# --- whole numbers and bytes ----------------------------------------------------------------------
+
+# divided(a, b) is a // b of uint32: with 64 bits, which Numba takes, a GPU needs some hundred instructions.
+# (9.7.1.8, div)
+divided = _instruction("div.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+# rounded(x): the nearest int32. (9.7.9.21, cvt)
+rounded = _instruction("cvt.rni.s32.f32 $0, $1;", "=r,f", types.int32, types.float32)
+bits_of = _instruction("mov.b32 $0, $1;", "=r,f", types.uint32, types.float32)
+# larger(a, b) of uint32, and the largest of the values of a warp's lanes, all of which take part. (9.7.1.12,
+# max; 9.7.13.12, redux)
+larger = _instruction("max.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+largest_of_warp = _instruction("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", types.uint32, types.uint32)
+
+
+def _picked(selector):
+    """``pick(a, b)``: the four of their eight bytes that a selector names. (9.7.9.7, prmt)"""
+    return _instruction(
+        f"prmt.b32 $0, $1, $2, {selector};", "=r,r,r", types.uint32, types.uint32, types.uint32
+    )
+
+
+_low_bytes, _high_bytes = _picked(0x5140), _picked(0x7362)
+_low_pairs, _high_pairs = _picked(0x5410), _picked(0x7632)
+
+
+@device
+def turned_bytes(a, b, c, d):
+    """Four words of four bytes each, transposed: the first bytes of all, the second ones, and so on."""
+    first, second = _low_bytes(a, b), _low_bytes(c, d)
+    third, fourth = _high_bytes(a, b), _high_bytes(c, d)
+    return (
+        _low_pairs(first, second),
+        _high_pairs(first, second),
+        _low_pairs(third, fourth),
+        _high_pairs(third, fourth),
+    )
+
+
+# byte_sums(a, b_0, b_1, sums): 16 × 8 sums of int32 with the product of 16 × 32 bytes and 32 × 8 signed
+# bytes. Lane l has of the left operand, in four words, bytes 4 · (l % 4) to 3 further of rows l / 4 and
+# l / 4 + 8, and the same 16 bytes on; of the right one, in two words, these bytes of column l / 4; and sums
+# as in tensor_sums. (9.7.15.5.10, mma.m16n8k32)
+byte_sums = _instruction(
+    "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+    "=r,=r,=r,=r,r,r,r,r,r,r,0,1,2,3",
+    types.UniTuple(types.int32, 4),
+    types.UniTuple(types.uint32, 4),
+    types.uint32,
+    types.uint32,
+    types.UniTuple(types.int32, 4),
+)
+
+# --- words that blocks tell each other by (9.7.13.16, atom; 9.7.9.8, ld) --------------------------
+
+# add_releasing(address, number): what a word in the GPU's memory was before the number was added. Whoever
+# sees the new one by load_acquiring(address) sees all that this thread had written, or known to be written.
+add_releasing = _instruction(
+    "atom.release.gpu.global.add.u32 $0, [$1], $2;",
+    "=r,l,r,~{memory}",
+    types.uint32,
+    types.uint64,
+    types.uint32,
+)
+load_acquiring = _instruction(
+    "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l,~{memory}", types.uint32, types.uint64
+)
 
 # --- asynchronous copies (9.7.9.25.3, cp.async) ---------------------------------------------------
 

@@ -73,7 +73,7 @@ def test_the_persistent_kernel_copies_while_it_computes(capability):
     code = assemble(kernel, capability)
     assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
     assert any(opcode.startswith("LDS") and opcode.endswith("128") for opcode in code.modifiers)
-    assert code.opcodes["FFMA"] > 0
+    assert code.opcodes["IMMA"] > 0
 
 
 # A row's index, and which step it is, are read by each of its warps. A warp has the logits of two rows, and

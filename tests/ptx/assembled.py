@@ -109,10 +109,8 @@ def assemble(kernel, capability):
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        # The grid's barrier is a function of NVIDIA's, linked in at the launch.
-        alone = ["-c"] if "cudaCGSynchronize" in ptx else []
         said = subprocess.run(
-            [_tool("ptxas"), "-v", *alone, f"-arch={architecture}", str(source), "-o", str(binary)],
+            [_tool("ptxas"), "-v", f"-arch={architecture}", str(source), "-o", str(binary)],
             capture_output=True,
             text=True,
         )

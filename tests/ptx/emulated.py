@@ -84,6 +84,7 @@ class Emulator:
             numba_args(*map(given, members)),
             device,
             shared=shared,
+            cooperative=kernel.cooperative,
             race=self.race,
             metrics=self.metrics,
             burst=self.burst,

@@ -34,6 +34,19 @@ CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
 FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
+BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
+
+
+@device
+def place_of(number, down, across, band):
+    """(row, column), in tiles, of the tile of this number, of ``down`` × ``across``: bands of so many rows of
+    tiles, in each of them column by column. What runs at a time is then as wide as it is high, nearly, and
+    reads less from memory; a band of one row is row by row. All numbers are uint32."""
+    before = uint32(uint32(number // uint32(band * across)) * band)
+    height = min(band, uint32(down - before))
+    within = uint32(number - uint32(before * across))
+    column = uint32(within // height)
+    return uint32(before + uint32(within - uint32(column * height))), column
 
 
 def _copier(tile, by_k):
@@ -88,7 +101,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     def described(place, operand):
         return uint64(place >> uint32(4)) | operand
 
-    def matmul_wgmma(a, b, rows, columns, depth, outputs):
+    def matmul_wgmma(a, b, rows, columns, depth, band, outputs):
         counters = cuda.shared.array(barriers, uint64)
         memory = cuda.shared.array(0, float32)
         full = shared_address(counters)
@@ -96,7 +109,9 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         start = shared_address(memory)
         base = (start + uint32(ptx.EIGHT - 1)) & ~uint32(ptx.EIGHT - 1)
         thread = cuda.threadIdx.x
-        top, left = cuda.blockIdx.y * ROWS, cuda.blockIdx.x * columns_of_tile
+        down, across = (rows + ROWS - 1) // ROWS, (columns + columns_of_tile - 1) // columns_of_tile
+        row, column = place_of(uint32(cuda.blockIdx.x), uint32(down), uint32(across), uint32(band))
+        top, left = int64(row) * ROWS, int64(column) * columns_of_tile
         turns = (depth + DEPTH - 1) // DEPTH
         if thread == 0:
             for stage in range(stages):
@@ -129,7 +144,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,
-        *(MAP, MAP, int64, int64, int64, outputs),
+        *(MAP, MAP, int64, int64, int64, int64, outputs),
         threads=(GROUPS + 1) * GROUP,
         resident=1,
         name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{epilogue.suffix}",
@@ -156,19 +171,22 @@ def multiply(
     scale=1,
     then=AS_IT_IS,
     tile=None,
+    band=BAND,
 ):
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
     Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
-    ``tile``: one of TILES, by default the larger where there are enough of these.
+    ``tile``: one of TILES, by default the larger where there are enough of these. ``band``: how many rows of
+    tiles are walked together (:func:`place_of`).
     """
     if a.dtype != np.uint16:
         raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
     product = Product("bf16", a, b, turned, c, half, bias, relu, y_below, scale, then)
     tile = tile or product.tile(TILES, FEW)
     a_by_k, b_by_k = product.by_k
+    across, down = product.blocks(tile)
     kernel("bf16", tile, a_by_k, b_by_k, then.epilogue)(
-        product.blocks(tile),
+        across * down,
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
-        *(product.rows, product.columns, product.depth, product.outputs),
+        *(product.rows, product.columns, product.depth, band, product.outputs),
     )

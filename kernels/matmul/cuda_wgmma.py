@@ -5,8 +5,9 @@ threads does nothing but ask for copies: a single instruction brings a whole til
 memory, at the places where the tensor cores want its numbers, zeros beyond the operand's end. Two warpgroups
 multiply 64 rows each, with operands that they take from shared memory themselves; none ever passes through a
 register. Both sides wait for each other at barriers that count, two for each stage: that its bytes have
-arrived, and that both warpgroups have computed with them. Sums go to memory by way of a part of shared memory
-of their own: the operands of the next tile arrive meanwhile.
+arrived, and that both warpgroups have computed with them. While tensor cores compute with one stage, their
+warpgroup waits for the next already. Sums go to memory by way of a part of shared memory of their own: the
+operands of the next tile arrive meanwhile.
 
 Operands may lie along k or across it: the tensor cores are told how, and read them as they are.
 
@@ -36,6 +37,7 @@ TILES = ((ROWS, 256), (ROWS, 128))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
 REGISTERS = 40, 232  # of a thread that copies, that computes: of all three groups not more than at first, 168
 FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
+RUNNING = 1  # stages whose products run while the next is waited for
 BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
 
 
@@ -67,16 +69,18 @@ def _copier(tile, by_k):
 
 
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNING):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``running``: how
+    many stages, 0 or 1, a warpgroup still multiplies while it waits for the next to arrive. There must be at
+    least one k."""
     columns_of_tile, stages = tile[1], STAGES[tile]
     a_bytes = ROWS * ptx.LINE
     stage_bytes = a_bytes + columns_of_tile * ptx.LINE
     copy_a, copy_b = _copier(ROWS, a_by_k), _copier(columns_of_tile, b_by_k)
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
     sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
-    begin, add, wait_for_all = sums.begin, sums.add, sums.wait(0)
+    begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
     finish4, outputs = finisher(kind, epilogue)
     finish, part = by_pieces(sums, columns_of_tile, finish4)
     barriers = 2 * stages
@@ -117,6 +121,12 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
                 stage, parity = behind(stage, parity)
 
     @device
+    def release(empty, stage, thread):
+        """One warpgroup has computed with a stage."""
+        if thread % GROUP == 0:
+            barrier_arrive(empty + uint32(8 * stage))
+
+    @device
     def described(place, operand):
         return uint64(place >> uint32(4)) | operand
 
@@ -145,26 +155,31 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         mine = base + uint32(thread // GROUP * BOX)
         warp, lane = thread // 32, thread % 32
         own = int64((base - start) // uint32(4)) + stages * stage_bytes // 4 + warp * part
-        stage, parity = uint32(0), uint32(0)
+        stage, parity, computed = uint32(0), uint32(0), uint32(0)
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
             for k in range(0, depth, DEPTH):
                 place = uint32(stage * stage_bytes)
                 barrier_wait(full + uint32(8 * stage), parity)
                 add(described(mine + place, of_a), described(base + place + uint32(a_bytes), of_b), k > 0)
-                wait_for_all()
-                if thread % GROUP == 0:
-                    barrier_arrive(empty + uint32(8 * stage))
+                wait()
+                if k >= running:
+                    release(empty, computed if running else stage, thread)
+                computed = stage
                 stage, parity = behind(stage, parity)
+            if running:
+                wait_for_all()
+                release(empty, computed, thread)
             finish(memory, own, lane, top + 16 * warp, left, rows, columns, outputs)
 
+    suffix = epilogue.suffix + ("" if running else ", none running")
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,
         *(MAP, MAP, int64, int64, int64, int64, int64, outputs),
         threads=(GROUPS + 1) * GROUP,
         resident=1,
-        name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{epilogue.suffix}",
+        name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{suffix}",
         only=CAPABILITY,
         shared=stages * stage_bytes + ptx.EIGHT + GROUPS * 4 * part * 4,
         simulated=False,
@@ -190,13 +205,14 @@ def multiply(
     tile=None,
     band=BAND,
     blocks=None,
+    running=RUNNING,
 ):
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
     Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
     ``tile``: one of TILES, by default the larger where there are enough of these. ``band``: how many rows of
     tiles are walked together (:func:`place_of`). ``blocks``: how many blocks share the tiles, by default one
-    for each multiprocessor.
+    for each multiprocessor. ``running``: see :func:`kernel`.
     """
     if a.dtype != np.uint16:
         raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
@@ -204,7 +220,7 @@ def multiply(
     tile = tile or product.tile(TILES, FEW)
     a_by_k, b_by_k = product.by_k
     across, down = product.blocks(tile)
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue)(
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, running)(
         min(blocks or multiprocessors(), across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),

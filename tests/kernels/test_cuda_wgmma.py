@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fastdigit.kernels.common import cuda
-from fastdigit.kernels.matmul import cuda_wgmma
+from fastdigit.kernels.matmul import cuda_epilogue, cuda_wgmma
 
 from ..ptx import ptxrun
 from ..ptx.emulated import LIMITS, emulated
@@ -101,11 +101,13 @@ def in_order_of_k(a, b):
 
 @pytest.mark.parametrize("tile", cuda_wgmma.TILES, ids=str)
 @pytest.mark.parametrize(
-    ("burst", "how"), [(1, {}), (200, {"band": 2, "blocks": 1})], ids=["two blocks", "one block"]
+    ("burst", "how"),
+    [(1, {}), (200, {"band": 2, "blocks": 1, "running": 0})],
+    ids=["two blocks", "one block, one stage at a time"],
 )
 def test_all_tiles_have_the_bits_of_sums_in_the_order_of_k(burst, how, tile):
     """Whichever block computes a tile, and when, with stages that go on from tile to tile."""
-    random, shape = np.random.default_rng(7), (260, 130, 270)
+    random, shape = np.random.default_rng(7), (140, 130, 270)
     a, b = exact(random, *shape[:2]), exact(random, *shape[1:])
     c, expected = np.full((shape[0], shape[2]), np.nan, np.float32), in_order_of_k(a, b)
     assert (expected != from_bfloat16(a).astype(np.float64) @ from_bfloat16(b)).any(), "none was rounded"
@@ -149,16 +151,15 @@ FAULTS = [
         id="no wait for an empty stage",
     ),
     pytest.param(
-        "if thread % GROUP == 0:\n                    barrier_arrive",
-        "if thread == 0:\n                  for _ in range(GROUPS):\n                    barrier_arrive",
+        "if thread % GROUP == 0:\n            barrier_arrive",
+        "if thread == 0:\n          for _ in range(GROUPS):\n            barrier_arrive",
         "race: shared word at .* was read by wgmma of 128",
         id="one warpgroup's word for both",
     ),
     pytest.param(
-        "        stage, parity = uint32(0), uint32(0)\n        for number in range(cuda.blockIdx.x, tiles, "
-        "cuda.gridDim.x):\n",
-        "        for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):\n"
-        "            stage, parity = uint32(0), uint32(0)\n",
+        "            for k in range(0, depth, DEPTH):\n                place = uint32",
+        "            stage, parity = uint32(0), uint32(0)\n"
+        "            for k in range(0, depth, DEPTH):\n                place = uint32",
         "deadlock|race|wrong",
         id="phases that begin anew with each tile",
     ),
@@ -177,7 +178,31 @@ FAULTS = [
         "has initialised the mbarrier, and no barrier since|was not initialised",
         id="mbarriers that are used early",
     ),
-    pytest.param("barrier_arrive(empty", "barrier_arrive(full", "arrivals|deadlock", id="wrong barrier"),
+    pytest.param(
+        "sums.wait(running), sums",
+        "sums.wait(running + 1), sums",
+        "race: shared word at .* was read by wgmma",
+        id="a stage given back that is still multiplied",
+    ),
+    pytest.param(
+        "computed if running else stage",
+        "stage",
+        "race|deadlock",
+        id="the stage that was just begun given back",
+    ),
+    pytest.param(
+        "                wait_for_all()\n",
+        "",
+        "is used before wgmma.wait_group says|was read by wgmma",
+        id="sums not waited for",
+    ),
+    pytest.param(
+        "                release(empty, computed, thread)\n", "", "deadlock", id="a tile's last stage kept"
+    ),
+    pytest.param("k > 0)", "1)", "wrong", id="sums of the tile before"),
+    pytest.param(
+        "release(empty, computed if", "release(full, computed if", "arrivals|deadlock", id="wrong barrier"
+    ),
     pytest.param(
         "barrier_expect(arrived, uint32(stage_bytes))",
         "barrier_expect(arrived, uint32(16))",
@@ -203,7 +228,7 @@ FAULTS = [
 def test_faults_are_found(monkeypatch, old, new, message):
     monkeypatch.setattr(ptxrun, "WAITS_IN_VAIN", 500)
     faulty = with_fault(cuda_wgmma, old, new)
-    random, shape = np.random.default_rng(8), (140, 230, 150)
+    random, shape = np.random.default_rng(8), (140, 330, 150)
     a, b = exact(random, *shape[:2]), exact(random, *shape[1:])
     c = np.full((shape[0], shape[2]), np.nan, np.float32)
 
@@ -215,3 +240,19 @@ def test_faults_are_found(monkeypatch, old, new, message):
 
     with pytest.raises(ptxrun.PTXError, match=message):
         run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cuda.syncwarp()\n            keep(piece, to)", "keep(piece, to)"),
+        ("keep(piece, to)\n            cuda.syncwarp()", "keep(piece, to)"),
+    ],
+    ids=["before", "after"],
+)
+def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
+    faulty = with_fault(cuda_wgmma, "BAND = 16", "BAND = 16")
+    faulty.by_pieces = with_fault(cuda_epilogue, old, new).by_pieces
+    a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
+    with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
+        faulty.multiply(a, b, c=c, tile=SMALL)

@@ -18,12 +18,13 @@ CUTLASS, "Efficient GEMM in CUDA", on warp specialization.
 """
 
 from functools import cache
+from math import prod
 
 import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
-from ..common.cuda import MAP, Kernel, TensorMap, cuda, device, multiprocessors
+from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
 from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, by_pieces, finisher
 
@@ -35,8 +36,10 @@ BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
+# What a tile takes, beside the larger: half of the numbers, of which each was read for fewer products. An
+# estimate, to be measured.
+COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
 REGISTERS = 40, 232  # of a thread that copies, that computes: of all three groups not more than at first, 168
-FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
 RUNNING = 1  # stages whose products run while the next is waited for
 BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
 
@@ -186,6 +189,12 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
     )
 
 
+def tile_for(product, blocks):
+    """The one of TILES with which so many blocks are done first: each computes as many tiles as the one that
+    computes most of them."""
+    return min(TILES, key=lambda tile: blocks_for(prod(product.blocks(tile)), blocks) * COST[tile])
+
+
 def _map(matrix, by_k, tile):
     return TensorMap(matrix, (tile, DEPTH) if by_k else (DEPTH, 64))
 
@@ -210,18 +219,19 @@ def multiply(
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
     Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
-    ``tile``: one of TILES, by default the larger where there are enough of these. ``band``: how many rows of
+    ``tile``: one of TILES, by default :func:`tile_for` this product. ``band``: how many rows of
     tiles are walked together (:func:`place_of`). ``blocks``: how many blocks share the tiles, by default one
     for each multiprocessor. ``running``: see :func:`kernel`.
     """
     if a.dtype != np.uint16:
         raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
     product = Product("bf16", a, b, turned, c, half, bias, relu, y_below, scale, then)
-    tile = tile or product.tile(TILES, FEW)
+    blocks = blocks or multiprocessors()
+    tile = tile or tile_for(product, blocks)
     a_by_k, b_by_k = product.by_k
     across, down = product.blocks(tile)
     kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, running)(
-        min(blocks or multiprocessors(), across * down),
+        min(blocks, across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),
     )

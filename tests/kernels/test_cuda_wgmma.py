@@ -137,6 +137,25 @@ def test_a_block_for_each_multiprocessor_or_each_tile(shape, how, blocks):
     assert [launch[1] for launch in launches] == [(blocks,)]
 
 
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((128, 128), SMALL),  # what is computed of a large one would be half empty
+        ((512, 2500), SMALL),  # 80 blocks, not 40
+        ((784, 2500), LARGE),  # 70 blocks; 140 tiles would take two turns
+        ((4096, 2500), SMALL),  # 5 turns of 0.55, not 3
+        ((4096, 4096), LARGE),  # 4 turns, not 8 of 0.55
+        ((8192, 8192), LARGE),
+    ],
+    ids=str,
+)
+def test_the_tile_with_which_all_blocks_are_done_first(shape, tile):
+    a, b = (np.empty((side, 8), np.uint16) for side in shape)
+    with emulated(), cuda.recorded() as launches:
+        cuda_wgmma.multiply(a, b, c=np.empty(shape, np.float32), turned=(False, True), blocks=MULTIPROCESSORS)
+    assert f"128 × {tile[1]}" in launches[0][0].name
+
+
 FAULTS = [
     pytest.param(
         "                barrier_wait(full + uint32(8 * stage), parity)\n",

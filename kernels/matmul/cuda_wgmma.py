@@ -36,10 +36,10 @@ BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
-# What a tile takes, beside the larger: half of the numbers, of which each was read for fewer products. An
-# estimate, to be measured.
+# The time of a tile, in that of the larger: the other has half of its products, and more to copy for each of
+# them. An estimate, to be measured.
 COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
-REGISTERS = 40, 232  # of a thread that copies, that computes: of all three groups not more than at first, 168
+REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
 BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
 

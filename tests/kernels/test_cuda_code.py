@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from fastdigit.kernels.matmul import cuda_wgmma
+
 from ..ptx import steps, table
 from ..ptx.all_kernels import KERNELS
 from ..ptx.assembled import LIMITS, assemble
@@ -64,7 +66,9 @@ def test_products_for_hopper_use_what_it_has():
             assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # 16 of 64 k each
             assert code.opcodes["UTMALDG"] >= 2
             assert code.opcodes["SYNCS"] > 0  # barriers that count
-            assert code.opcodes["USETMAXREG"] == 2  # from who copies to who computes
+            assert code.opcodes["USETMAXREG"] == 2  # from who copies to who computes: as many as there are
+            copies, computes = cuda_wgmma.REGISTERS
+            assert copies + cuda_wgmma.GROUPS * computes <= (1 + cuda_wgmma.GROUPS) * code.registers
             # It would wait for each multiplication where it finds that registers are moved meanwhile.
             assert "serializ" not in code.said
             assert "(C7" not in code.said  # nor adds waits, nor ignores the change of registers

@@ -125,6 +125,11 @@ def limits():
     return _limits_of(cupy.cuda.Device().id)
 
 
+def multiprocessors():
+    """How many the current GPU has: so many blocks run at a time of kernels that fill one each."""
+    return limits().multiprocessors
+
+
 @cache
 def _limits_of(number):
     import cupy

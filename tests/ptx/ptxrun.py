@@ -2038,6 +2038,14 @@ def _wgmma(b, i, act, m):
     return None
 
 
+@op("setmaxnreg")
+def _setmaxnreg(b, i, act, m):
+    """Registers are not counted here, the assembler does that; nor are those that nobody has given away."""
+    b.whole_warps(act, i)
+    if not 24 <= int(i.args[0]) <= 256 or int(i.args[0]) % 8:
+        b.fault("setmaxnreg: not a multiple of 8 from 24 to 256", act, i)
+
+
 @op("mapa")
 def _mapa(b, i, act, m):
     b.put(i.args[0], b.raw(i.args[1], _TYPE_BITS[i.parts[-1]]), m)

@@ -641,6 +641,25 @@ def test_wgmma_with_swizzled_descriptors(without, said):
     np.testing.assert_allclose(dc.host(), from_bf16(a) @ from_bf16(b).T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("count", "fails"), [(40, False), (16, True), (36, True)])
+def test_registers_are_given_away_by_eights(count, fails):
+    give = asm(0, types.void, f"setmaxnreg.dec.sync.aligned.u32 {count};", "")
+
+    def k(y):
+        give()
+        y[cuda.threadIdx.x] = float32(1)
+
+    dev = Device()
+    y = dev.empty(128, np.float32)
+    code = ptx_of(k, f32a(1), cc=(9, 0, "a"))
+    if fails:
+        with pytest.raises(PTXError, match="multiple of 8 from 24 to 256"):
+            launch(code, 1, 128, numba_args(y), dev)
+        return
+    launch(code, 1, 128, numba_args(y), dev)
+    assert (y.host() == 1).all()
+
+
 # ---- what orders accesses, and what does not
 first_two_warps = asm(0, types.void, "bar.sync 1, 64;", "~{memory}")
 barrier_init = asm(2, types.void, "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}")

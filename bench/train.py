@@ -209,10 +209,10 @@ def measure_all(
     python=sys.executable,
     passes=PASSES,
     whole=False,
-    patience=turns.PATIENCE,
+    patience=None,
 ):
     """The results of each of ``networks``, [(network, names of its sides)], on whole sets of images or on
-    :func:`steps_of` them. ``patience``: seconds in which a side must answer.
+    :func:`steps_of` them. ``patience`` as of ``turns.Turns``.
 
     The rounds are parted into passes over all networks, so that those of each are spread over the whole
     time, and its processes are started anew in each: what a machine does for some minutes, and where a
@@ -231,7 +231,7 @@ def measure_all(
 class Comparison:
     """Of the sides of one network."""
 
-    def __init__(self, task, sides, python=sys.executable, patience=turns.PATIENCE):
+    def __init__(self, task, sides, python=sys.executable, patience=None):
         self.task, self.sides, self.commands, self.patience = task, sides, {}, patience
         for name in sides:
             side = peers.SIDES[name]
@@ -271,7 +271,7 @@ class Comparison:
         }
 
 
-def in_turns(task, expected, commands, rounds, seconds, state, patience=turns.PATIENCE):
+def in_turns(task, expected, commands, rounds, seconds, state, patience=None):
     """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
     ``patience`` as of ``turns.Turns``.
 

@@ -34,9 +34,9 @@ def in_order(number, names):
 
 class Turns:
     """The sides of a comparison, by name. Their processes end with the ``with`` block. ``patience``: seconds
-    that each has for an answer."""
+    that each has for an answer, by default PATIENCE."""
 
-    def __init__(self, patience=PATIENCE):
+    def __init__(self, patience=None):
         self.sides, self.patience = {}, patience
 
     def __enter__(self):
@@ -47,7 +47,8 @@ class Turns:
             side.end()
 
     def start(self, name, command, environment=None):
-        self.sides[name] = _Side(command, environment, self.patience)
+        patience = PATIENCE if self.patience is None else self.patience
+        self.sides[name] = _Side(command, environment, patience)
 
     def ask(self, name, question):
         return self.sides[name].ask(question)

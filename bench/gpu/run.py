@@ -108,7 +108,7 @@ def _wait(process, seconds):
 
 
 def answer_part(part, asked, answer):
-    """In the process of a part: its result goes to a file, as soon as there is some of it. The exit status."""
+    """In the process of a part: its result goes to a file as soon as there is some. The exit status."""
 
     def save(found):
         atomic_write(answer, json.dumps(found, allow_nan=False).encode())

@@ -15,15 +15,11 @@ import fastdigit as fd
 from fastdigit.bench import cases, checks, peers, suite, train
 from fastdigit.bench.checks import Rejected
 from fastdigit.bench.gpu import (
-    bandwidth,
     correctness,
-    goals,
-    launches,
     multiplication,
     parts,
     products,
     run,
-    sanitizer,
     tables,
     timing,
 )

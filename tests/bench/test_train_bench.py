@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import partial
 from itertools import chain, repeat
 
 import numpy as np
@@ -106,6 +107,34 @@ def test_the_deep_network_trains_on_fewer_images_with_a_small_rate():
     small, deep = (train.task_of(train.NETWORKS[name], data) for name in ("small-64", "deep-512"))
     assert (small.steps, small.rate) == (937, train.RATE)
     assert (deep.steps, deep.rate) == (train.FEWEST_STEPS, train.RATE_DEEP)
+    whole, larger = (
+        train.task_of(train.ALL_NETWORKS[name], data, whole=True) for name in ("deep-512", "deep-4096")
+    )
+    assert (whole.steps, larger.steps, larger.rate) == (117, 14, train.RATE_DEEP)
+    assert "deep-4096" not in train.NETWORKS
+
+
+PEERS_BF16 = {
+    "torch": partial(peers.torch_loop, bf16=True),
+    "jax": partial(peers.jax_loop, bf16=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # their own
+@pytest.mark.parametrize("name", PEERS_BF16)
+def test_peers_in_bfloat16_train_as_float64_does_but_for_roundings(name):
+    """On a GPU they are the same code, compiled and captured."""
+    pytest.importorskip(name)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (STEPS * 64, 28, 28), dtype=np.uint8)
+    labels = images[:, 0, :10].argmax(axis=1).astype(np.uint8)
+    task = train.task_of(cases.Network((784, 64, 32, 10), 64), fd.Images(images, labels), "numpy")
+    task.rate = 0.01
+    loop, expected = PEERS_BF16[name](task), train.expected_losses(task, STEPS)
+    difference = train.largest_difference(loop.first(STEPS), expected)
+    assert 1e-6 < difference <= train.TOLERANCE_ROUNDED  # in float32 it is less
+    assert "bfloat16" in loop.used
+    assert train.largest_difference(peers.numpy_loop(task).first(STEPS), expected) < 1e-6
 
 
 class Wrong:
@@ -234,7 +263,7 @@ class Here:
     def __init__(self, meetings, asked):
         self.meetings, self.asked = meetings, asked
 
-    def __call__(self):
+    def __call__(self, patience):
         return self
 
     def __enter__(self):

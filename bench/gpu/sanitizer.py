@@ -29,7 +29,6 @@ NAME = "compute-sanitizer"
 CHILD = (sys.executable, "-m", "fastdigit.bench.gpu.sanitizer")
 SECONDS = 100  # for each tool at most
 SHARE = 0.6  # of its seconds, after which no check is begun
-FOUND = 9  # its exit status when it has found something
 SUMMARY = re.compile(r"SUMMARY: (\d+) (?:error|hazard)")
 LINES = 12  # of what it says, that are kept
 # At least two blocks to a product, and a batch that is not the last; as small as can be otherwise.
@@ -61,7 +60,7 @@ def path():
 
 
 def _run(program, tool, seconds, command):
-    options = ["--tool", tool, "--error-exitcode", str(FOUND)]
+    options = ["--tool", tool]
     if tool == "memcheck":
         options += ["--report-api-errors", "no"]  # libraries ask for what may not be there
     with tempfile.TemporaryDirectory() as folder:
@@ -83,12 +82,13 @@ def _run(program, tool, seconds, command):
     summary = next((match for line in own if (match := SUMMARY.search(line))), None)
     row = {"checked": {part: len(results) for part, results in found.items()}}
     row["rejected"] = _rejected(found)
-    if late or summary is None or not found or process.returncode not in (0, FOUND):
-        last = lines[-1] if lines else "it says nothing"
-        row["no_time"] = f"not finished after {seconds:g} s" if late else f"failed: {last}"
-        row["status"] = process.returncode
-    else:
-        row["errors"] = int(summary[1])
+    errors = None if summary is None else int(summary[1])
+    if errors or (errors == 0 and found and process.returncode == 0):
+        row["errors"] = errors
+    elif late:
+        row["no_time"] = f"not finished after {seconds:.0f} s"
+    else:  # what the checks themselves could not do
+        row["no_time"] = f"failed: {lines[-1] if lines else f'exit status {process.returncode}'}"
     return {**row, "lines": own[:LINES]}
 
 
@@ -137,7 +137,10 @@ def main(answer, seconds):
     import cupy
 
     cupy.cuda.set_allocator(None)
-    save = lambda found: atomic_write(Path(answer), json.dumps(found, allow_nan=False).encode())  # noqa: E731
+
+    def save(found):
+        atomic_write(Path(answer), json.dumps(found, allow_nan=False).encode())
+
     small_checks(fd.get_backend("cuda"), cupy, capability(), until, save)
 
 

@@ -352,7 +352,8 @@ def jax_loop(task, device="cpu", bf16=False):
         jax.config.update("jax_platforms", "cpu")  # else it takes a GPU where there is one
     elif jax.default_backend() != "gpu":
         raise fd.ConfigError("this JAX cannot compute on a GPU: pip install 'jax[cuda13]'")
-    jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
+    if not bf16:
+        jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
 
     kind = jnp.bfloat16 if bf16 else jnp.float32
 

@@ -17,7 +17,7 @@ FLOAT32_SIDES = (
 BF16_SIDES = ("fastdigit-cuda-bf16", "torch-cuda-bf16", "torch-cuda-compile-bf16", "jax-cuda-bf16")
 NETWORKS = ("small-128", "deep-512", "deep-4096")  # of latency, and of arithmetic
 PATIENCE = 100  # seconds in which a side must have compiled, or answered
-WHILE = 0.8  # of a part's time, in which it begins what nobody asked for
+SHARE = 0.8  # of a part's time, in which it begins what nobody asked for, or has what it starts end
 
 
 def sides_of(network):
@@ -76,7 +76,7 @@ def _epochs(options, save):
 def _products(options, save):
     import cupy
 
-    until = time.monotonic() + WHILE * options["left"]
+    until = time.monotonic() + SHARE * options["left"]
     return products.products(cupy, multiplication.capability(), save=save, until=until)
 
 
@@ -99,8 +99,7 @@ def _train(options, save):
 
 
 def _sanitizer(options, save):
-    each = options["left"] / len(sanitizer.TOOLS) - 2
-    return sanitizer.sanitizer(min(sanitizer.SECONDS, each), save=save)
+    return sanitizer.sanitizer(min(sanitizer.SECONDS, SHARE * options["left"]), save=save)
 
 
 PARTS = {
@@ -118,11 +117,11 @@ PARTS = {
 LONGEST = {
     "checks": 110,
     "launches": 40,
-    "goals": 110,
+    "goals": 130,
     "epochs": 80,
-    "products": 130,
+    "products": 100,
     "bandwidth": 60,
-    "train": 260,
-    "sanitizer": 200,
+    "train": 270,
+    "sanitizer": 150,
     "cupy": 90,
 }

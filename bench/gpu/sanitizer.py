@@ -1,5 +1,5 @@
 """Whether compute-sanitizer finds anything in small checks: accesses out of bounds (memcheck) and races in
-shared memory (racecheck), each in a process of its own.
+shared memory (racecheck), both at the same time, each in a process of its own.
 
 Under it a kernel takes many times as long, so the checks are few, and no new one is begun when most of the
 time is over. CuPy asks the driver for each array then: within one allocation memcheck sees no bounds.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from .multiplication import capability
 TOOLS = ("memcheck", "racecheck")
 NAME = "compute-sanitizer"
 CHILD = (sys.executable, "-m", "fastdigit.bench.gpu.sanitizer")
-SECONDS = 100  # for each tool at most
+SECONDS = 120  # for each tool at most
 SHARE = 0.6  # of its seconds, after which no check is begun
 SUMMARY = re.compile(r"SUMMARY: (\d+) (?:error|hazard)")
 LINES = 12  # of what it says, that are kept
@@ -40,13 +41,12 @@ def sanitizer(seconds=SECONDS, command=CHILD, save=lambda rows: None):
     """A row for each tool: "errors", the first "lines" that it says, and what was "checked"; or "no_time",
     why nothing is known. ``save`` gets them all after each."""
     rows, program = [], path()
-    for tool in TOOLS:
-        if program is None:
-            row = {"no_time": f"{NAME} is neither on PATH nor under CUDA_HOME"}
-        else:
-            row = _run(program, tool, seconds, command)
-        rows.append({"tool": tool, **row})
-        save(rows)
+    if program is None:
+        return [{"tool": tool, "no_time": f"{NAME} is neither on PATH nor under CUDA_HOME"} for tool in TOOLS]
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        for row in pool.map(lambda tool: _run(program, tool, seconds, command), TOOLS):
+            rows.append(row)
+            save(rows)
     return rows
 
 
@@ -80,7 +80,7 @@ def _run(program, tool, seconds, command):
     lines = said.strip().splitlines()
     own = [line for line in lines if line.startswith("=========")]
     summary = next((match for line in own if (match := SUMMARY.search(line))), None)
-    row = {"checked": {part: len(results) for part, results in found.items()}}
+    row = {"tool": tool, "checked": {part: len(results) for part, results in found.items()}}
     row["rejected"] = _rejected(found)
     errors = None if summary is None else int(summary[1])
     if errors or (errors == 0 and found and process.returncode == 0):

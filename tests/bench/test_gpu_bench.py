@@ -15,11 +15,15 @@ import fastdigit as fd
 from fastdigit.bench import cases, checks, peers, suite, train
 from fastdigit.bench.checks import Rejected
 from fastdigit.bench.gpu import (
+    bandwidth,
     correctness,
+    goals,
+    launches,
     multiplication,
     parts,
     products,
     run,
+    sanitizer,
     tables,
     timing,
 )
@@ -340,7 +344,7 @@ def test_what_a_part_has_found_counts_however_it_ends(then, found, status, why, 
     until = time.monotonic() + (8 if "sleep" in then else 100)
     kept = []
     *result, said = run._in_a_process("products", {"rounds": 5}, until, kept.append)
-    assert kept in ([], [[5]]) if "sleep" not in then else kept == [[5]]  # what is there meanwhile
+    assert kept == [[5]] if "sleep" in then else all(now in ([5], found) for now in kept)
     assert result == [found, status]
     assert (said is None) == (why is None)
     assert why is None or why in said
@@ -399,6 +403,58 @@ def test_the_sides_of_the_training_exist():
 def test_parts_are_for_backends_that_run_here():
     for name in parts.PARTS:
         assert "cannot run here" in parts.PARTS[name]({"usable": []}, None)["no_time"]
+
+
+def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, monkeypatch):
+    """Each, with a stand-in for what it measures, which says what it was asked."""
+    attributes = {"ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0}
+    cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: SimpleNamespace(attributes=attributes)))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(fd, "load_mnist", lambda: "MNIST")
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+
+    def instead(module, name):
+        def measure(*arguments, save=None, **named):
+            return (name, arguments, named)
+
+        monkeypatch.setattr(module, name, measure)
+
+    for module, name in (
+        *((launches, "launches"), (goals, "goals"), (correctness, "check_epochs"), (products, "products")),
+        *((bandwidth, "bandwidth"), (sanitizer, "sanitizer")),
+    ):
+        instead(module, name)
+    options, side = {"usable": ["cuda"], "left": 100}, backend()
+    found = {name: parts.PARTS[name](options, list) for name in parts.PARTS if name in LOOKED_AT}
+    assert found == {
+        "launches": ("launches", (), {}),
+        "goals": ("goals", (side, "MNIST", list), {}),
+        "epochs": ("check_epochs", ("cuda", [name for name in ("float32",) if name in side.precisions]), {}),
+        "products": ("products", (cupy, (9, 0)), {"until": 1080}),
+        "bandwidth": ("bandwidth", (cupy, side), {}),
+        "sanitizer": ("sanitizer", (80,), {}),
+    }
+
+    def operations(side, done, save):
+        save({"operations": list(done)})
+
+    monkeypatch.setattr(correctness, "check_all", operations)
+    monkeypatch.setattr(correctness, "check_products", lambda *how: how[-1]({"products": list(how[2])}))
+    saved = []
+    found = parts.PARTS["checks"](
+        {**options, "found": {"cuda": {"sgd": 1}}}, lambda now: saved.append(dict(now))
+    )
+    assert found == {
+        "cuda": {
+            "sgd": 1,
+            "operations": ["sgd"],
+            "products": ["sgd", "operations"],
+        }
+    }
+    assert len(saved) == 2
+
+
+LOOKED_AT = "launches", "goals", "epochs", "products", "bandwidth", "sanitizer"
 
 
 def test_no_part_is_begun_without_time_for_it(with_a_gpu, monkeypatch):

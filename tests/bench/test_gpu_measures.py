@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.bench import accuracy, cases
+from fastdigit.bench import accuracy, cases, gpu_acceptance
 from fastdigit.bench.gpu import bandwidth, goals, launches, tables
 from fastdigit.kernels.common import cuda
 from fastdigit.kernels.epoch import cuda as persistent
@@ -17,6 +17,12 @@ from fastdigit.kernels.epoch import cuda as persistent
 from ..ptx.emulated import backend, emulated
 
 GPU = cuda.Limits((9, 0), 4, 200_000)
+
+
+def asked(part, found, line):
+    """What the table of what is asked says of it: (measured, whether it is met)."""
+    lines = gpu_acceptance.rows({part: (found, "")})
+    return next((measured, met) for what, measured, met, _ in lines if what.startswith(line))
 
 
 # --- bandwidth --------------------------------------------------------------------------------------
@@ -65,6 +71,9 @@ def test_what_goes_over_memory_is_checked_and_held_against_a_copy():
     assert found["adam"]["worst"] > 0
     (table,) = tables.PARTS["bandwidth"](rows)
     assert [row[-1] for row in table.rows] == ["50%"] * len(rows)
+    measured_share, met = asked("bandwidth", rows, "softmax_xent")
+    assert measured_share.startswith("least 50%")
+    assert met is False
 
 
 def test_a_copy_moves_as_many_bytes_as_the_operation():
@@ -160,6 +169,8 @@ def test_an_epoch_gets_a_time_and_its_loss_is_that_of_the_processor(digits):
     assert row["host_share_of_epoch"] > 0.9  # the interpreter leaves nothing to wait for
     (table,) = tables.PARTS["goals"]({"epoch": rows})
     assert table.rows[0][2] == f"{row['milliseconds']:.2f} ms"
+    assert asked("goals", {"epoch": rows}, "an epoch")[0].startswith(f"{row['milliseconds']:.2f} ms")
+    assert asked("goals", {"epoch": rows}, "the host")[1] is False
 
 
 def test_the_host_s_share_is_what_it_does_not_wait(digits, monkeypatch):
@@ -202,11 +213,12 @@ def test_a_training_with_another_loss_gets_no_time(digits):
 def test_the_comparison_s_seconds_are_those_of_whole_calls_of_fit(digits):
     rows = goals.comparison(fd.get_backend("cpu"), ["float32"], digits, NETWORK, 2, 2)
     assert rows[0]["steps"] == 2 * 2
+    assert asked("goals", {"comparison": rows}, "784-1024-10")[0].endswith("in float32, 4 steps")
     assert 0 < rows[0]["seconds_range"][0] <= rows[0]["seconds"] <= rows[0]["seconds_range"][1]
 
 
 def test_the_time_to_an_accuracy_is_of_recipes_in_each_precision(monkeypatch):
-    all_digits, asked, saved = fd.load_digits(), [], []
+    all_digits, trained, saved = fd.load_digits(), [], []
     recipe = accuracy.Recipe(0.98, (64, 12, 10), 1, batch=64)
     monkeypatch.setattr(accuracy, "RECIPES", {0.98: recipe, 0.99: replace(recipe, target=0.99)})
     monkeypatch.setattr(fd, "load_mnist", lambda: all_digits)
@@ -214,7 +226,7 @@ def test_the_time_to_an_accuracy_is_of_recipes_in_each_precision(monkeypatch):
         accuracy.Answers,
         "ours",
         lambda self, recipe, data, seed: (
-            asked.append((self.precision, recipe.target, seed, len(data.train.images))),
+            trained.append((self.precision, recipe.target, seed, len(data.train.images))),
             (seed, 0.98 + seed / 1000),
         )[1],
     )
@@ -222,13 +234,15 @@ def test_the_time_to_an_accuracy_is_of_recipes_in_each_precision(monkeypatch):
     rows = goals.to_accuracy("cpu", ["float32", "bf16"], first, seeds=3)
     assert saved == [1, 2]
     count = len(all_digits.train.images)
-    assert asked[:4] == [("float32", 0.98, 0, 128), *(("float32", 0.98, seed, count) for seed in (1, 2, 3))]
+    assert trained[:4] == [("float32", 0.98, 0, 128), *(("float32", 0.98, seed, count) for seed in (1, 2, 3))]
     assert [(row["precision"], row["target"]) for row in rows] == [
         *(("float32", 0.98), ("float32", 0.99), ("bf16", 0.98), ("bf16", 0.99))
     ]
     assert [(row["seconds"], row["accuracy"], row["reached"]) for row in rows[:2]] == [
         *((2, 0.982, True), (2, 0.982, False))
     ]
+    said = "2.000 s in float32 (median of 3 seeds), 98.20% (98.10% to 98.30%)"
+    assert asked("goals", {"accuracy": rows}, "98%") == (said, False)
 
 
 def test_a_recipe_is_trained_in_its_precision(monkeypatch):

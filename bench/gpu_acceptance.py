@@ -280,7 +280,8 @@ def _host(found):
     if row is None:
         return _missing(asked, found.how("goals"))
     share = row["host_share_while_gpu_works"]
-    said = f"{share:.1%} in {row['precision']}; of the whole epoch it works {row['host_share_of_epoch']:.0%}"
+    said = f"at most {share:.1%} in {row['precision']}, what it prepares before counted; of whole epochs "
+    said += f"{row['host_share_of_epoch']:.0%}"
     return asked, said, share < must, found.how("goals")
 
 

@@ -6,8 +6,9 @@ An epoch's time is by the host's clock, from the end of one epoch to the end of 
 GPU before. Beside it stands the time of the steps alone, as the log counts it.
 
 The host's share while the GPU works: the time in which the host's Python prepares an epoch's steps and asks
-for them, of that and of the time in which it then waits for their losses. (The processor's time would say
-nothing: the driver waits by asking the GPU over and over.) And of the whole epoch, the time in which the host
+for them, of that and of the time in which it then waits for their losses: at most so much, as the GPU has
+nothing to do yet while the first is prepared. (The processor's time would say nothing: the driver waits by
+asking the GPU over and over.) And of the whole epoch, the time in which the host
 does not wait for the steps, whatever the GPU does meanwhile.
 
 A training whose loss is not that of the ``cpu`` backend with the same seed gets no time.

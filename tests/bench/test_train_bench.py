@@ -119,8 +119,9 @@ IN_BF16 = """
 import json, sys
 from fastdigit.bench import peers
 
-loop = {"torch": peers.torch_loop, "jax": peers.jax_loop}[sys.argv[1]](peers.Task.load(sys.argv[2]), bf16=True)
-print(json.dumps([loop.first(int(sys.argv[3])), loop.used]))
+name, folder, steps = sys.argv[1:]
+loop = {"torch": peers.torch_loop, "jax": peers.jax_loop}[name](peers.Task.load(folder), bf16=True)
+print(json.dumps([loop.first(int(steps)), loop.used]))
 """
 
 

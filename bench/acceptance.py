@@ -26,6 +26,7 @@ from . import kill_and_resume, machine, numpy_loop, prepared_pictures
 
 PROJECT = Path(__file__).resolve().parent.parent
 END = "<!-- end of table -->"
+MET = {True: ("yes", "met"), False: ("NO", "MISSED"), None: ("?", "OPEN")}  # in the table, and line by line
 
 
 def train(*options):
@@ -132,17 +133,19 @@ def rows(data, quick):
         )
 
 
-def report(rows, name, json_file, readme):
-    """Print each row as it comes, then all; write the files that are asked for. The exit status."""
+def report(rows, name, json_file, readme, details=None):
+    """Print each row as it comes, then all; write the files that are asked for, the JSON with ``details``.
+    A row's ``met`` is None where nothing was measured. The exit status."""
     table = Table("asked", "measured", "met", "how")
     results = []
     for asked, measured, met, how in rows:
-        results.append({"asked": asked, "measured": measured, "met": bool(met), "how": how})
-        table.add_row(asked, measured, "yes" if met else "NO", how)
-        print(f"{'met' if met else 'MISSED'}: {asked}: {measured}", flush=True)
+        met = None if met is None else bool(met)
+        results.append({"asked": asked, "measured": measured, "met": met, "how": how})
+        table.add_row(asked, measured, MET[met][0], how)
+        print(f"{MET[met][1]}: {asked}: {measured}", flush=True)
     Console(width=160).print(table)
     if json_file:
-        machine.write(json_file, rows=results)
+        machine.write(json_file, rows=results, **(details or {}))
     if readme:
         put_into(readme, name, results)
     return 0 if all(row["met"] for row in results) else 1
@@ -152,7 +155,7 @@ def markdown(results):
     """The table of a result's rows as a README shows it."""
     lines = ["| asked | measured | how |", "|---|---|---|"]
     for row in results:
-        measured = row["measured"] + ("" if row["met"] else " **missed**")
+        measured = row["measured"] + (" **missed**" if row["met"] is False else "")
         cells = (cell.replace("|", r"\|") for cell in (row["asked"], measured, f"`{row['how']}`"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

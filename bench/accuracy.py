@@ -71,9 +71,9 @@ RECIPES = {
 class Answers:
     """Of one side: to (target, seed) its seconds and the accuracy; seed 0 only gets everything ready."""
 
-    def __init__(self, side, backend):
+    def __init__(self, side, backend, precision="float32"):
         self.train = {"fastdigit": self.ours, "torch": self.torch}[side]
-        self.backend, self.data = backend, fd.load_mnist()
+        self.backend, self.precision, self.data = backend, precision, fd.load_mnist()
 
     def __call__(self, question):
         target, seed = question
@@ -88,7 +88,8 @@ class Answers:
         return {"seconds": seconds, "accuracy": accuracy}
 
     def ours(self, recipe, data, seed):
-        net = fd.Network(recipe.layer_sizes, backend=self.backend, dropout=recipe.dropout, seed=seed)
+        how = {"backend": self.backend, "precision": self.precision, "dropout": recipe.dropout}
+        net = fd.Network(recipe.layer_sizes, seed=seed, **how)
         begun = time.perf_counter()
         fd.fit(
             net,

@@ -100,6 +100,7 @@ NETWORKS = (
     Network(WIDE, 256),
     Network(DEEP, 512),
 )
+GPU_NETWORKS = (Network(DEEP, 4096),)  # beside some of those
 
 # --- softmax and cross-entropy ----------------------------------------------------------------
 

@@ -11,7 +11,6 @@ of the parts. Exit status 1 if anything asked is missed.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tracemalloc
@@ -23,7 +22,7 @@ import numpy as np
 import fastdigit as fd
 from fastdigit.errors import ConfigError
 
-from . import accuracy, cases, ceilings, machine, matmul, predict, start, suite, train
+from . import accuracy, cases, ceilings, matmul, predict, start, suite, train
 from .acceptance import report
 
 NETWORKS = {  # asked ratios to the best peer
@@ -308,11 +307,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     details = {}
     rows = (row for part in options.parts for row in PARTS[part](details, options))
-    status = report(rows, "cpu", options.json, options.readme)
-    if options.json:
-        written = json.loads(options.json.read_text())
-        machine.write(options.json, rows=written["rows"], **details)
-    return status
+    return report(rows, "cpu", options.json, options.readme, details)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from fastdigit.files import atomic_write
+
 PACKAGES = ("fastdigit", "numpy", "numba", "scikit-learn", "torch", "jax", "onnxruntime", "cupy")
 
 
@@ -31,8 +33,12 @@ def describe(peers=sys.executable):
 
 def write(path, **results):
     """Write results with the description of the machine as JSON."""
-    text = json.dumps({"machine": describe(), **results}, indent=1, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    save(path, {"machine": describe(), **results})
+
+
+def save(path, results):
+    """Write results as JSON: the whole file, or none of it."""
+    atomic_write(Path(path), (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _cpu():

@@ -277,7 +277,8 @@ def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32
         losses = [step(batches[i], labels[i]) for i in range(start, start + steps)]
         return torch.stack(losses).tolist()
 
-    how = "torch.compile of the whole step" if compiled else "CUDA graph" if graph else "eager"
+    parts = ["torch.compile of the whole step"] * compiled + ["CUDA graph"] * graph
+    how = ", ".join(parts) or "eager"
     how += ", autocast to bfloat16" if bf16 else ", TF32" if tf32 else ""
     where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
     return Loop(task, train, f"torch {torch.__version__}, {how}, {where}")
@@ -340,8 +341,10 @@ def torch_tutorial(task, compiled=False):
     return Loop(task, lambda start, steps: [one(start + i) for i in range(steps)], used)
 
 
-def jax_loop(task, device="cpu"):
-    """A compiled ``lax.scan`` over the steps; the weights' buffers are donated."""
+def jax_loop(task, device="cpu", bf16=False):
+    """A compiled ``lax.scan`` over the steps; the weights' buffers are donated. ``bf16``: products, outputs
+    of layers and their gradients in bfloat16, the weights and their update in float32, as torch's autocast.
+    """
     import jax
     from jax import numpy as jnp
 
@@ -349,12 +352,15 @@ def jax_loop(task, device="cpu"):
         jax.config.update("jax_platforms", "cpu")  # else it takes a GPU where there is one
     elif jax.default_backend() != "gpu":
         raise fd.ConfigError("this JAX cannot compute on a GPU: pip install 'jax[cuda13]'")
-    jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
+    if not bf16:
+        jax.config.update("jax_default_matmul_precision", "float32")  # else TF32 on a GPU
+
+    kind = jnp.bfloat16 if bf16 else jnp.float32
 
     def loss_of(parameters, x, target):
         for i, (w, b) in enumerate(parameters):
-            x = (jnp.maximum(x, 0) if i else x) @ w + b
-        return -(jax.nn.log_softmax(x) * target).sum() / task.network.batch
+            x = (jnp.maximum(x, 0) if i else x) @ w.astype(kind) + b.astype(kind)
+        return -(jax.nn.log_softmax(x.astype(jnp.float32)) * target).sum() / task.network.batch
 
     @partial(jax.jit, static_argnames="steps", donate_argnums=0)
     def scan(parameters, x, target, start, steps):
@@ -364,7 +370,7 @@ def jax_loop(task, device="cpu"):
 
         return jax.lax.scan(step, parameters, start + jnp.arange(steps))
 
-    x, target = jnp.asarray(task.x), jnp.asarray(task.one_hot)
+    x, target = jnp.asarray(task.x, kind), jnp.asarray(task.one_hot)
     parameters = jax.tree.map(jnp.asarray, task.layers)
 
     def train(start, steps):
@@ -372,7 +378,8 @@ def jax_loop(task, device="cpu"):
         parameters, losses = jax.block_until_ready(scan(parameters, x, target, start, steps))
         return losses.tolist()
 
-    return Loop(task, train, f"jax {jax.__version__}, jit and scan, {jax.devices()[0].platform}")
+    how = "jit and scan" + (", bfloat16" if bf16 else "")
+    return Loop(task, train, f"jax {jax.__version__}, {how}, {jax.devices()[0].platform}")
 
 
 def scikit_learn_loop(task):
@@ -459,6 +466,8 @@ class Side:
     only_by_name: bool = False
 
 
+# Else it takes three quarters of a GPU's memory at once, and the other sides have none.
+ON_DEMAND = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 ONE_THREAD = {"FASTDIGIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 SIDES = {
@@ -474,10 +483,19 @@ SIDES = {
     "fastdigit-cpu": Side(partial(Fit, backend="cpu"), ours=True, only_by_name=True),
     "fastdigit-cupy": Side(partial(Fit, backend="cupy"), ours=True, only_by_name=True),
     "fastdigit-1thread": Side(Fit, ours=True, environment=ONE_THREAD),
-    "jax-cuda": Side(partial(jax_loop, device="cuda"), only_by_name=True),
+    "jax-cuda": Side(partial(jax_loop, device="cuda"), environment=ON_DEMAND, only_by_name=True),
+    "jax-cuda-bf16": Side(
+        partial(jax_loop, device="cuda", bf16=True), "bf16", environment=ON_DEMAND, only_by_name=True
+    ),
     "torch-cuda": Side(partial(torch_loop, device="cuda"), only_by_name=True),
     "torch-cuda-graph": Side(partial(torch_loop, device="cuda", graph=True), only_by_name=True),
     "torch-cuda-compile": Side(partial(torch_loop, device="cuda", compiled=True), only_by_name=True),
+    "torch-cuda-compile-graph": Side(
+        partial(torch_loop, device="cuda", compiled=True, graph=True), only_by_name=True
+    ),
+    "torch-cuda-compile-bf16": Side(
+        partial(torch_loop, device="cuda", compiled=True, graph=True, bf16=True), "bf16", only_by_name=True
+    ),
     "torch-cuda-bf16": Side(
         partial(torch_loop, device="cuda", graph=True, bf16=True), "bf16", only_by_name=True
     ),

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import fastdigit as fd
 from fastdigit.errors import ConfigError, FastdigitError
-from fastdigit.files import atomic_write
 
 from . import (
     accuracy,
     ceilings,
     compare,
-    gpu,
     kernels,
     machine,
     peers,
@@ -30,6 +28,7 @@ from . import (
     start,
     train,
 )
+from .gpu import run as gpu
 
 FORMAT = 2
 PARTS = ("start", "train", "predict", "accuracy", "kernels", "profile", "scaling", "gpu")
@@ -190,8 +189,7 @@ MEASURE = {
 }
 
 
-def write(path, results):
-    atomic_write(Path(path), (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+write = machine.save
 
 
 def read(path):

@@ -71,10 +71,10 @@ TITLES = {
 
 def _train(networks, results):
     yield _all_networks(networks)
-    yield from _each_network(networks)
+    yield from each_network(networks)
 
 
-def _each_network(networks):
+def each_network(networks):
     for result in networks:
         limit = float(np.median(result["limits"]))
         table = Table(
@@ -346,157 +346,12 @@ def _start(found, results):
     yield table
 
 
-def of_gpu(found, results=None):
-    """All tables of ``bench.gpu``."""
-    if "no_time" in found:
-        return [Table("gpu", TITLES["gpu"], ("",), [(found["no_time"],)])]
-    tables = [Table("gpu", TITLES["gpu"], ("backend", "device"), list(found["devices"].items()))]
-    for part, make in GPU_PARTS.items():
-        content = found.get(part)
-        if content and "no_time" in content:
-            tables.append(Table(f"gpu-{part}", f"GPU: {part}", ("",), [(content["no_time"],)]))
-        elif content:
-            tables += make(content)
-    return [*tables, _gpu_summary(found)]
+def _gpu(found, results):
+    from .gpu.tables import of_gpu  # which makes its tables as this module does
+
+    return of_gpu(found)
 
 
-def _gpu_summary(found):
-    """A few lines that say it all."""
-    table = Table("gpu-summary", "GPU: in short", ("what", "found"))
-    for name, operations in _sound(found, "checks", {}).items():
-        passed = [each for each in operations.values() if "rejected" not in each]
-        table.rows.append((f"operations of {name}", f"{len(passed)} of {len(operations)} right"))
-    if rows := _sound(found, "epochs", []):
-        right = sum("rejected" not in row for row in rows)
-        table.rows.append(("trainings against float64 and cpu", f"{right} of {len(rows)} right"))
-    timed = [row for row in _sound(found, "products", []) if "tflops" in row]
-    for technique in dict.fromkeys(row["technique"] for row in timed):
-        best = max((row for row in timed if row["technique"] == technique), key=lambda row: row["tflops"])
-        share = best["tflops"] / best["cublas_tflops"]
-        what = f"{best['tflops']:.0f} TFLOP/s, {share:.0%} of cuBLAS, {best['shape']} {best['form']}"
-        table.rows.append((f"{technique} at its best", what))
-    for network in _sound(found, "train", []):
-        ours = [
-            row for row in network["rows"] if row["side"].startswith("fastdigit") and "no_time" not in row
-        ]
-        for row in ours:
-            ratio = row.get("ratio_to_best_peer")
-            beside = f", {ratio['median']:.2f} × {network['best_peers'][row['precision']]}" if ratio else ""
-            what = f"{count(row['images_per_second'])} images/s{beside}"
-            table.rows.append((f"{network['name']}, {row['side']}", what))
-    failed = gpu_failures(found)
-    table.rows.append(("failures", f"{len(failed)}" + (f", the first: {failed[0]}" if failed else "")))
-    return table
-
-
-def gpu_failures(found):
-    """What was rejected, refused or could not be measured, a line each; a missing peer is none."""
-    if "no_time" in found:
-        return [found["no_time"]]
-    lines = [
-        f"{part}: {found[part]['no_time']}" for part in GPU_PARTS if "no_time" in (found.get(part) or ())
-    ]
-    lines += [
-        f"{part}, ended early: {found[f'{part}_ended']}"
-        for part in GPU_PARTS
-        if f"{part}_ended" in found and "no_time" not in found[part]
-    ]
-    if not any(line.startswith("checks") for line in lines):
-        for backend, operations in (found.get("checks") or {}).items():
-            rejected = {name: each["rejected"] for name, each in operations.items() if "rejected" in each}
-            lines += [f"{backend}, {name}: {why}" for name, why in rejected.items()]
-    for part, named in (
-        ("epochs", ("training", "network", "precision")),
-        ("products", ("technique", "shape")),
-    ):
-        for row in found.get(part) or ():
-            why = isinstance(row, dict) and (row.get("rejected") or row.get("no_time"))
-            lines += [f"{', '.join(row[name] for name in named)}: {why}"] if why else []
-    for network in found.get("train") or ():
-        for row in network["rows"] if isinstance(network, dict) else ():
-            if "no_time" in row and row["side"].startswith("fastdigit"):
-                lines.append(f"{network['name']}, {row['side']}: {row['no_time']}")
-    return lines
-
-
-def _sound(found, part, nothing):
-    content = found.get(part)
-    return nothing if not content or "no_time" in content else content
-
-
-def _gpu_epochs(rows):
-    columns = "training", "network", "precision", "from float64", "from cpu", "path"
-    table = Table("gpu-epochs", "GPU: trainings", columns)
-    for row in rows:
-        about = row["training"], row["network"], row["precision"]
-        if "rejected" in row:
-            table.rows.append((*about, "rejected", row["rejected"], row.get("path", "")))
-        else:
-            off = f"{row['off_float64']:.1e}", f"{row['off_cpu']:.1e}"
-            table.rows.append((*about, *off, row["path"]))
-    yield table
-
-
-def _gpu_checks(content):
-    for name, operations in content.items():
-        columns = "operation", "checks passed", "worst error / bound"
-        table = Table(f"gpu-checks-{name}", f"GPU: checks of backend {name}", columns)
-        for operation, result in operations.items():
-            if "rejected" in result:
-                table.rows.append((operation, "rejected", result["rejected"]))
-            else:
-                table.rows.append((operation, f"{result['checks']}", f"{result['worst']:.2f}"))
-        yield table
-
-
-def _gpu_products(rows):
-    columns = "product", "technique", "time", "TFLOP/s", "of cuBLAS"
-    table = Table("gpu-products", "GPU: products", columns)
-    for row in rows:
-        name = f"{row['shape']} {row['form']}"
-        if "no_time" in row:
-            table.rows.append((name, row["technique"], row["no_time"], "", ""))
-            continue
-        table.rows.append(
-            (
-                name,
-                row["technique"] + (f" ({NOTE})" if row["noisy"] else ""),
-                microseconds(row["microseconds"]),
-                f"{row['tflops']:.1f}",
-                f"{row['tflops'] / row['cublas_tflops']:.0%}",
-            )
-        )
-    yield table
-
-
-def _gpu_launches(found):
-    table = Table("gpu-launches", "GPU: launches", ("what", "microseconds"))
-    for name, what in (
-        ("launch_on_host_microseconds", "a launch, time of the host"),
-        ("launch_microseconds", "a launch, time of the GPU"),
-        ("graph_node_microseconds", "a node of a CUDA graph"),
-        ("barrier_microseconds", "a barrier of a block on each multiprocessor"),
-    ):
-        table.rows.append((what, f"{found[name]:.2f}"))
-    yield table
-
-
-def _gpu_train(networks):
-    for table in _each_network(networks):
-        table.name, table.title = f"gpu-{table.name}", f"GPU: {table.title}"
-        at = table.columns.index("of the limit")  # the processor's
-        table.columns = table.columns[:at] + table.columns[at + 1 :]
-        table.rows = [row[:at] + row[at + 1 :] for row in table.rows]
-        yield table
-
-
-GPU_PARTS = {
-    "checks": _gpu_checks,
-    "epochs": _gpu_epochs,
-    "launches": _gpu_launches,
-    "products": _gpu_products,
-    "train": _gpu_train,
-}
 MAKERS = {
     "train": _train,
     "predict": _predict,
@@ -505,7 +360,7 @@ MAKERS = {
     "profile": _profile,
     "scaling": _scaling,
     "start": _start,
-    "gpu": of_gpu,
+    "gpu": _gpu,
 }
 
 

@@ -50,7 +50,11 @@ import fastdigit as fd
 from . import cases, ceilings, machine, peers, turns
 
 NAMES = {cases.SMALL: "small", cases.MEDIUM: "medium", cases.WIDE: "wide", cases.DEEP: "deep"}
-NETWORKS = {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network in cases.NETWORKS}
+NETWORKS, ONLY_BY_NAME = (
+    {f"{NAMES[network.layer_sizes]}-{network.batch}": network for network in networks}
+    for networks in (cases.NETWORKS, cases.GPU_NETWORKS)
+)
+ALL_NETWORKS = NETWORKS | ONLY_BY_NAME
 # At 0.1 the deep network's loss jumps up and down, and roundings grow in each step until even float32 and
 # float64 are 7e-3 apart after ten of them; at 0.01 it is 7e-6.
 RATE, RATE_DEEP = 0.1, 0.01
@@ -175,10 +179,15 @@ def expected_losses(task, steps):
     return np.array(losses)
 
 
-def task_of(network, data, backend="auto"):
-    """The task of a network, on as many of the images as make an epoch of sensible length."""
-    most = EPOCH_FLOPS / (network.batch * network.flops_per_image)
-    count = min(len(data.labels) // network.batch, max(FEWEST_STEPS, int(most))) * network.batch
+def steps_of(network):
+    """That make an epoch of sensible length on a CPU."""
+    return max(FEWEST_STEPS, int(EPOCH_FLOPS / (network.batch * network.flops_per_image)))
+
+
+def task_of(network, data, backend="auto", whole=False):
+    """The task of a network, on as many of the images as :func:`steps_of` it take; on all if ``whole``."""
+    steps = len(data.labels) // network.batch
+    count = (steps if whole else min(steps, steps_of(network))) * network.batch
     parameters = fd.Network(network.layer_sizes, backend="numpy", seed=0).get_parameters()
     images = data.images[:count].reshape(count, -1)
     rate = RATE_DEEP if network.layer_sizes == cases.DEEP else RATE
@@ -191,14 +200,28 @@ def measure(network, data, sides, *how):
     return measure_all([(network, sides)], data, *how)[0]
 
 
-def measure_all(networks, data, rounds, seconds, backend="auto", python=sys.executable, passes=PASSES):
-    """The results of each of ``networks``, [(network, names of its sides)].
+def measure_all(
+    networks,
+    data,
+    rounds,
+    seconds,
+    backend="auto",
+    python=sys.executable,
+    passes=PASSES,
+    whole=False,
+    patience=None,
+):
+    """The results of each of ``networks``, [(network, names of its sides)], on whole sets of images or on
+    :func:`steps_of` them. ``patience`` as of ``turns.Turns``.
 
     The rounds are parted into passes over all networks, so that those of each are spread over the whole
     time, and its processes are started anew in each: what a machine does for some minutes, and where a
     process happens to have its memory, is not all that one network sees.
     """
-    comparisons = [Comparison(task_of(network, data, backend), sides, python) for network, sides in networks]
+    comparisons = [
+        Comparison(task_of(network, data, backend, whole), sides, python, patience)
+        for network, sides in networks
+    ]
     for part in range(min(passes, rounds)):
         for comparison in comparisons:
             comparison.take_turns(len(range(part, rounds, passes)), seconds)
@@ -208,8 +231,8 @@ def measure_all(networks, data, rounds, seconds, backend="auto", python=sys.exec
 class Comparison:
     """Of the sides of one network."""
 
-    def __init__(self, task, sides, python=sys.executable):
-        self.task, self.sides, self.commands = task, sides, {}
+    def __init__(self, task, sides, python=sys.executable, patience=None):
+        self.task, self.sides, self.commands, self.patience = task, sides, {}, patience
         for name in sides:
             side = peers.SIDES[name]
             self.commands[name] = [sys.executable if side.ours else python, *CHILD, name], side.environment
@@ -217,11 +240,13 @@ class Comparison:
 
     @cached_property
     def expected(self):
-        return expected_losses(self.task, min(CHECKED_STEPS, self.task.steps))
+        steps = min(CHECKED_STEPS, self.task.steps, steps_of(self.task.network))
+        return expected_losses(self.task, steps)
 
     def take_turns(self, rounds, seconds):
         """In new processes: check, then so many rounds, or more to make up for cores far apart."""
-        facts, answers = in_turns(self.task, self.expected, self.commands, rounds, seconds, self.state)
+        how = rounds, seconds, self.state, self.patience
+        facts, answers = in_turns(self.task, self.expected, self.commands, *how)
         for name in self.sides:
             self.facts.setdefault(name, facts[name])  # "first call": that of the first pass
             failed = [facts[name]] if "no_time" in facts[name] else []
@@ -246,13 +271,14 @@ class Comparison:
         }
 
 
-def in_turns(task, expected, commands, rounds, seconds, state):
+def in_turns(task, expected, commands, rounds, seconds, state, patience=None):
     """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
+    ``patience`` as of ``turns.Turns``.
 
     {name: what was found when its losses were held against the ``expected``}, and {name: its turns} of
     those that passed.
     """
-    with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
+    with tempfile.TemporaryDirectory() as folder, turns.Turns(patience) as running:
         task.save(folder)
         np.save(Path(folder) / "expected.npy", expected)
         for name, (command, environment) in commands.items():
@@ -384,7 +410,7 @@ def sides_for(network, asked):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=ALL_NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sides", nargs="+", choices=peers.SIDES)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of training in each turn")
@@ -398,7 +424,8 @@ def main(arguments=None):
     if options.child:
         turns.answer_all(Answers(options.child, options.task))
         return None
-    networks = [(NETWORKS[name], sides_for(NETWORKS[name], options.sides)) for name in options.networks]
+    chosen = [ALL_NETWORKS[name] for name in options.networks]
+    networks = [(network, sides_for(network, options.sides)) for network in chosen]
     how = options.rounds, options.seconds, options.backend, options.python
     found = measure_all(networks, fd.load_mnist(options.data).train, *how)
     results = [{"name": name, **result} for name, result in zip(options.networks, found, strict=True)]

@@ -33,10 +33,11 @@ def in_order(number, names):
 
 
 class Turns:
-    """The sides of a comparison, by name. Their processes end with the ``with`` block."""
+    """The sides of a comparison, by name. Their processes end with the ``with`` block. ``patience``: seconds
+    that each has for an answer, by default PATIENCE."""
 
-    def __init__(self):
-        self.sides = {}
+    def __init__(self, patience=None):
+        self.sides, self.patience = {}, patience
 
     def __enter__(self):
         return self
@@ -46,7 +47,8 @@ class Turns:
             side.end()
 
     def start(self, name, command, environment=None):
-        self.sides[name] = _Side(command, environment)
+        patience = PATIENCE if self.patience is None else self.patience
+        self.sides[name] = _Side(command, environment, patience)
 
     def ask(self, name, question):
         return self.sides[name].ask(question)
@@ -66,8 +68,8 @@ class Turns:
 class _Side:
     """A process that is stopped except in its turns, and all that it has started."""
 
-    def __init__(self, command, environment):
-        self.ended, self.process, self.read = None, None, b""
+    def __init__(self, command, environment, patience):
+        self.ended, self.process, self.read, self.patience = None, None, b"", patience
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         try:
             self.process = subprocess.Popen(
@@ -98,7 +100,7 @@ class _Side:
 
     def _answer(self):
         """The next line of JSON, or None, and ``ended`` says why."""
-        until, output = time.monotonic() + PATIENCE, self.process.stdout.fileno()
+        until, output = time.monotonic() + self.patience, self.process.stdout.fileno()
         while True:
             line, newline, rest = self.read.partition(b"\n")
             if newline:
@@ -106,7 +108,7 @@ class _Side:
                 if line.startswith(b"{"):  # else a library's, printed while it was imported
                     return json.loads(line)
             elif not select.select([output], [], [], max(0.0, until - time.monotonic()))[0]:
-                self.ended = f"failed: no answer within {PATIENCE} s"
+                self.ended = f"failed: no answer within {self.patience:g} s"
                 return None
             elif more := os.read(output, 65536):
                 self.read += more

@@ -1,15 +1,33 @@
 """The benchmark of a GPU without one: what it checks, with the interpreter of PTX in the GPU's place."""
 
+import itertools
+import json
 import sys
+import time
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.bench import checks, gpu, peers, suite, tables
+from fastdigit.bench import cases, checks, peers, suite, train
 from fastdigit.bench.checks import Rejected
+from fastdigit.bench.gpu import (
+    bandwidth,
+    correctness,
+    goals,
+    launches,
+    multiplication,
+    parts,
+    products,
+    run,
+    sanitizer,
+    tables,
+    timing,
+)
+from fastdigit.bench.gpu.__main__ import main as gpu_main
 from fastdigit.cli import main
 from fastdigit.kernels.common import cuda
 from fastdigit.kernels.epoch import cuda as persistent
@@ -18,7 +36,7 @@ from fastdigit.kernels.matmul import cuda_simt
 from ..ptx.emulated import backend, emulated
 
 MICROSECONDS = [f"{what}_microseconds" for what in ("launch_on_host", "launch", "graph_node", "barrier")]
-CASES = [((130, 72, 66), turned) for turned in ((False, False), (False, True), (True, False))]
+CASES = [((130, 72, 66), turned, None) for turned in ((False, False), (False, True), (True, False))]
 
 
 def product(a, b, turned):
@@ -26,30 +44,32 @@ def product(a, b, turned):
 
 
 def test_every_technique_is_checked_and_gets_a_time(monkeypatch):
-    monkeypatch.setattr(gpu, "tf32", lambda wanted: nullcontext())
+    monkeypatch.setattr(products, "tf32", lambda wanted: nullcontext())
     asked = []
 
-    def seconds(call):
-        call()
-        asked.append(call)
-        return [1e-3, 2e-3, 3e-3]
+    def seconds(*calls):
+        for call in calls:
+            call()
+        asked.append(calls)
+        return [1e-3, 2e-3, 3e-3], [0.5e-3, 2e-3, 4.5e-3]
 
     with emulated(race=False) as emulator:
-        rows = gpu.products(np, (9, 0), CASES, seconds)
-    assert len(asked) == 2 * len(rows) == 2 * 4 * len(CASES)
+        rows = products.products(np, (9, 0), CASES, [], seconds)
+    assert len(asked) == len(rows) == 4 * len(CASES)
     assert {row["technique"] for row in rows} == {"simt", "mma tf32", "mma bf16", "wgmma bf16"}
     assert {row["form"] for row in rows} == {"nn", "nt", "tn"}
     assert all(row["worst"] <= 1 for row in rows)
     assert rows[0]["tflops"] == pytest.approx(2 * 130 * 72 * 66 / 2e-3 / 1e12)
+    assert (rows[0]["share"], rows[0]["noisy"]) == (1, True)  # the median of 0.5, 1 and 1.5
     assert {kernel.name.split(" ")[0] for kernel, _ in emulator.reports} == {
         *("matmul_simt", "matmul_mma", "matmul_wgmma")
     }
-    assert set(gpu.techniques((7, 5))) == {"simt"}
-    assert "wgmma bf16" not in gpu.techniques((8, 9)) | gpu.techniques((10, 0))
+    assert set(multiplication.techniques((7, 5))) == {"simt"}
+    assert "wgmma bf16" not in multiplication.techniques((8, 9)) | multiplication.techniques((10, 0))
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32", "bf16"])
-@pytest.mark.parametrize("turned", [turned for _, turned in CASES], ids=["nn", "nt", "tn"])
+@pytest.mark.parametrize("turned", [turned for _, turned, _ in CASES], ids=["nn", "nt", "tn"])
 def test_a_wrong_product_is_refused(kind, turned):
     shape = (37, 48, 21)
 
@@ -60,7 +80,7 @@ def test_a_wrong_product_is_refused(kind, turned):
             a, b = ((x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in map(np.array, (a, b)))
         c[...] = product(a.astype(np.float64), b.astype(np.float64), turned)
 
-    assert gpu.check_product(np, right, kind, shape, turned) < 1
+    assert multiplication.check_product(np, right, kind, shape, turned) < 1
 
     def wrong_at_one_place(a, b, c, turned):
         right(a, b, c, turned)
@@ -73,38 +93,62 @@ def test_a_wrong_product_is_refused(kind, turned):
 
     for wrong in (wrong_at_one_place, one_row_left_out):
         with pytest.raises(Rejected):
-            gpu.check_product(np, wrong, kind, shape, turned)
+            multiplication.check_product(np, wrong, kind, shape, turned)
 
 
 def test_a_wrong_product_gets_no_time(monkeypatch):
     def zero(a, b, c, turned):
         c[...] = 0
 
-    monkeypatch.setattr(gpu, "techniques", lambda capability: {"zero": ("float32", zero)})
-    (row,) = gpu.products(np, (9, 0), CASES[:1], lambda call: pytest.fail("it was timed"))
+    monkeypatch.setattr(products, "techniques", lambda capability: {"zero": ("float32", zero)})
+    (row,) = products.products(np, (9, 0), CASES[:1], [], lambda *calls: pytest.fail("it was timed"))
     assert row["no_time"].startswith("refused: error is")
     found = {"devices": {"cuda": "a GPU"}, "products": [row]}
     assert tables.of_gpu(found)[1].rows[0][2] == row["no_time"]
-    assert tables.gpu_failures(found) == [f"zero, 130x72x66: {row['no_time']}"]
+    assert tables.failures(found) == [f"zero, 130x72x66, nn: {row['no_time']}"]
 
 
-def test_the_shapes_are_those_of_the_deep_network_too():
-    shapes = gpu.shapes()
-    assert ((512, 784, 2500), (False, False)) in shapes
-    assert ((784, 512, 2500), (True, False)) in shapes
-    assert ((512, 2000, 2500), (False, True)) in shapes
-    assert len(shapes) == 3 * 5 + 3 * 5
+def test_what_is_asked_of_is_measured_first_and_the_rest_while_there_is_time(monkeypatch):
+    asked = [shape for shape, _, kinds in products.asked_shapes() if kinds is None]
+    assert asked == [(4096,) * 3] * 3
+    large = [kinds for shape, _, kinds in products.asked_shapes() if shape == (8192,) * 3]
+    assert large == [("bf16",)] * 3
+    more = [(shape, turned) for shape, turned, _ in products.more_shapes()]
+    assert ((512, 784, 2500), (False, False)) in more
+    assert ((784, 512, 2500), (True, False)) in more
+    assert ((512, 2000, 2500), (False, True)) in more
+    assert len(more) == 3 * 5 + 3 * 3 + 3
+
+    def right(a, b, c, turned):
+        c[...] = product(a, b, turned)
+
+    monkeypatch.setattr(products, "tf32", lambda wanted: nullcontext())
+    monkeypatch.setattr(
+        products, "techniques", lambda capability: {"a": ("float32", right), "b": ("bf16", right)}
+    )
+    now = itertools.count()
+    monkeypatch.setattr(products.time, "monotonic", lambda: next(now))
+    shape, turned, saved = (5, 6, 7), (False, False), []
+    rows = products.products(
+        *(np, (9, 0), [(shape, turned, ("float32",))] * 2, [(shape, turned, ("float32",))] * 9),
+        lambda *calls: [[1.0]] * 2,
+        lambda rows: saved.append(len(rows)),
+        until=3,
+    )
+    assert {row["technique"] for row in rows} == {"a"}
+    assert len(rows) == 2 + 4  # at 0, 1, 2 and 3
+    assert saved == [1, 2, 3, 4, 5, 6]
 
 
 def test_operations_are_checked_on_the_emulated_gpu():
     saved = []
     with emulated(race=False):
-        found = gpu.check_all(backend(), most=1, save=lambda found: saved.append(dict(found)))
+        found = correctness.check_all(backend(), most=1, save=lambda found: saved.append(dict(found)))
         assert set(found) == set(checks.CHECKS)
         relus = tuple(set(checks.CHECKS) - {"relu", "relu_grad"})
-        more = gpu.check_all(backend(), most=3, done=relus)  # one row alone has no rows apart
+        more = correctness.check_all(backend(), most=3, done=relus)  # one row alone has no rows apart
         assert all("rejected" not in result for result in more.values())
-        assert gpu.check_all(backend(), done=tuple(found)) == {}
+        assert correctness.check_all(backend(), done=tuple(found)) == {}
     assert all(result["checks"] >= 1 for result in found.values())
     assert saved[-1] == found
     assert len(saved) == len(found)
@@ -121,21 +165,23 @@ def test_checks_end_with_a_fault_but_not_with_a_wrong_result(monkeypatch):
         checks, "CHECKS", {"sgd": ((wrong, (1,)),), "adam": ((lost, (2,)),), "gather": ((wrong, (3,)),)}
     )
     saved = []
-    with pytest.raises(gpu.Fault, match="adam: CudaError: an illegal address"):
-        gpu.check_all(backend(), save=lambda found: saved.append(dict(found)))
+    with pytest.raises(correctness.Fault, match="adam: CudaError: an illegal address"):
+        correctness.check_all(backend(), save=lambda found: saved.append(dict(found)))
     assert saved[-1] == {
         "sgd": {"rejected": "wrong, 1: far off"},
         "adam": {"rejected": "lost, 2: CudaError: an illegal address"},
     }
-    assert gpu.check_all(backend(), done=("sgd", "adam")) == {"gather": {"rejected": "wrong, 3: far off"}}
+    assert correctness.check_all(backend(), done=("sgd", "adam")) == {
+        "gather": {"rejected": "wrong, 3: far off"}
+    }
 
 
 def test_products_are_checked_with_what_follows_them():
     saved, odd = [], ((17, 31, 33),)
     with emulated(race=False) as emulator:
-        found = gpu.check_products(np, (9, 0), save=lambda found: saved.append(dict(found)), odd=odd)
-        assert gpu.check_products(np, (9, 0), tuple(found), odd=odd) == {}
-    assert set(found) == {f"product, {name}" for name in gpu.techniques((9, 0))}
+        found = correctness.check_products(np, (9, 0), save=lambda found: saved.append(dict(found)), odd=odd)
+        assert correctness.check_products(np, (9, 0), tuple(found), odd=odd) == {}
+    assert set(found) == {f"product, {name}" for name in multiplication.techniques((9, 0))}
     assert all(each["checks"] == 9 and each["worst"] <= 1 for each in found.values())
     assert len(saved) == 4
     assert len(emulator.reports) == 4 * 9
@@ -146,9 +192,9 @@ def test_what_follows_a_product_and_does_not_is_noticed(forgotten, monkeypatch):
     def forgets(a, b, c, turned, **then):
         cuda_simt.multiply(a, b, c, turned=turned, **{k: v for k, v in then.items() if k != forgotten})
 
-    monkeypatch.setattr(gpu, "techniques", lambda capability: {"forgets": ("float32", forgets)})
+    monkeypatch.setattr(correctness, "techniques", lambda capability: {"forgets": ("float32", forgets)})
     with emulated(race=False):
-        found = gpu.check_products(np, (9, 0), odd=((17, 31, 33),))
+        found = correctness.check_products(np, (9, 0), odd=((17, 31, 33),))
     assert "error is" in found["product, forgets"]["rejected"]
 
 
@@ -159,9 +205,11 @@ def test_trainings_are_held_against_float64_and_the_processor(monkeypatch):
     saved = []
     with emulated(race=False):
         side = backend(cuda.Limits((8, 0), 4, 200_000))
-        rows = gpu.check_epochs(side, ["float32"], **SMALL, save=lambda rows: saved.append(len(rows)))
-        monkeypatch.setattr(gpu, "TRAININGS", {name: gpu.TRAININGS[name] for name in ("SGD", "Adam")})
-        more = gpu.check_epochs(side, ["tf32", "bf16"], **{**SMALL, "sizes": SMALL["sizes"][1:]})
+        rows = correctness.check_epochs(side, ["float32"], **SMALL, save=lambda rows: saved.append(len(rows)))
+        monkeypatch.setattr(
+            correctness, "TRAININGS", {name: correctness.TRAININGS[name] for name in ("SGD", "Adam")}
+        )
+        more = correctness.check_epochs(side, ["tf32", "bf16"], **{**SMALL, "sizes": SMALL["sizes"][1:]})
     assert saved == list(range(1, len(rows) + 1))
     assert (len(rows), len(more)) == (2 * 5, 2 * 2)
     rows += more
@@ -176,15 +224,15 @@ def test_trainings_are_held_against_float64_and_the_processor(monkeypatch):
 
 
 def test_a_training_that_goes_wrong_is_rejected(monkeypatch):
-    whole = gpu.trained
+    whole = correctness.trained
 
     def wrong(side, *task):
         before, after, path = whole("cpu" if side == "wrong" else side, *task)
         return before, before + (0.99 if side == "wrong" else 1) * (after - before), path
 
-    monkeypatch.setattr(gpu, "trained", wrong)
-    rows = gpu.check_epochs("wrong", ["float32"], **SMALL)
-    assert len(rows) == 2 * len(gpu.TRAININGS)
+    monkeypatch.setattr(correctness, "trained", wrong)
+    rows = correctness.check_epochs("wrong", ["float32"], **SMALL)
+    assert len(rows) == 2 * len(correctness.TRAININGS)
     plain = [row for row in rows if "Adam" not in row["training"]]
     assert all("more than 0.0001" in row["rejected"] for row in plain)
 
@@ -193,38 +241,38 @@ def test_a_training_that_goes_wrong_is_rejected(monkeypatch):
             raise cuda.CudaError("lost")
         return whole(side, *task)
 
-    monkeypatch.setattr(gpu, "trained", fails)
-    (row,) = gpu.check_epochs("wrong", ["float32"], **SMALL)
+    monkeypatch.setattr(correctness, "trained", fails)
+    (row,) = correctness.check_epochs("wrong", ["float32"], **SMALL)
     assert row["rejected"] == "CudaError: lost"
 
 
 def test_without_a_gpu_it_says_so(capsys):
-    found = gpu.measure()
+    found = run.measure()
     assert found["no_time"].startswith("cuda: ")
-    assert gpu.main([]) == 1
+    assert gpu_main([]) == 1
     assert "cuda:" in capsys.readouterr().out
     assert main(["bench", "gpu", "--rounds", "2"]) == 0  # a row that says so, as everywhere in the suite
     assert "cuda:" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        gpu.main(["speed"])
-    assert "there is no part 'speed': choose from checks, epochs" in capsys.readouterr().err
+        gpu_main(["speed"])
+    assert "there is no part 'speed': choose from checks, launches, goals" in capsys.readouterr().err
 
 
 @pytest.fixture
 def with_a_gpu(monkeypatch):
-    monkeypatch.setattr(gpu.fd, "backends", lambda: {"cuda": "ok"})
-    monkeypatch.setattr(gpu.fd, "get_backend", lambda name: backend())
+    monkeypatch.setattr(fd, "backends", lambda: {"cuda": "ok"})
+    monkeypatch.setattr(fd, "get_backend", lambda name: backend())
 
 
 def test_a_part_that_fails_leaves_the_others(with_a_gpu, monkeypatch):
-    def part(name, options, until):
+    def part(name, options, until, keep):
         if name == "products":
             return {"no_time": "CudaError: lost"}, 1, "CudaError: lost"
         return ({"cuda": RIGHT}, 0, None) if name == "checks" else ([], 1, "MemoryError")
 
     saved = []
-    monkeypatch.setattr(gpu, "_in_a_process", part)
-    found = gpu.measure(("products", "checks", "epochs"), save=lambda found: saved.append(set(found)))
+    monkeypatch.setattr(run, "_in_a_process", part)
+    found = run.measure(("products", "checks", "epochs"), save=lambda found: saved.append(set(found)))
     assert found["products"] == {"no_time": "CudaError: lost"}
     first = {"devices", "driver", "products", "products_ended"}
     assert saved[:2] == [first, first | {"checks"}]
@@ -232,7 +280,7 @@ def test_a_part_that_fails_leaves_the_others(with_a_gpu, monkeypatch):
     assert list(shown) == ["gpu", "gpu-checks-cuda", "gpu-products", "gpu-summary"]
     assert ("operations of cuda", f"{len(RIGHT)} of {len(RIGHT)} right") in shown["gpu-summary"].rows
     assert shown["gpu-summary"].rows[-1] == ("failures", "2, the first: products: CudaError: lost")
-    assert tables.gpu_failures(found)[1] == "epochs, ended early: MemoryError"
+    assert tables.failures(found)[1] == "epochs, ended early: MemoryError"
 
 
 RIGHT = {name: {"checks": 3, "worst": 0.5} for name in checks.CHECKS}
@@ -241,7 +289,7 @@ RIGHT = {name: {"checks": 3, "worst": 0.5} for name in checks.CHECKS}
 def test_checks_go_on_in_a_new_process_after_a_fault(with_a_gpu, monkeypatch):
     asked, names = [], list(RIGHT)
 
-    def part(name, options, until):
+    def part(name, options, until, keep):
         done = (options["found"] or {}).get("cuda", {})
         asked.append(len(done))
         more = names[len(done) : len(done) + 7]  # the seventh is a fault
@@ -250,28 +298,28 @@ def test_checks_go_on_in_a_new_process_after_a_fault(with_a_gpu, monkeypatch):
             | {name: RIGHT[name] for name in more[:6]}
             | {name: {"rejected": "lost"} for name in more[6:]}
         )
-        return {"cuda": found}, gpu.FAULT if len(more) == 7 else 0, "lost" if len(more) == 7 else None
+        return {"cuda": found}, run.FAULT if len(more) == 7 else 0, "lost" if len(more) == 7 else None
 
-    monkeypatch.setattr(gpu, "_in_a_process", part)
-    found = gpu.measure(("checks",))
+    monkeypatch.setattr(run, "_in_a_process", part)
+    found = run.measure(("checks",))
     assert asked == list(range(0, len(names), 7))
     assert set(found["checks"]["cuda"]) == set(names)
     assert "checks_ended" not in found
-    monkeypatch.setattr(gpu, "_in_a_process", lambda *asked: ({"cuda": {}}, gpu.FAULT, "lost"))
-    assert gpu.measure(("checks",))["checks_ended"] == "lost"  # gives up in the end
+    monkeypatch.setattr(run, "_in_a_process", lambda *asked: ({"cuda": {}}, run.FAULT, "lost"))
+    assert run.measure(("checks",))["checks_ended"] == "lost"  # gives up in the end
 
 
 CHILD = """
 import sys, time
-from fastdigit.bench import gpu
+from fastdigit.bench.gpu import __main__, correctness, parts
 
 def part(options, save):
     save([options["rounds"]])
     {}
     return [options["rounds"], 2]
 
-gpu.PARTS["products"] = part
-sys.exit(gpu.main(sys.argv[1:]))
+parts.PARTS["products"] = part
+sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
@@ -281,27 +329,29 @@ sys.exit(gpu.main(sys.argv[1:]))
         ("pass", [5, 2], 0, None),
         ("time.sleep(60)", [5], None, "not finished after"),
         ("raise RuntimeError('lost')", [5], 1, "RuntimeError: lost"),
-        ("raise gpu.Fault('lost')", [5], gpu.FAULT, "lost"),
+        ("raise correctness.Fault('lost')", [5], run.FAULT, "lost"),
         ("sys.exit(7)", [5], 7, "exit status 7"),
     ],
 )
 def test_what_a_part_has_found_counts_however_it_ends(then, found, status, why, monkeypatch, tmp_path):
-    script, popen = tmp_path / "child.py", gpu.subprocess.Popen
+    script, popen = tmp_path / "child.py", run.subprocess.Popen
     script.write_text(CHILD.replace("{}", then))
     monkeypatch.setattr(
-        gpu.subprocess,
+        run.subprocess,
         "Popen",
         lambda command, **how: popen([command[0], str(script), *command[3:]], **how),
     )
-    until = gpu.time.monotonic() + (8 if "sleep" in then else 100)
-    *result, said = gpu._in_a_process("products", {"rounds": 5}, until)
+    until = time.monotonic() + (8 if "sleep" in then else 100)
+    kept = []
+    *result, said = run._in_a_process("products", {"rounds": 5}, until, kept.append)
+    assert kept == [[5]] if "sleep" in then else all(now in ([5], found) for now in kept)
     assert result == [found, status]
     assert (said is None) == (why is None)
     assert why is None or why in said
 
 
 def test_a_part_that_finds_nothing_says_why():
-    found, status, why = gpu._in_a_process("products", {"usable": ["cuda"]}, gpu.time.monotonic() + 100)
+    found, status, why = run._in_a_process("products", {"usable": ["cuda"]}, time.monotonic() + 100)
     assert found == {"no_time": "ModuleNotFoundError: No module named 'cupy'"}
     assert (status, why) == (1, found["no_time"])
 
@@ -309,23 +359,27 @@ def test_a_part_that_finds_nothing_says_why():
 def test_training_is_measured_in_one_pass_for_each_network(monkeypatch):
     asked, saved = [], []
 
-    def measured(networks, data, rounds, seconds, backend, python, passes):
-        asked.append((networks, rounds, seconds, backend, python, passes))
+    def measured(networks, *how, **more):
+        asked.append((networks, how[1:], more))
         return [{"rows": []}]
 
-    monkeypatch.setattr(gpu.train, "measure_all", measured)
-    monkeypatch.setattr(gpu.fd, "load_mnist", lambda: fd.load_digits())
-    options = {"networks": ["small-64", "deep-512"], "rounds": 2, "seconds": 0.1, "python": "python"}
-    found = gpu._train(options, lambda found: saved.append(len(found)))
+    monkeypatch.setattr(train, "measure_all", measured)
+    monkeypatch.setattr(fd, "load_mnist", lambda: fd.load_digits())
+    options = {"networks": ["small-64", "deep-4096"], "rounds": 2, "seconds": 0.1, "python": "python"}
+    found = parts.PARTS["train"]({"usable": ["cuda"], **options}, lambda found: saved.append(len(found)))
     assert [each["name"] for each in found] == options["networks"]
     assert saved == [1, 2]
-    networks = [(gpu.train.NETWORKS[name], list(gpu.SIDES)) for name in options["networks"]]
-    assert asked == [([each], 2, 0.1, "cuda", "python", 1) for each in networks]
+    networks = [
+        (cases.Network(cases.SMALL, 64), list(parts.FLOAT32_SIDES)),
+        (cases.Network(cases.DEEP, 4096), list(parts.BF16_SIDES)),
+    ]
+    more = {"passes": 1, "whole": True, "patience": parts.PATIENCE}
+    assert asked == [([each], (2, 0.1, "cuda", "python"), more) for each in networks]
 
 
 def test_the_suite_passes_on_what_was_chosen(monkeypatch):
     asked = []
-    monkeypatch.setattr(gpu, "measure", lambda **how: asked.append(how))
+    monkeypatch.setattr(suite.gpu, "measure", lambda **how: asked.append(how))
     suite._gpu(suite.Settings().checked(), "mnist", None)
     chosen = {"networks": ("small-64",), "rounds": 3, "seconds": 0.1}
     suite._gpu(suite.Settings(**chosen, python="python").checked(), "mnist", None)
@@ -338,8 +392,90 @@ def test_launches_become_a_table():
 
 
 def test_the_sides_of_the_training_exist():
-    assert set(gpu.SIDES) <= set(peers.SIDES)
-    assert set(gpu.NETWORKS) <= set(gpu.train.NETWORKS)
+    for name in parts.NETWORKS:
+        sides = parts.sides_of(train.ALL_NETWORKS[name])
+        assert set(sides) <= set(peers.SIDES)
+        for precision in {peers.SIDES[side].precision for side in sides}:  # there is something to compare
+            assert {peers.SIDES[s].ours for s in sides if peers.SIDES[s].precision == precision} == {0, 1}
+    assert set(parts.LONGEST) == set(parts.PARTS) == set(tables.PARTS)
+
+
+def test_parts_are_for_backends_that_run_here():
+    for name in parts.PARTS:
+        assert "cannot run here" in parts.PARTS[name]({"usable": []}, None)["no_time"]
+
+
+def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, monkeypatch):
+    """Each, with a stand-in for what it measures, which says what it was asked."""
+    attributes = {"ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0}
+    cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: SimpleNamespace(attributes=attributes)))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(fd, "load_mnist", lambda: "MNIST")
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+
+    def instead(module, name):
+        def measure(*arguments, save=None, **named):
+            return (name, arguments, named)
+
+        monkeypatch.setattr(module, name, measure)
+
+    for module, name in (
+        *((launches, "launches"), (goals, "goals"), (correctness, "check_epochs"), (products, "products")),
+        *((bandwidth, "bandwidth"), (sanitizer, "sanitizer")),
+    ):
+        instead(module, name)
+    options, side = {"usable": ["cuda"], "left": 100}, backend()
+    found = {name: parts.PARTS[name](options, list) for name in parts.PARTS if name in LOOKED_AT}
+    assert found == {
+        "launches": ("launches", (), {}),
+        "goals": ("goals", (side, "MNIST", list), {}),
+        "epochs": ("check_epochs", ("cuda", [name for name in ("float32",) if name in side.precisions]), {}),
+        "products": ("products", (cupy, (9, 0)), {"until": 1080}),
+        "bandwidth": ("bandwidth", (cupy, side), {}),
+        "sanitizer": ("sanitizer", (80,), {}),
+    }
+
+    def operations(side, done, save):
+        save({"operations": list(done)})
+
+    monkeypatch.setattr(correctness, "check_all", operations)
+    monkeypatch.setattr(correctness, "check_products", lambda *how: how[-1]({"products": list(how[2])}))
+    saved = []
+    found = parts.PARTS["checks"](
+        {**options, "found": {"cuda": {"sgd": 1}}}, lambda now: saved.append(dict(now))
+    )
+    assert found == {
+        "cuda": {
+            "sgd": 1,
+            "operations": ["sgd"],
+            "products": ["sgd", "operations"],
+        }
+    }
+    assert len(saved) == 2
+
+
+LOOKED_AT = "launches", "goals", "epochs", "products", "bandwidth", "sanitizer"
+
+
+def test_no_part_is_begun_without_time_for_it(with_a_gpu, monkeypatch):
+    monkeypatch.setattr(run, "_in_a_process", lambda *asked: pytest.fail("it was begun"))
+    found = run.measure(("launches", "goals"), budget=run.LEAST - 1)
+    assert found["launches"] == found["goals"] == {"no_time": "no time was left for it"}
+    assert "launches: no time was left for it" in tables.failures(found)
+
+
+def test_what_a_part_finds_is_in_the_file_at_once(with_a_gpu, monkeypatch, tmp_path):
+    file, seen = tmp_path / "gpu.json", []
+
+    def part(name, options, until, keep):
+        keep([{"operation": "relu", "megabytes": 1.0, "no_time": "refused"}])
+        seen.append(json.loads(file.read_text())["gpu"]["bandwidth"])
+        return seen[0], 0, None
+
+    monkeypatch.setattr(run, "_in_a_process", part)
+    assert gpu_main(["bandwidth", "--json", str(file)]) == 1
+    assert seen[0][0]["operation"] == "relu"
+    assert json.loads(file.read_text())["machine"]["versions"]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -351,7 +487,7 @@ def test_tf32_is_set_back(wanted, monkeypatch):
         set_compute_type=kinds.__setitem__,
     )
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(_core=core))
-    with gpu.tf32(wanted):
+    with products.tf32(wanted):
         assert kinds == {np.float32: "tf32" if wanted else "float32"}
     assert kinds == {np.float32: "before"}
 
@@ -383,8 +519,10 @@ class Event:
 )
 def test_calls_are_timed_by_the_gpu_whatever_the_host_takes(on_host, on_gpu, barrier, found, monkeypatch):
     Event.now = Event.clock = 0.0
+    order = []
 
     def call(seconds=on_gpu):
+        order.append(seconds)
         Event.clock += on_host
         Event.now = max(Event.now, Event.clock) + seconds
 
@@ -398,9 +536,14 @@ def test_calls_are_timed_by_the_gpu_whatever_the_host_takes(on_host, on_gpu, bar
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits((9, 0), 132, 232_448))
     monkeypatch.setattr(persistent, "barriers", lambda blocks, count: call(count * barrier))
-    monkeypatch.setattr(gpu.time, "perf_counter", lambda: Event.clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: Event.clock)
     if found is None:
         with pytest.raises(Rejected, match="too slowly"):
-            gpu.seconds_on_gpu(call)
-    else:
-        assert gpu.seconds_on_gpu(call) == pytest.approx([found] * gpu.REPEAT, rel=0.02)
+            timing.seconds_on_gpu(call)
+        return
+    ours, theirs = timing.seconds_on_gpu(call, partial(call, 2 * on_gpu))
+    assert ours == pytest.approx([found] * timing.REPEAT, rel=0.02)
+    assert theirs == pytest.approx([2 * found] * timing.REPEAT, rel=0.02)
+    both = [seconds for seconds in order[12:] if seconds in (on_gpu, 2 * on_gpu)]  # 2 · 2 · 3 to get ready
+    turns = [seconds for seconds, _ in itertools.groupby(both)]
+    assert turns == [on_gpu, *[2 * on_gpu, on_gpu] * (timing.REPEAT // 2), 2 * on_gpu]

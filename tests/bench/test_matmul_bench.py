@@ -36,7 +36,7 @@ def test_a_wrong_product_is_refused_a_time(monkeypatch):
 
 def test_a_refused_product_has_no_mean(monkeypatch):
     class Wrong:
-        def __init__(self, command, environment):
+        def __init__(self, command, *how):
             self.who = command[-1]
 
         def ask(self, name):

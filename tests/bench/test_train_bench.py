@@ -1,7 +1,9 @@
 """The harness of bench.train without any peer: what gets a time, what is refused one, what is missing."""
 
-import importlib
+import importlib.util
 import json
+import subprocess
+import sys
 from itertools import chain, repeat
 
 import numpy as np
@@ -106,6 +108,41 @@ def test_the_deep_network_trains_on_fewer_images_with_a_small_rate():
     small, deep = (train.task_of(train.NETWORKS[name], data) for name in ("small-64", "deep-512"))
     assert (small.steps, small.rate) == (937, train.RATE)
     assert (deep.steps, deep.rate) == (train.FEWEST_STEPS, train.RATE_DEEP)
+    whole, larger = (
+        train.task_of(train.ALL_NETWORKS[name], data, whole=True) for name in ("deep-512", "deep-4096")
+    )
+    assert (whole.steps, larger.steps, larger.rate) == (117, 14, train.RATE_DEEP)
+    assert "deep-4096" not in train.NETWORKS
+
+
+IN_BF16 = """
+import json, sys
+from fastdigit.bench import peers
+
+name, folder, steps = sys.argv[1:]
+loop = {"torch": peers.torch_loop, "jax": peers.jax_loop}[name](peers.Task.load(folder), bf16=True)
+print(json.dumps([loop.first(int(steps)), loop.used]))
+"""
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_peers_in_bfloat16_train_as_float64_does_but_for_roundings(name, tmp_path):
+    """On a GPU they are the same code, compiled and captured. In a process of its own: JAX wants no forks."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (STEPS * 64, 28, 28), dtype=np.uint8)
+    labels = images[:, 0, :10].argmax(axis=1).astype(np.uint8)
+    task = train.task_of(cases.Network((784, 64, 32, 10), 64), fd.Images(images, labels), "numpy")
+    task.rate = 0.01
+    task.save(tmp_path)
+    command = [sys.executable, "-c", IN_BF16, name, str(tmp_path), str(STEPS)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    losses, used = json.loads(said.splitlines()[-1])
+    expected = train.expected_losses(task, STEPS)
+    assert 1e-6 < train.largest_difference(losses, expected) <= train.TOLERANCE_ROUNDED
+    assert "bfloat16" in used
+    assert train.largest_difference(peers.numpy_loop(task).first(STEPS), expected) < 1e-6  # in float32
 
 
 class Wrong:
@@ -234,7 +271,7 @@ class Here:
     def __init__(self, meetings, asked):
         self.meetings, self.asked = meetings, asked
 
-    def __call__(self):
+    def __call__(self, patience):
         return self
 
     def __enter__(self):

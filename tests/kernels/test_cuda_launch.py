@@ -279,7 +279,7 @@ def test_arrays_of_the_host_are_refused_on_a_gpu(driver, argument):
 
 def test_every_public_operation_takes_other_arrays():
     from fastdigit.bench import checks
-    from fastdigit.bench.gpu import operations_of
+    from fastdigit.bench.gpu.correctness import operations_of
 
     from ..ptx.emulated import backend
 

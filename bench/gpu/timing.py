@@ -1,0 +1,75 @@
+"""Time by the GPU's own clock: of calls in turns, so many in a row that they fill SECONDS."""
+
+import time
+
+import numpy as np
+
+from .. import checks, turns
+
+REPEAT = 7
+SECONDS = 0.02
+MOST_CALLS = 150  # in a row: the driver lets about a thousand launches wait
+BARRIER_SECONDS = 1e-6  # of the whole GPU, about
+
+
+def seconds_on_gpu(*calls):
+    """Of one call of each of these functions: REPEAT for each, of series between two events, in turns.
+
+    The host may take longer to ask for a call than the GPU to make it. So the GPU is kept busy with barriers
+    until all of a series has been asked for; checks.Rejected where that did not suffice.
+    """
+    import cupy
+
+    from fastdigit.kernels.common import cuda
+    from fastdigit.kernels.epoch import cuda as persistent
+
+    here, stream = cuda.limits(), cupy.cuda.get_current_stream()
+
+    def series(call, count, plug):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        stream.synchronize()
+        if plug:
+            persistent.barriers(here.multiprocessors, plug)
+        begin.record()
+        asked = time.perf_counter()
+        for _ in range(count):
+            call()
+        asked, late = time.perf_counter() - asked, bool(plug and begin.done)
+        end.record()
+        end.synchronize()
+        return cupy.cuda.get_elapsed_time(begin, end) / 1e3, asked, late
+
+    def ready(call):
+        series(call, 3, 0)
+        alone, asked, _ = series(call, 3, 0)
+        count = min(MOST_CALLS, max(3, int(3 * SECONDS / max(alone, 1e-6))))
+        slow = alone > 4 * asked or here is None
+        return call, count, 0 if slow else int(1.5 * count / 3 * asked / BARRIER_SECONDS) + 1000
+
+    kinds, found = [ready(call) for call in calls], [[] for _ in calls]
+    for number in range(REPEAT):
+        for place in turns.in_order(number, range(len(calls))):
+            seconds, _, late = series(*kinds[place])
+            if late:
+                raise checks.Rejected("the host asks for calls too slowly to measure them")
+            found[place].append(seconds / kinds[place][1])
+    return found
+
+
+def quartiles(values):
+    """(lower, median, upper)"""
+    return np.percentile(values, [25, 50, 75]).tolist()
+
+
+def beside(seconds, other):
+    """What a table says of times in turns with those of something else: the median in microseconds, its
+    quartiles, whether these are far apart, and how much of the other's speed it is, turn by turn."""
+    low, middle, high = quartiles(seconds)
+    slow, share, fast = quartiles(np.divide(other, seconds))
+    return {
+        "microseconds": 1e6 * middle,
+        "microseconds_quartiles": [1e6 * low, 1e6 * high],
+        "noisy": high - low > turns.NOISY * middle,
+        "share": share,
+        "share_quartiles": [slow, fast],
+    }

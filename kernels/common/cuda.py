@@ -134,11 +134,11 @@ def multiprocessors():
 def _limits_of(number):
     import cupy
 
-    attributes = cupy.cuda.Device(number).attributes
-    capability = attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    capability = properties["major"], properties["minor"]
     if capability < (8, 0):
         return None
-    return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    return Limits(capability, properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
 
 
 def _version(number):

@@ -298,6 +298,10 @@ _low_bytes, _high_bytes = _picked(0x5140), _picked(0x7362)
 _low_pairs, _high_pairs = _picked(0x5410), _picked(0x7632)
 
 
+# Of eight bytes every second one, from the first on or from the second.
+even_bytes, odd_bytes = _picked(0x6420), _picked(0x7531)
+
+
 @device
 def turned_bytes(a, b, c, d):
     """Four words of four bytes each, transposed: the first bytes of all, the second ones, and so on."""
@@ -352,6 +356,10 @@ copy_16 = _instruction(
     types.uint32,
     types.uint64,
     types.uint32,
+)
+# copy_4(shared, address): 4 bytes likewise.
+copy_4 = _instruction(
+    "cp.async.ca.shared.global [$0], [$1], 4;", "r,l,~{memory}", types.void, types.uint32, types.uint64
 )
 # copies_end(): what this thread has asked for since the last call becomes one group.
 copies_end = _instruction("cp.async.commit_group;", "~{memory}", types.void)

@@ -6,19 +6,16 @@ second and what the optimizer keeps for both stay in its shared memory from the 
 each step a block
 
 1. computes its units' outputs for all images of the batch, and what these add to the logits;
-2. meets the others, adds up the logits of its share of the images (in the order of the blocks), writes their
-   loss and the logits' gradient;
+2. meets the others, adds up the logits of its share of the images (in an order that is always the same),
+   writes their loss and the logits' gradient;
 3. meets the others again, reads the gradients of all images, and updates what it owns. The bias of the
    output layer every block keeps for itself, with the same bits.
-
-Where the logits to be added up are few (ONE_MEETING), each block does so for all images, and need not meet
-the others again. Blocks that are ahead then write their next ones elsewhere.
 
 Pixels stay the bytes that they are: tensor cores multiply them with the weights, and with the gradients of
 the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), and no pixel becomes a float.
 
-While a block waits for the others, it asks for the next batch's images and looks up their labels. No sum
-depends on who comes first.
+While a block waits for the others, it asks for the labels and for the next batch's images; its first warp
+does not, so that it sees at once that all are there. No sum depends on who comes first.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
 "Persistent RNNs", ICML 2016.
@@ -39,17 +36,14 @@ from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 512
 WARPS = THREADS // 32
+ASKING = WARPS - 1  # warps that ask for images
 MOST_CLASSES = 32  # one for each lane
 MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
 
-# Bytes of logits that a block reads from the second cache in about the time of a barrier: one to two
-# microseconds, at some 80 GB/s for each of all blocks. By estimate; to be measured.
-ONE_MEETING = 128 * 1024
-
 # Units of a block, where there is room: a tile of the tensor cores has columns for two, and half as many
-# blocks read half as much and meet sooner. By estimate; to be measured.
+# blocks read half as much and meet sooner. (On an H200 1 and 4 were 12 and 8 % slower for 784-128-10.)
 LEAST_UNITS = TILE
-MOST_PARTS = 16  # in which a block adds up the logits of an image
+MOST_PARTS = 4  # in which the largest number of a unit is looked for
 
 # The words of the plan.
 (
@@ -87,31 +81,29 @@ MOST_PARTS = 16  # in which a block adds up the logits of an image
     SCALES,  # [2, UNITS]: the units of w1's digits and of the gradients'
     PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
     TARGETS,  # [BATCH]: the labels of this step
-    DZ,  # [BATCH, DZ_ROW], before that parts of the logits' sums, after it the digits of gradients
+    DZ,  # [BATCH, DZ_ROW], before that logits of its share, after it the digits of gradients
     DZ_ROW,
     SHARE,  # of the images, whose logits a block adds up
-    PARTS,  # in which it does so,
-    PART_BLOCKS,  # the blocks that are in one,
-    PART_WORDS,  # and its words
     SHARED_WORDS,
-    MEETINGS,  # of all blocks in a step, 1 or 2
     PLAN_WORDS,
-) = range(43)
+) = range(39)
 
 # Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
 # (So do its loops over a range, in Numba: hence those with while.)
 _ONE = np.int32(1)
 
-_warp_sum = lanes.summing(32)
-_arrived = ptx.copies_but(0)
-_copies_end, _copy_16 = ptx.copies_end, ptx.copy_16
+_warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
+_arrived, _labels_arrived = ptx.copies_but(0), ptx.copies_but(1)
+_copies_end, _copy_4, _copy_16 = ptx.copies_end, ptx.copy_4, ptx.copy_16
 _shared_address, _global_address = ptx.shared_address, ptx.global_address
-_byte_sums, _turned_bytes, _larger = ptx.byte_sums, ptx.turned_bytes, ptx.larger
+_byte_sums, _larger = ptx.byte_sums, ptx.larger
 _largest_of_warp = ptx.largest_of_warp
-_load2, _store2, _load4 = ptx.load2, ptx.store2, ptx.load4
+_load2, _store2, _load4, _store4 = ptx.load2, ptx.store2, ptx.load4, ptx.store4
 _load2_words, _load4_words = ptx.load2_words, ptx.load4_words
 _divided_by = ptx.divided
 _pixels_of_16 = ptx.fragments(2, 32, 0, False)  # images: 64 bytes of each
+_pairs_of_32 = ptx.fragments(1, 0, 0, True)  # images: a lane's two pixels beside each other, of eight images
+_even_bytes, _odd_bytes = ptx.even_bytes, ptx.odd_bytes
 
 
 @device
@@ -124,6 +116,12 @@ def _divided(number, by):
 @device
 def _thread():
     return int32(cuda.threadIdx.x)
+
+
+@device
+def _last_first():
+    """A thread's number among those of which the first warp is last."""
+    return int32(THREADS - 1 - cuda.threadIdx.x)
 
 
 @device
@@ -198,42 +196,43 @@ def _buffer(plan, step):
 
 
 @device
-def _find_images(plan, words, step, order):
-    """Where the images of a step are."""
-    start, here = (
-        (plan[FIRST_STEP] + step) * plan[BATCH],
-        int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]),
-    )
-    image = _thread()
+def _ask_for_places(plan, base, step, order):
+    """Where the images of a step are: the low halves of whole numbers of 64 bits."""
+    start, here = (plan[FIRST_STEP] + step) * plan[BATCH], plan[PLACES] + _buffer(plan, step) * plan[BATCH]
+    address, image = _global_address(order) + uint64(8 * start), _last_first()
     while image < _images_of(plan, step):
-        words[uint32(here + image)] = uint32(order[uint32(start + image)])
+        _copy_4(uint32(base + 4 * (here + image)), address + uint64(uint32(8 * image)))
         image = int32(image + THREADS)
 
 
 @device
-def _find_labels(plan, words, step, labels):
-    """The labels of a step's images, which are found."""
-    found, image = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]), _thread()
+def _ask_for_labels(plan, words, base, step, labels):
+    """The labels of a step's images, whose places are there."""
+    found, image = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]), _last_first()
     while image < _images_of(plan, step):
-        words[uint32(plan[TARGETS] + image)] = uint32(labels[words[uint32(found + image)]])
+        place = words[uint32(found + image)]
+        _copy_4(
+            uint32(base + 4 * (plan[TARGETS] + image)), _global_address(labels) + uint64(place) * uint64(4)
+        )
         image = int32(image + THREADS)
 
 
 @device
-def _ask_for_images(plan, words, step, images, base):
-    """Copy the images of a step, which are found, to shared memory: a warp for each."""
+def _ask_for_images(plan, words, step, images, base, first, apart):
+    """Copy images of a step, whose places are there, to shared memory: a warp for each, but not the first.
+    ``first`` and ``apart``: which of its images each asks for now."""
+    if _warp() == 0:
+        return
     pixels, found = plan[PIXELS], int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH])
     place = uint32(base + 4 * (plan[X] + _buffer(plan, step) * plan[X_WORDS]))
-    address = _global_address(images)
-    image = _warp()
+    address, image = _global_address(images), int32(_warp() - 1 + ASKING * first)
     while image < _images_of(plan, step):
         source = address + uint64(words[uint32(found + image)]) * uint64(uint32(pixels))
-        row = uint32(place + 4 * image * plan[X_ROW])
-        byte = int32(16 * _lane())
+        row, byte = uint32(place + 4 * image * plan[X_ROW]), int32(16 * _lane())
         while byte < pixels:
             _copy_16(uint32(row + byte), source + uint64(uint32(byte)), uint32(16))
             byte = int32(byte + 16 * 32)
-        image = int32(image + WARPS)
+        image = int32(image + ASKING * apart)
 
 
 # --- numbers as digits ----------------------------------------------------------------------------
@@ -382,17 +381,17 @@ def _added(a, b):
 
 
 @device
-def _place_of_logits(plan, step, block):
-    """Of a block's part of the logits: [2, block, class, image], of this step and the one before."""
-    return int32(((step & 1) * int32(cuda.gridDim.x) + block) * plan[BATCH] * plan[CLASSES])
+def _place_of_logits(plan, block):
+    """Of a block's part of the logits: [block, class, image]."""
+    return int32(block * plan[BATCH] * plan[CLASSES])
 
 
 @device
-def _logits(plan, memory, step, count, logits):
+def _logits(plan, memory, count, logits):
     """The units' outputs, max(x·w1 + b1, 0), and what they add to the logits: a warp for each class, of which
     the first keeps the outputs."""
     units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
-    there = _place_of_logits(plan, step, int32(cuda.blockIdx.x))
+    there = _place_of_logits(plan, int32(cuda.blockIdx.x))
     c = _warp()
     while c < classes:
         image = _lane()
@@ -420,29 +419,27 @@ def _share(plan, count):
 
 
 @device
-def _add_up_logits(plan, memory, step, begin, end, logits):
-    """Of these images, in parts of the blocks; several loads are on their way at a time."""
-    blocks, parts, apart = int32(cuda.gridDim.x), plan[PARTS], int32(plan[BATCH] * plan[CLASSES])
-    count = int32(end - begin)
-    items = int32(count * plan[CLASSES])
-    item = _thread()
-    while item < int32(items * parts):
-        part, rest = _divided(item, items)
-        c, image = _divided(rest, count)
-        block = int32(part * plan[PART_BLOCKS])
-        last = min(blocks, int32(block + plan[PART_BLOCKS]))
-        at = int32(_place_of_logits(plan, step, block) + c * plan[BATCH] + begin + image)
-        total = float32(0)
-        while block + 4 <= last:
-            v_0, v_1 = logits[uint32(at)], logits[uint32(at + apart)]
-            v_2, v_3 = logits[uint32(at + 2 * apart)], logits[uint32(at + 3 * apart)]
+def _add_up_logits(plan, memory, begin, end, logits):
+    """Of these images: half a warp for each class of one, whose lanes have their loads on the way at once."""
+    blocks, apart = int32(cuda.gridDim.x), int32(plan[BATCH] * plan[CLASSES])
+    count, part = int32(end - begin), int32(_lane() & 15)
+    items, item = int32(count * plan[CLASSES]), int32(2 * _warp() + (_lane() >> 4))
+    while item - (_lane() >> 4) < items:  # both halves of a warp
+        c, image = _divided(item, max(count, _ONE))
+        block, total = part if item < items else blocks, float32(0)
+        at = int32(_place_of_logits(plan, block) + c * plan[BATCH] + begin + image)
+        while block + 48 < blocks:
+            v_0, v_1 = logits[uint32(at)], logits[uint32(at + 16 * apart)]
+            v_2, v_3 = logits[uint32(at + 32 * apart)], logits[uint32(at + 48 * apart)]
             total += (v_0 + v_1) + (v_2 + v_3)
-            block, at = int32(block + 4), int32(at + 4 * apart)
-        while block < last:
+            block, at = int32(block + 64), int32(at + 64 * apart)
+        while block < blocks:
             total += logits[uint32(at)]
-            block, at = int32(block + 1), int32(at + apart)
-        memory[uint32(plan[DZ] + part * plan[PART_WORDS] + image * plan[DZ_ROW] + c)] = total
-        item = int32(item + THREADS)
+            block, at = int32(block + 16), int32(at + 16 * apart)
+        total = _half_sum(total)
+        if part == 0 and item < items:
+            memory[uint32(plan[DZ] + image * plan[DZ_ROW] + c)] = total
+        item = int32(item + 2 * WARPS)
 
 
 @device
@@ -454,21 +451,17 @@ def _warp_largest(value):
 
 
 @device
-def _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, correct, dz, smoothing):
-    """Loss, gradient and whether it is right for chosen images, whose logits are added up in parts: a warp
-    for each. Where blocks meet but once, these are all, and the gradients stay in its own memory."""
-    classes, lane, alone = plan[CLASSES], _lane(), plan[MEETINGS] == 1
+def _loss(plan, memory, words, step, begin, end, count, order, weight, loss, correct, dz, smoothing):
+    """Loss, gradient and whether it is right for a block's share of the images: a warp for each."""
+    classes, lane = plan[CLASSES], _lane()
     start = (plan[FIRST_STEP] + step) * plan[BATCH]
     each, right = smoothed(smoothing, classes)
-    image = int32(chosen[0] + _warp())
-    while image < chosen[1]:
-        z, at = float32(-np.inf), int32(plan[DZ] + (image - chosen[0]) * plan[DZ_ROW] + lane)
+    image = int32(begin + _warp())
+    while image < end:
+        z = float32(-np.inf)
         if lane < classes:
-            z = memory[uint32(plan[SMALL] + plan[UNITS] * (1 + classes) + lane)]
-            part = int32(0)
-            while part < plan[PARTS]:
-                z += memory[uint32(at + part * plan[PART_WORDS])]
-                part = int32(part + 1)
+            z = memory[uint32(plan[DZ] + (image - begin) * plan[DZ_ROW] + lane)]
+            z += memory[uint32(plan[SMALL] + plan[UNITS] * (1 + classes) + lane)]
         largest = _warp_largest(z)
         power = math.exp(z - largest) if lane < classes else float32(0)
         whole = _warp_sum(power)
@@ -481,12 +474,8 @@ def _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, 
         own = weight[uint32(order[uint32(start + image)])] if plan[WEIGHTED] else float32(1)
         if lane < classes:
             slope = power / whole - (right if lane == target else each)
-            slope = slope * own / float32(count)
-            if alone:
-                memory[uint32(at)] = slope
-            else:
-                dz[uint32(image * plan[DZ_ROW] + lane)] = slope
-        if lane == 0 and share[0] <= image and image < share[1]:
+            dz[uint32(image * plan[DZ_ROW] + lane)] = slope * own / float32(count)
+        if lane == 0:
             expected = expected_logit(of_target - largest, depths, smoothing, each)
             loss[uint32(start + image)] = (math.log(whole) - expected) * own
             correct[uint32(start + image)] = uint8(1) if best == target else uint8(0)
@@ -495,13 +484,11 @@ def _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, 
 
 @device
 def _fetch_gradients(plan, memory, count, dz):
-    """Of all logits, as the blocks have written them."""
-    image = _warp()
-    while image < count:
-        at = int32(image * plan[DZ_ROW] + _lane())
-        if _lane() < plan[CLASSES]:
-            memory[uint32(plan[DZ] + at)] = dz[uint32(at)]
-        image = int32(image + WARPS)
+    """Of all logits, as the blocks have written them, four numbers at a time."""
+    at = int32(4 * _thread())
+    while at < count * plan[DZ_ROW]:
+        _store4(memory, uint32(plan[DZ] + at), _load4(dz, uint32(at)))
+        at = int32(at + 4 * THREADS)
 
 
 @device
@@ -558,62 +545,62 @@ def _update2(memory, at, states, g_0, g_1, plan, numbers):
 
 @device
 def _update_small(plan, memory, count, numbers):
-    """b1, w2 and b2 in turn, by their gradients, which are sums over the images: a warp for each."""
+    """b1, w2 and b2 in turn, by their gradients, which are sums over the images: half a warp for each."""
     units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
-    item = _warp()
-    while item < plan[SMALL_WORDS]:
+    part, item = int32(_lane() & 15), int32(2 * _warp() + (_lane() >> 4))
+    while item - (_lane() >> 4) < plan[SMALL_WORDS]:  # both halves of a warp
         first, apart, second = int32(plan[SUMS] + item * row), _ONE, int32(-1)
         if item >= units:
             unit, c = _divided(int32(item - units), classes)
             first, apart = int32(plan[DZ] + c), plan[DZ_ROW]
             second = int32(plan[Y] + unit * row) if unit < units else second
-        total, image = float32(0), _lane()
-        first, further = int32(first + image * apart), int32(32 * apart)
+        total, image = float32(0), part if item < plan[SMALL_WORDS] else count
+        first, further = int32(first + image * apart), int32(16 * apart)
         while image < count:
             slope = memory[uint32(first)]
             total += slope * memory[uint32(second + image)] if second >= 0 else slope
-            first, image = int32(first + further), int32(image + 32)
-        total = _warp_sum(total)
-        if _lane() == 0:
+            first, image = int32(first + further), int32(image + 16)
+        total = _half_sum(total)
+        if part == 0 and item < plan[SMALL_WORDS]:
             _update(memory, int32(plan[SMALL] + item), plan[SMALL_WORDS], total, plan, numbers)
-        item = int32(item + WARPS)
+        item = int32(item + 2 * WARPS)
 
 
 @device
-def _four_images(words, at, row):
-    """Four pixels of four images, as a word for each pixel."""
-    further = int32(at + 8 * row)
-    first, second = words[uint32(at)], words[uint32(at + row)]
-    return _turned_bytes(first, second, words[uint32(further)], words[uint32(further + row)])
+def _pixels_of_32(place):
+    """Two pixels beside each other of 32 images: the first pixel's, then the second's, two words each."""
+    a = _pairs_of_32(place)
+    return _even_bytes(a[0], a[1]), _even_bytes(a[2], a[3]), _odd_bytes(a[0], a[1]), _odd_bytes(a[2], a[3])
 
 
 @device
-def _update_weights(plan, memory, words, x, count, numbers):
+def _update_weights(plan, memory, words, x, count, base, numbers):
     """w1, by x turned · dy, used up as soon as it is there: 32 pixels of two units at a time for a warp, of
     which a lane gets two pixels of one unit."""
-    units, lane, row = plan[UNITS], _lane(), plan[X_ROW]
-    fours, steps = int32(plan[PIXELS] >> 2), int32((count + 31) >> 5)
-    down = int32((fours + 7) >> 3)
+    units, lane, pixels = plan[UNITS], _lane(), plan[PIXELS]
+    down, steps = int32((pixels + 31) >> 5), int32((count + 31) >> 5)
     item = _warp()
     while item < int32(((units + 1) >> 1) * down):
         across, tile = _divided(item, down)
-        four = int32(8 * tile + (lane >> 2))
-        place = int32(x + _first_image(0, 0, lane & 3) * row + min(four, int32(fours - 1)))
-        at = int32(plan[DZ] + across * steps * 64 + 2 * lane)
+        place = uint32(base + 4 * (x + lane * plan[X_ROW]) + 32 * tile)
+        further = uint32(16 if 32 * tile + 16 < pixels else 0)
+        at, step = int32(plan[DZ] + across * steps * 64 + 2 * lane), int32(0)
         even, odd = no_sums(), no_sums()
-        turn = int32(0)
-        while turn < steps:
-            a, c = _four_images(words, place, row), _four_images(words, int32(place + 16 * row), row)
+        while step < steps:
+            a, c = _pixels_of_32(place), _pixels_of_32(uint32(place + further))
             b = _load2_words(words, uint32(at))
-            even = _byte_sums((a[0], a[2], c[0], c[2]), b[0], b[1], even)
-            odd = _byte_sums((a[1], a[3], c[1], c[3]), b[0], b[1], odd)
-            place, at = int32(place + 32 * row), int32(at + 64)
-            turn = int32(turn + 1)
+            even = _byte_sums((a[0], c[0], a[1], c[1]), b[0], b[1], even)
+            odd = _byte_sums((a[2], c[2], a[3], c[3]), b[0], b[1], odd)
+            place, at = uint32(place + 128 * plan[X_ROW]), int32(at + 64)
+            step = int32(step + 1)
         g_0, g_1 = total_of(even, lane), total_of(odd, lane)
-        unit = int32(2 * across + (lane >> 1 & 1))
-        if four < fours and unit < units:
+        unit, pixel = (
+            int32(2 * across + (lane >> 1 & 1)),
+            int32(32 * tile + 16 * (lane & 1) + 2 * (lane >> 2)),
+        )
+        if pixel < pixels and unit < units:
             scale = memory[uint32(plan[SCALES] + units + unit)]
-            at = int32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four + 2 * (lane & 1))
+            at = int32(plan[OWN] + unit * plan[OWN_ROW] + pixel)
             _update2(memory, at, int32(units * plan[OWN_ROW]), g_0 * scale, g_1 * scale, plan, numbers)
         item = int32(item + WARPS)
 
@@ -648,13 +635,15 @@ def _steps(
         word = int32(word + THREADS)
     cuda.syncthreads()
     for step in range(plan[X_BUFFERS]):
-        _find_images(plan, words, int32(step), order)
+        _ask_for_places(plan, base, int32(step), order)
+    _copies_end()
     for state in range(3):
         if state <= plan[STATES]:
             flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
             _carry(plan, memory, flat, int32(state), False)
+    _arrived()
     cuda.syncthreads()
-    _ask_for_images(plan, words, int32(0), images, base)
+    _ask_for_images(plan, words, int32(0), images, base, 0, 1)
     _copies_end()
     step = int32(0)
     while True:
@@ -669,36 +658,40 @@ def _steps(
         cuda.syncthreads()
         _multiply_pixels(plan, memory, words, x, count, base)
         cuda.syncthreads()
-        _logits(plan, memory, step, count, logits)
+        _logits(plan, memory, count, logits)
+        before = grid.arrive(met)
+        _ask_for_labels(plan, words, base, step, labels)
+        # Each thread where it has looked up a label.
+        _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), order)
+        _copies_end()
+        if plan[X_BUFFERS] > 1:
+            _ask_for_images(plan, words, next_step, images, base, 0, 2)
+        _copies_end()
+        _labels_arrived()
+        grid.wait(met, before)
+        of_step = numbers_of(numbers, step)
+        begin, end = _share(plan, count)
+        _add_up_logits(plan, memory, begin, end, logits)
+        cuda.syncthreads()
+        _loss(plan, memory, words, step, begin, end, count, order, weight, loss, correct, dz, smoothing)
         before = grid.arrive(met)
         if plan[X_BUFFERS] > 1:
-            _ask_for_images(plan, words, next_step, images, base)
+            _ask_for_images(plan, words, next_step, images, base, 1, 2)
         _copies_end()
-        _find_labels(plan, words, step, labels)
-        # Each thread where it has looked up labels.
-        _find_images(plan, words, int32(step + plan[X_BUFFERS]), order)
         grid.wait(met, before)
-        share = _share(plan, count)
-        chosen = (int32(0), count) if plan[MEETINGS] == 1 else share
-        _add_up_logits(plan, memory, step, chosen[0], chosen[1], logits)
-        cuda.syncthreads()
-        _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, correct, dz, smoothing)
-        if plan[MEETINGS] > 1:
-            grid.wait(met, grid.arrive(met))
-            _fetch_gradients(plan, memory, count, dz)
+        _fetch_gradients(plan, memory, count, dz)
         cuda.syncthreads()
         _slopes(plan, memory, count)
         cuda.syncthreads()
-        of_step = numbers_of(numbers, step)
         _update_small(plan, memory, count, of_step)
         _find_largest_slope(plan, memory, words, count)
         cuda.syncthreads()
         _digits_of_slopes(plan, memory, words, count)
         cuda.syncthreads()
-        _update_weights(plan, memory, words, x, count, of_step)
+        _update_weights(plan, memory, words, x, count, base, of_step)
         cuda.syncthreads()
         if plan[X_BUFFERS] == 1:
-            _ask_for_images(plan, words, next_step, images, base)
+            _ask_for_images(plan, words, next_step, images, base, 0, 1)
             _copies_end()
         step = next_step
     for state in range(3):
@@ -762,16 +755,11 @@ def _layout_of(sizes, batch, units, buffers, states):
     x_row = 4 * (pixels // 16 | 1)  # of odd sixteens: eight rows' accesses of 128 bits meet all banks
     # Tensor cores read up to 48 bytes beyond a row's end.
     x_words = padded * x_row + 16
-    # Half of the banks lie between two units, whose numbers a warp updates four by four.
-    own_row, y_row, dz_row = pixels + (16 - pixels) % 32, batch | 1, classes | 1
+    # A quarter of the banks lies between two units, whose numbers a warp updates two by two.
+    own_row, y_row, dz_row = pixels + (8 - pixels) % 32, batch | 1, classes | 1
     small = units + units * classes + classes
-    alone = 4 * blocks * batch * classes <= ONE_MEETING  # what a block reads, if it adds up all logits
     share = blocks_for(batch, blocks)
-    summed = batch if alone else share  # images
-    of_part = blocks_for(blocks, max(1, min(MOST_PARTS, THREADS // (summed * classes))))
-    parts = blocks_for(blocks, of_part)
-    words = {MEETINGS: 1 if alone else 2, SHARE: share, LARGEST_PARTS: max(1, WARPS // units)}
-    words |= {PARTS: parts, PART_BLOCKS: of_part, PART_WORDS: summed * dz_row}
+    words = {SHARE: share, LARGEST_PARTS: max(1, min(MOST_PARTS, WARPS // units))}
     at = 0
     for name, count in (
         (X, buffers * x_words),
@@ -784,7 +772,7 @@ def _layout_of(sizes, batch, units, buffers, states):
         (SCALES, 2 * units),
         (PLACES, buffers * batch),
         (TARGETS, batch),
-        (DZ, max(batch * dz_row, parts * summed * dz_row, tiles * padded * 2)),
+        (DZ, max(batch * dz_row, tiles * padded * 2)),
     ):
         words[name] = at
         at += -(-count // 4) * 4  # four words are read at a time
@@ -823,8 +811,8 @@ class Persistent:
     """Stretches of epochs in one launch each, where :func:`unsuited` allows it: for all plans that
     :meth:`settings` says the same of.
 
-    All memory is one allocation, made before the first step: twice as many numbers as the blocks add to the
-    logits, and little else.
+    All memory is one allocation, made before the first step: as many numbers as the blocks add to the logits,
+    and little else.
     """
 
     def __init__(self, plan, count, zeros, *, blocks, shared):
@@ -849,8 +837,8 @@ class Persistent:
         arena = Arena()
         arena.array("plan", (PLAN_WORDS,), np.int32)
         arena.array("numbers", (blocks_for(count, batch), NUMBERS), np.float32)
-        arena.array("logits", (2 * self.blocks * batch * classes,), np.float32)
-        arena.array("dz", (batch * self.words[DZ_ROW],), np.float32)
+        arena.array("logits", (self.blocks * batch * classes,), np.float32)
+        arena.array("dz", (-(-batch * self.words[DZ_ROW] // 4) * 4,), np.float32)
         arena.array("counter", (1,), np.uint32)
         self.memory = arena.allocate(zeros)
 
@@ -865,7 +853,7 @@ class Persistent:
         Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
         Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
         Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
-        Cost: for each step one barrier of the whole GPU or two, and for each block the batch's pixels once
+        Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once
         from memory. The blocks must be able to be there all at a time.
         """
         memory, steps = self.memory, len(plan.learning_rates)

@@ -438,7 +438,8 @@ def tensor_sums(tiles_down, tiles_across, kind):
     ``sums`` are 4 numbers of each piece of 16 × 8, row by row of pieces: lane l has rows l / 4 and
     l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
     operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16" or "f16"; for "tf32" those of
-    16 × 8 and 8 × 8. (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
+    16 × 8 and 8 × 8, rounded to the nearest: tensor cores would cut them off, always towards zero.
+    (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8; 9.7.9.21, cvt)
     """
     count = 4 * tiles_down * tiles_across
     sums_type = types.UniTuple(types.float32, count)
@@ -453,6 +454,12 @@ def tensor_sums(tiles_down, tiles_across, kind):
         "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
     )
 
+    def ready(builder, word):
+        if kind != "tf32":
+            return word
+        rounded = ir.InlineAsm(ir.FunctionType(WORD, [WORD]), "cvt.rna.tf32.f32 $0, $1;", "=r,r")
+        return builder.call(rounded, [word])
+
     @intrinsic
     def add(typing_context, sums, a, b):
         if (sums, a, b) != (sums_type, a_type, b_type):
@@ -466,14 +473,16 @@ def tensor_sums(tiles_down, tiles_across, kind):
                 side_effect=True,
             )
             sums, a, b = arguments
+            words_a = [ready(builder, builder.extract_value(a, k)) for k in range(4 * tiles_down)]
+            words_b = [ready(builder, builder.extract_value(b, k)) for k in range(2 * tiles_across)]
             totals = []
             for i in range(tiles_down):
                 for j in range(tiles_across):
                     place = 4 * (i * tiles_across + j)
                     found = builder.call(
                         code,
-                        [builder.extract_value(a, 4 * i + k) for k in range(4)]
-                        + [builder.extract_value(b, 2 * j + k) for k in range(2)]
+                        words_a[4 * i : 4 * i + 4]
+                        + words_b[2 * j : 2 * j + 2]
                         + [builder.extract_value(sums, place + k) for k in range(4)],
                     )
                     totals += [builder.extract_value(found, k) for k in range(4)]

@@ -38,6 +38,7 @@ from ..common.cuda import (
 from ..common.cuda import row_distance as row_of
 from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, finisher, staged, words_of
+from .cuda_tiles import BAND, place_of
 
 THREADS = 128
 ROW = 64  # bytes of a row in a stage: 32 k of bfloat16, 16 of float32
@@ -134,12 +135,20 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
 
+    @device
+    def corner():
+        """(row, column) where this block's tile begins."""
+        across = cuda.gridDim.x
+        number = uint32(cuda.blockIdx.y * across + cuda.blockIdx.x)
+        row, column = place_of(number, uint32(cuda.gridDim.y), uint32(across), uint32(BAND))
+        return int64(row) * tile_rows, int64(column) * tile_columns
+
     def matmul_mma(a, a_row, b, b_row, rows, columns, depth, outputs):
         memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
         from_a, from_b = global_address(a), global_address(b)
         warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
-        top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
+        top, left = corner()
         lower, beside = warp % 2 * half_rows, warp // 2 * half_columns
         at_a, at_b = place_a(lower, lane), uint32(a_bytes) + place_b(beside, lane)
         turns = (depth + at_once - 1) // at_once

@@ -27,6 +27,7 @@ from ..common import ptx
 from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
 from ..common.fours import AS_IT_IS
 from .cuda_epilogue import Product, by_pieces, finisher
+from .cuda_tiles import BAND, place_of
 
 GROUP = 128  # threads of a warpgroup
 GROUPS = 2  # that compute; one more copies
@@ -41,19 +42,6 @@ STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
 COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
-BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
-
-
-@device
-def place_of(number, down, across, band):
-    """(row, column), in tiles, of the tile of this number, of ``down`` × ``across``: bands of so many rows of
-    tiles, in each of them column by column. What runs at a time is then as wide as it is high, nearly, and
-    reads less from memory; a band of one row is row by row. All numbers are uint32."""
-    before = uint32(uint32(number // uint32(band * across)) * band)
-    height = min(band, uint32(down - before))
-    within = uint32(number - uint32(before * across))
-    column = uint32(within // height)
-    return uint32(before + uint32(within - uint32(column * height))), column
 
 
 def _copier(tile, by_k):

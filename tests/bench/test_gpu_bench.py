@@ -76,7 +76,7 @@ def test_a_wrong_product_is_refused(kind, turned):
         if kind == "bf16":
             a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
         if kind == "tf32":
-            a, b = ((x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in map(np.array, (a, b)))
+            a, b = ((x.view(np.uint32) + 0x1000 & 0xFFFFE000).view(np.float32) for x in map(np.array, (a, b)))
         c[...] = product(a.astype(np.float64), b.astype(np.float64), turned)
 
     assert multiplication.check_product(np, right, kind, shape, turned) < 1

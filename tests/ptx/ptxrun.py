@@ -1272,7 +1272,8 @@ def _cvt(b, i, act, m):
         return
     if to == "tf32":
         u = b.raw(i.args[1], 32)
-        b.put(i.args[0], (u + np.uint32(0x1000)) & np.uint32(0xFFFFE000), m)
+        finite = (u & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+        b.put(i.args[0], np.where(finite, u + np.uint32(0x1000), u) & np.uint32(0xFFFFE000), m)
         return
     x = b.val(i.args[1], fr)
 

@@ -76,7 +76,7 @@ def _train(networks, results):
 
 def each_network(networks):
     for result in networks:
-        limit = float(np.median(result["limits"]))
+        limit = float(np.median(result["limits"])) if result["limits"] else np.nan
         table = Table(
             f"train-{result['name']}",
             f"Training {result['network'].replace('@', ', batch ')}",

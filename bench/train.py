@@ -61,7 +61,7 @@ RATE, RATE_DEEP = 0.1, 0.01
 CHILD = ("-m", "fastdigit.bench.train", "--child")
 CHECKED_STEPS = 50
 # Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3; those of
-# 11 bits that a GPU cuts, not rounds (TF32), get as much.
+# 11 bits (TF32) get as much.
 TOLERANCE, TOLERANCE_ROUNDED = 1e-3, 5e-3
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
@@ -210,16 +210,18 @@ def measure_all(
     passes=PASSES,
     whole=False,
     patience=None,
+    limited=True,
 ):
     """The results of each of ``networks``, [(network, names of its sides)], on whole sets of images or on
-    :func:`steps_of` them. ``patience`` as of ``turns.Turns``.
+    :func:`steps_of` them. ``patience`` as of ``turns.Turns``; ``limited``: whether the processor's limit is
+    measured beside them.
 
     The rounds are parted into passes over all networks, so that those of each are spread over the whole
     time, and its processes are started anew in each: what a machine does for some minutes, and where a
     process happens to have its memory, is not all that one network sees.
     """
     comparisons = [
-        Comparison(task_of(network, data, backend, whole), sides, python, patience)
+        Comparison(task_of(network, data, backend, whole), sides, python, patience, limited)
         for network, sides in networks
     ]
     for part in range(min(passes, rounds)):
@@ -231,8 +233,9 @@ def measure_all(
 class Comparison:
     """Of the sides of one network."""
 
-    def __init__(self, task, sides, python=sys.executable, patience=None):
+    def __init__(self, task, sides, python=sys.executable, patience=None, limited=True):
         self.task, self.sides, self.commands, self.patience = task, sides, {}, patience
+        self.limited = limited
         for name in sides:
             side = peers.SIDES[name]
             self.commands[name] = [sys.executable if side.ours else python, *CHILD, name], side.environment
@@ -245,7 +248,7 @@ class Comparison:
 
     def take_turns(self, rounds, seconds):
         """In new processes: check, then so many rounds, or more to make up for cores far apart."""
-        how = rounds, seconds, self.state, self.patience
+        how = rounds, seconds, self.state, self.patience, self.limited
         facts, answers = in_turns(self.task, self.expected, self.commands, *how)
         for name in self.sides:
             self.facts.setdefault(name, facts[name])  # "first call": that of the first pass
@@ -264,16 +267,16 @@ class Comparison:
             "best_peers": compare(rows, near),
             "limits": state.limits,
             "meetings": state.meetings,
-            "shortest_meeting": State.shortest,
+            "shortest_meeting": State.shortest if self.limited else None,
             "rounds_far_apart": sum(state.far()),
             "rounds_that_count": near,
             "rows": rows,
         }
 
 
-def in_turns(task, expected, commands, rounds, seconds, state, patience=None):
+def in_turns(task, expected, commands, rounds, seconds, state, patience=None, limited=True):
     """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
-    ``patience`` as of ``turns.Turns``.
+    ``patience`` as of ``turns.Turns``, ``limited`` as of :func:`measure_all`.
 
     {name: what was found when its losses were held against the ``expected``}, and {name: its turns} of
     those that passed.
@@ -286,8 +289,14 @@ def in_turns(task, expected, commands, rounds, seconds, state, patience=None):
         for question in "ready", "check":  # they get ready all at once, which takes half as long
             facts = {name: running.ask(name, question) for name in commands}
         checked = [name for name in commands if "no_time" not in facts[name]]
-        running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
         answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
+        if not limited:
+            for number in range(rounds):
+                for name in turns.in_order(number, checked):
+                    answers[name].append(running.ask(name, seconds))
+                state.unnoted += 1
+            return facts, answers
+        running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
         while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
             names, measured = turns.in_order(number, checked), [running.ask(LIMIT, None)]
             for name in names:
@@ -307,7 +316,7 @@ class State:
     shortest = float("inf")  # meeting that was seen, in any measurement of this process
 
     def __init__(self):
-        self.limits, self.meetings = [], []
+        self.limits, self.meetings, self.unnoted = [], [], 0  # the last: rounds of which nothing is known
 
     def note(self, *answers):
         for answer in answers:
@@ -318,11 +327,11 @@ class State:
         State.shortest = min(State.shortest, *(answer["meeting"] for answer in answers))
 
     def rounds(self):
-        return len(self.meetings)
+        return self.unnoted + len(self.meetings)
 
     def far(self):
         """For each round whether the cores were far apart."""
-        return [meeting > FAR * State.shortest for meeting in self.meetings]
+        return [False] * self.unnoted + [meeting > FAR * State.shortest for meeting in self.meetings]
 
     def rounds_that_count(self):
         near = [number for number, far in enumerate(self.far()) if not far]
@@ -348,7 +357,7 @@ def row_of(name, network, facts, answers, chosen):
         "gflops": middle * network.flops_per_image / 1e9,
         "first_call_seconds": facts["first_call_seconds"],
         "turns": speeds,
-        "limits": [answer["limit"] for answer in answers],
+        "limits": [answer["limit"] for answer in answers if "limit" in answer],
         "largest_loss_difference": facts["largest_loss_difference"],
         **({"images_per_second_wall": float(np.median(walls))} if walls else {}),
     }

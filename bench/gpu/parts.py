@@ -89,7 +89,7 @@ def _bandwidth(options, save):
 def _train(options, save):
     data, found = fd.load_mnist().train, []
     how = options["rounds"], options["seconds"], "cuda", options["python"]
-    more = {"passes": 1, "whole": True, "patience": PATIENCE}
+    more = {"passes": 1, "whole": True, "patience": PATIENCE, "limited": False}
     for name in options["networks"]:
         network = train.ALL_NETWORKS[name]
         (result,) = train.measure_all([(network, sides_of(network))], data, *how, **more)

@@ -70,6 +70,16 @@ def test_numpy_and_fastdigit_are_measured_in_processes_of_their_own(data):
     train.show(result)
 
 
+def test_where_the_processor_does_not_count_its_limit_is_not_measured(data, monkeypatch):
+    monkeypatch.setattr(train.ceilings, "COMMAND", ["-c", "raise SystemExit('it was started')"])
+    (result,) = train.measure_all([(TINY, ["numpy"])], data, 2, 0.05, "numpy", passes=1, limited=False)
+    (row,) = result["rows"]
+    assert len(row["turns"]) == 2
+    assert result["rounds_that_count"] == [0, 1]
+    assert row["limits"] == result["limits"] == []
+    assert row["quartiles"][0] <= row["images_per_second"] <= row["quartiles"][1]
+
+
 def test_the_task_survives_its_file_and_peers_get_the_order_of_fit(data, folder):
     task, read = train.task_of(TINY, data, "numpy"), peers.Task.load(folder)
     assert read.network == TINY

@@ -287,6 +287,13 @@ larger = _instruction("max.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint3
 largest_of_warp = _instruction("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", types.uint32, types.uint32)
 
 
+# keep_larger(shared, number): a word of shared memory becomes the larger of it and a number, whoever comes
+# first. (9.7.13.17, red)
+keep_larger = _instruction(
+    "red.shared.max.u32 [$0], $1;", "r,r,~{memory}", types.void, types.uint32, types.uint32
+)
+
+
 def _picked(selector):
     """``pick(a, b)``: the four of their eight bytes that a selector names. (9.7.9.7, prmt)"""
     return _instruction(

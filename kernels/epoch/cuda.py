@@ -43,7 +43,6 @@ MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
 # Units of a block, where there is room: a tile of the tensor cores has columns for two, and half as many
 # blocks read half as much and meet sooner. (On an H200 1 and 4 were 12 and 8 % slower for 784-128-10.)
 LEAST_UNITS = TILE
-MOST_PARTS = 4  # in which the largest number of a unit is looked for
 
 # The words of the plan.
 (
@@ -76,8 +75,8 @@ MOST_PARTS = 4  # in which the largest number of a unit is looked for
     SUMS,  # [2, UNITS, Y_ROW] of two halves of the pixels; then in the first the gradients of outputs
     Y,  # [UNITS, Y_ROW]: the units' outputs
     Y_ROW,
-    LARGEST,  # [UNITS, WARPS], in so many parts, for each of which there is a warp:
-    LARGEST_PARTS,
+    LARGEST,  # [2, UNITS]: the size of the largest of w1's numbers and of the gradients'
+    LARGEST_PARTS,  # of a unit's gradients, a warp for each
     SCALES,  # [2, UNITS]: the units of w1's digits and of the gradients'
     PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
     TARGETS,  # [BATCH]: the labels of this step
@@ -96,7 +95,7 @@ _warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
 _arrived, _labels_arrived = ptx.copies_but(0), ptx.copies_but(1)
 _copies_end, _copy_4, _copy_16 = ptx.copies_end, ptx.copy_4, ptx.copy_16
 _shared_address, _global_address = ptx.shared_address, ptx.global_address
-_byte_sums, _larger = ptx.byte_sums, ptx.larger
+_byte_sums, _larger, _keep_larger = ptx.byte_sums, ptx.larger, ptx.keep_larger
 _largest_of_warp = ptx.largest_of_warp
 _load2, _store2, _load4, _store4 = ptx.load2, ptx.store2, ptx.load4, ptx.store4
 _load2_words, _load4_words = ptx.load2_words, ptx.load4_words
@@ -239,29 +238,20 @@ def _ask_for_images(plan, words, step, images, base, first, apart):
 
 
 @device
-def _find_largest_weight(plan, memory, words):
-    """Of each unit, its :func:`..common.digits.size_of`."""
-    parts, end = plan[LARGEST_PARTS], int32(plan[PIXELS] >> 2)
-    item = _warp()
-    while item < int32(plan[UNITS] * parts):
-        unit, part = _divided(item, parts)
-        found, four, row = uint32(0), int32(32 * part + _lane()), int32(plan[OWN] + unit * plan[OWN_ROW])
-        while four < end:
-            w = _load4(memory, uint32(row + 4 * four))
-            found = _larger(found, _larger(size_of(w[0]), size_of(w[1])))
-            found = _larger(found, _larger(size_of(w[2]), size_of(w[3])))
-            four = int32(four + 32 * parts)
-        found = _largest_of_warp(found)
-        if _lane() == 0:
-            words[uint32(plan[LARGEST] + unit * WARPS + part)] = found
-        item = int32(item + WARPS)
+def _find_largest_weight(plan, memory, base):
+    """Of each unit, before the first step."""
+    item = _thread()
+    while item < int32(plan[UNITS] * plan[PIXELS]):
+        unit, pixel = _divided(item, plan[PIXELS])
+        found = size_of(memory[uint32(plan[OWN] + unit * plan[OWN_ROW] + pixel)])
+        _keep_larger(uint32(base + 4 * (plan[LARGEST] + unit)), found)
+        item = int32(item + THREADS)
 
 
 @device
-def _find_largest_slope(plan, memory, words, count):
-    """The same of the gradients of the units' outputs."""
-    parts = plan[LARGEST_PARTS]
-    item = _warp()
+def _find_largest_slope(plan, memory, base, count):
+    """Of the gradients of each unit's outputs."""
+    parts, item = plan[LARGEST_PARTS], _warp()
     while item < int32(plan[UNITS] * parts):
         unit, part = _divided(item, parts)
         found, image, row = uint32(0), int32(32 * part + _lane()), int32(plan[SUMS] + unit * plan[Y_ROW])
@@ -270,19 +260,15 @@ def _find_largest_slope(plan, memory, words, count):
             image = int32(image + 32 * parts)
         found = _largest_of_warp(found)
         if _lane() == 0:
-            words[uint32(plan[LARGEST] + unit * WARPS + part)] = found
+            _keep_larger(uint32(base + 4 * (plan[LARGEST] + plan[UNITS] + unit)), found)
         item = int32(item + WARPS)
 
 
 @device
-def _unit_of(plan, words, unit):
-    """(1 / unit, unit) of the digits of a hidden unit's vector, whose largest number is found."""
-    found, at = uint32(0), int32(plan[LARGEST] + unit * WARPS)
-    part = int32(0)
-    while part < plan[LARGEST_PARTS]:
-        found = _larger(found, words[uint32(at + part)])
-        part = int32(part + 1)
-    return unit_of(found)
+def _forget_largest(plan, words, first):
+    """Of all units' weights (0) or gradients (1)."""
+    if _thread() < plan[UNITS]:
+        words[uint32(plan[LARGEST] + first * plan[UNITS] + _thread())] = uint32(0)
 
 
 @device
@@ -292,7 +278,7 @@ def _digits_of_weights(plan, memory, words):
     item = _thread()
     while item < int32(plan[UNITS] * fours):
         unit, four = _divided(item, fours)
-        per_unit, scale = _unit_of(plan, words, unit)
+        per_unit, scale = unit_of(words[uint32(plan[LARGEST] + unit)])
         if four == 0:
             memory[uint32(plan[SCALES] + unit)] = scale * float32(1 / 255)
         w = _load4(memory, uint32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four))
@@ -326,7 +312,7 @@ def _digits_of_slopes(plan, memory, words, count):
         step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
         found = uint32(0), uint32(0), uint32(0), uint32(0)
         if unit < units:
-            per_unit, scale = _unit_of(plan, words, unit)
+            per_unit, scale = unit_of(words[uint32(plan[LARGEST] + units + unit)])
             if four == 0:
                 memory[uint32(plan[SCALES] + units + unit)] = scale * float32(1 / 255)
             image, row = _first_image(step, half, lane), int32(plan[SUMS] + unit * plan[Y_ROW])
@@ -526,7 +512,7 @@ def _update(memory, at, states, gradient, plan, numbers):
 
 @device
 def _update2(memory, at, states, g_0, g_1, plan, numbers):
-    """The same of two parameters beside each other."""
+    """The same of two parameters beside each other; the size of the larger one."""
     count, nesterov, zero = plan[STATES], plan[NESTEROV], float32(0)
     here, next_0, next_1 = uint32(at), uint32(at + states), uint32(at + 2 * states)
     p, state_0, state_1 = _load2(memory, here), (zero, zero), (zero, zero)
@@ -541,6 +527,7 @@ def _update2(memory, at, states, g_0, g_1, plan, numbers):
         _store2(memory, next_0, (a[1], b[1]))
     if count > 1:
         _store2(memory, next_1, (a[2], b[2]))
+    return _larger(size_of(a[0]), size_of(b[0]))
 
 
 @device
@@ -601,7 +588,12 @@ def _update_weights(plan, memory, words, x, count, base, numbers):
         if pixel < pixels and unit < units:
             scale = memory[uint32(plan[SCALES] + units + unit)]
             at = int32(plan[OWN] + unit * plan[OWN_ROW] + pixel)
-            _update2(memory, at, int32(units * plan[OWN_ROW]), g_0 * scale, g_1 * scale, plan, numbers)
+            states = int32(units * plan[OWN_ROW])
+            largest = _update2(memory, at, states, g_0 * scale, g_1 * scale, plan, numbers)
+        first = _largest_of_warp(largest if lane & 2 == 0 else uint32(0))
+        second = _largest_of_warp(largest if lane & 2 == 2 else uint32(0))
+        if lane & ~2 == 0 and unit < units:
+            _keep_larger(uint32(base + 4 * (plan[LARGEST] + unit)), first if lane == 0 else second)
         item = int32(item + WARPS)
 
 
@@ -645,9 +637,9 @@ def _steps(
     cuda.syncthreads()
     _ask_for_images(plan, words, int32(0), images, base, 0, 1)
     _copies_end()
+    _find_largest_weight(plan, memory, base)
     step = int32(0)
     while True:
-        _find_largest_weight(plan, memory, words)
         cuda.syncthreads()
         if step == plan[STEPS]:
             break
@@ -682,15 +674,17 @@ def _steps(
         _fetch_gradients(plan, memory, count, dz)
         cuda.syncthreads()
         _slopes(plan, memory, count)
+        _forget_largest(plan, words, 0)
+        _forget_largest(plan, words, 1)
         cuda.syncthreads()
         _update_small(plan, memory, count, of_step)
-        _find_largest_slope(plan, memory, words, count)
+        _find_largest_slope(plan, memory, base, count)
         cuda.syncthreads()
         _digits_of_slopes(plan, memory, words, count)
         cuda.syncthreads()
         _update_weights(plan, memory, words, x, count, base, of_step)
-        cuda.syncthreads()
         if plan[X_BUFFERS] == 1:
+            cuda.syncthreads()
             _ask_for_images(plan, words, next_step, images, base, 0, 1)
             _copies_end()
         step = next_step
@@ -759,7 +753,7 @@ def _layout_of(sizes, batch, units, buffers, states):
     own_row, y_row, dz_row = pixels + (8 - pixels) % 32, batch | 1, classes | 1
     small = units + units * classes + classes
     share = blocks_for(batch, blocks)
-    words = {SHARE: share, LARGEST_PARTS: max(1, min(MOST_PARTS, WARPS // units))}
+    words = {SHARE: share, LARGEST_PARTS: max(1, min(blocks_for(batch, 32), WARPS // units))}
     at = 0
     for name, count in (
         (X, buffers * x_words),
@@ -768,7 +762,7 @@ def _layout_of(sizes, batch, units, buffers, states):
         (SMALL, (1 + states) * small),
         (SUMS, 2 * units * y_row),
         (Y, units * y_row),
-        (LARGEST, units * WARPS),
+        (LARGEST, 2 * units),
         (SCALES, 2 * units),
         (PLACES, buffers * batch),
         (TARGETS, batch),

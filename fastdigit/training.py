@@ -179,6 +179,7 @@ class _Training:
     log: TrainingLog = field(default_factory=TrainingLog)
     best: dict | None = None
     stretch: int = 1  # steps to run before looking up
+    order: tuple | None = None  # (epoch, its images' order on the backend), made ready before it is needed
 
     def __post_init__(self):
         net, data, options = self.net, self.data, self.options
@@ -343,9 +344,7 @@ class _Training:
 
     def _epoch(self, observers):
         options, first = self.options, self.steps_done
-        order = random_stream(options.seed, ORDER, self.epochs_done).permutation(self.count)
-        order = self.net.backend.to_device(order.astype(np.int64))
-        seconds = 0.0
+        order, seconds = self._order_of(self.epochs_done), 0.0
         while self.steps_done < self.steps_per_epoch:
             start = self.steps_done
             stop = min(start + self.stretch, self._next_due(start))
@@ -366,6 +365,13 @@ class _Training:
                 self._save(self._finite_parameters())
         images = self.count - first * options.batch_size
         self._end_of_epoch(rates[-1], seconds, images / max(seconds, 1e-9), observers)
+
+    def _order_of(self, epoch):
+        """In which order an epoch goes through the images."""
+        if self.order is None or self.order[0] != epoch:
+            order = random_stream(self.options.seed, ORDER, epoch).permutation(self.count)
+            self.order = epoch, self.net.backend.to_device(order.astype(np.int64))
+        return self.order[1]
 
     def _next_due(self, start):
         """The step of the epoch that a stretch from ``start`` on ends with at the latest."""
@@ -434,6 +440,9 @@ class _Training:
             else:
                 how = backend.train_epoch(*arrays)
                 self.log.path = f"epoch: {how}" if how else "epoch"
+            on_gpu = type(self.loss) is not np.ndarray
+            if on_gpu and stop == self.steps_per_epoch and self.epochs_done + 1 < options.epochs:
+                self._order_of(self.epochs_done + 1)  # while it works
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
             loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
         return _means(loss, options.batch_size), rates

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from .timing import seconds_on_gpu
+from .timing import barriers, seconds_on_gpu
 
 MANY = 1000
 
@@ -16,7 +16,6 @@ def launches(seconds=seconds_on_gpu):
     import cupy
 
     from fastdigit.kernels.common import cuda
-    from fastdigit.kernels.epoch import cuda as persistent
     from fastdigit.kernels.epoch import cuda_steps
 
     position = cupy.zeros(cuda_steps.POSITION, np.int64)
@@ -31,7 +30,7 @@ def launches(seconds=seconds_on_gpu):
     on_host = (time.perf_counter() - begun) / MANY
     replay = cuda.graph([one] * MANY)
     blocks = cuda.limits().multiprocessors
-    meet = [partial(persistent.barriers, blocks, count) for count in (0, MANY)]
+    meet = [partial(barriers, blocks, count) for count in (0, MANY)]
     none, many, launch, nodes = (np.median(each) for each in seconds(*meet, one, replay))
     return {
         "barrier_microseconds": float(1e6 * (many - none) / MANY),

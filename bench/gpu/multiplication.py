@@ -80,5 +80,5 @@ def capability():
     """The compute capability of the current GPU: (9, 0)."""
     import cupy
 
-    attributes = cupy.cuda.Device().attributes
-    return attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    return properties["major"], properties["minor"]

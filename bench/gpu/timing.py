@@ -1,6 +1,7 @@
 """Time by the GPU's own clock: of calls in turns, so many in a row that they fill SECONDS."""
 
 import time
+from functools import cache
 
 import numpy as np
 
@@ -12,6 +13,21 @@ MOST_CALLS = 150  # in a row: the driver lets about a thousand launches wait
 BARRIER_SECONDS = 1e-6  # of the whole GPU, about
 
 
+@cache
+def _counter():
+    """What barriers of the whole GPU count in."""
+    import cupy
+
+    return cupy.zeros(1, np.uint32)
+
+
+def barriers(blocks, count):
+    """Have the GPU do nothing but meet so often."""
+    from fastdigit.kernels.epoch import cuda as persistent
+
+    persistent.barriers(blocks, count, _counter())
+
+
 def seconds_on_gpu(*calls):
     """Of one call of each of these functions: REPEAT for each, of series between two events, in turns.
 
@@ -21,7 +37,6 @@ def seconds_on_gpu(*calls):
     import cupy
 
     from fastdigit.kernels.common import cuda
-    from fastdigit.kernels.epoch import cuda as persistent
 
     here, stream = cuda.limits(), cupy.cuda.get_current_stream()
 
@@ -29,7 +44,7 @@ def seconds_on_gpu(*calls):
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
         stream.synchronize()
         if plug:
-            persistent.barriers(here.multiprocessors, plug)
+            barriers(here.multiprocessors, plug)
         begin.record()
         asked = time.perf_counter()
         for _ in range(count):

@@ -125,15 +125,20 @@ def limits():
     return _limits_of(cupy.cuda.Device().id)
 
 
+def multiprocessors():
+    """How many the current GPU has: so many blocks run at a time of kernels that fill one each."""
+    return limits().multiprocessors
+
+
 @cache
 def _limits_of(number):
     import cupy
 
-    attributes = cupy.cuda.Device(number).attributes
-    capability = attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    capability = properties["major"], properties["minor"]
     if capability < (8, 0):
         return None
-    return Limits(capability, attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"])
+    return Limits(capability, properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
 
 
 def _version(number):
@@ -155,8 +160,8 @@ class Kernel:
     ``arguments`` are their types (``types.Tuple`` for tuples), ``threads`` the size of a block, ``resident``
     the number of blocks that a multiprocessor should hold at a time, which bounds the registers, ``least``
     the compute capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared
-    memory that it gets besides what it declares (None: each launch says), ``simulated`` whether Numba's
-    simulator can run it.
+    memory that it gets besides what it declares (None: each launch says), ``cooperative`` whether all blocks
+    of a launch must be there at a time, ``simulated`` whether Numba's simulator can run it.
     """
 
     def __init__(
@@ -169,11 +174,13 @@ class Kernel:
         least=LEAST_CAPABILITY,
         only=None,
         shared=0,
+        cooperative=False,
         simulated=True,
     ):
         self.function, self.arguments, self.name = function, arguments, name
         self.threads, self.resident, self.shared = threads, resident, shared
         self.least, self.only, self.simulated = only or least, only, simulated
+        self.cooperative = cooperative
         self.allowed = GIVEN  # bytes of shared memory besides what it declares
         KERNELS.append(self)
 
@@ -198,7 +205,7 @@ class Kernel:
 
     @cached_property
     def on_gpu(self):
-        """(the driver's function, whether all of its blocks must be there at the same time)"""
+        """The driver's function."""
         from cuda.bindings import driver
 
         (overload,) = self.compiled.overloads.values()
@@ -206,7 +213,7 @@ class Kernel:
         if isinstance(function, driver.CUkernel):
             status, function = driver.cuKernelGetFunction(function)
             _check(status, f"{self.name} could not be loaded")
-        return function, overload.cooperative
+        return function
 
     def allow(self, shared):
         """Ask for so many bytes of shared memory, for more than every kernel gets."""
@@ -214,7 +221,7 @@ class Kernel:
 
         if shared > self.allowed:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            (status,) = driver.cuFuncSetAttribute(self.on_gpu[0], attribute, shared)
+            (status,) = driver.cuFuncSetAttribute(self.on_gpu, attribute, shared)
             _check(status, f"{self.name} cannot have {shared:,} bytes of shared memory")
             self.allowed = shared
 
@@ -304,9 +311,9 @@ class Launch:
         import cupy
         from cuda.bindings import driver
 
-        function, cooperative = self.kernel.on_gpu
+        function = self.kernel.on_gpu
         stream, places = cupy.cuda.get_current_stream().ptr, ctypes.addressof(self.places)
-        if cooperative:
+        if self.kernel.cooperative:
             (status,) = driver.cuLaunchCooperativeKernel(function, *self.size, stream, places)
         else:
             (status,) = driver.cuLaunchKernel(function, *self.size, stream, places, 0)

@@ -6,6 +6,7 @@ Sections in brackets are those of NVIDIA's PTX ISA, version 9.0.
 """
 
 from functools import reduce
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -43,6 +44,25 @@ def fold(functions):
         return device(both)
 
     return _by_twos(both, functions)
+
+
+def choose(functions, first=0):
+    """A device function ``(index, arguments…)``: the function of that index, counted from ``first`` on, is
+    called with the arguments."""
+    if len(functions) == 1:
+        (only,) = functions
+        return device(lambda index, *arguments: only(*arguments))
+    middle = len(functions) // 2
+    bound = first + middle
+    low, high = choose(functions[:middle], first), choose(functions[middle:], bound)
+
+    def chosen(index, *arguments):
+        if index < bound:
+            low(index, *arguments)
+        else:
+            high(index, *arguments)
+
+    return device(chosen)
 
 
 def _by_twos(both, functions):
@@ -119,10 +139,11 @@ def _storer(count):
     return store
 
 
-# load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words that
-# of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two. The address must be
-# a multiple of their size.
-load2, load4, load4_words = _loader(2), _loader(4), _loader(4, types.uint32)
+# load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words and
+# load2_words those of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two.
+# The address must be a multiple of their size.
+load2, load4 = _loader(2), _loader(4)
+load2_words, load4_words = _loader(2, types.uint32), _loader(4, types.uint32)
 store2, store4 = _storer(2), _storer(4)
 
 
@@ -251,6 +272,74 @@ def _instruction(template, constraints, result, *parameters):
         ][len(parameters)]
     )
 
+
+# --- whole numbers and bytes ----------------------------------------------------------------------
+
+# divided(a, b) is a // b of uint32: with 64 bits, which Numba takes, a GPU needs some hundred instructions.
+# (9.7.1.8, div)
+divided = _instruction("div.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+# rounded(x): the nearest int32. (9.7.9.21, cvt)
+rounded = _instruction("cvt.rni.s32.f32 $0, $1;", "=r,f", types.int32, types.float32)
+bits_of = _instruction("mov.b32 $0, $1;", "=r,f", types.uint32, types.float32)
+# larger(a, b) of uint32, and the largest of the values of a warp's lanes, all of which take part. (9.7.1.12,
+# max; 9.7.13.12, redux)
+larger = _instruction("max.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+largest_of_warp = _instruction("redux.sync.max.u32 $0, $1, 0xffffffff;", "=r,r", types.uint32, types.uint32)
+
+
+def _picked(selector):
+    """``pick(a, b)``: the four of their eight bytes that a selector names. (9.7.9.7, prmt)"""
+    return _instruction(
+        f"prmt.b32 $0, $1, $2, {selector};", "=r,r,r", types.uint32, types.uint32, types.uint32
+    )
+
+
+_low_bytes, _high_bytes = _picked(0x5140), _picked(0x7362)
+_low_pairs, _high_pairs = _picked(0x5410), _picked(0x7632)
+
+
+@device
+def turned_bytes(a, b, c, d):
+    """Four words of four bytes each, transposed: the first bytes of all, the second ones, and so on."""
+    first, second = _low_bytes(a, b), _low_bytes(c, d)
+    third, fourth = _high_bytes(a, b), _high_bytes(c, d)
+    return (
+        _low_pairs(first, second),
+        _high_pairs(first, second),
+        _low_pairs(third, fourth),
+        _high_pairs(third, fourth),
+    )
+
+
+# byte_sums(a, b_0, b_1, sums): 16 × 8 sums of int32 with the product of 16 × 32 bytes and 32 × 8 signed
+# bytes. Lane l has of the left operand, in four words, bytes 4 · (l % 4) to 3 further of rows l / 4 and
+# l / 4 + 8, and the same 16 bytes on; of the right one, in two words, these bytes of column l / 4; and sums
+# as in tensor_sums. (9.7.15.5.10, mma.m16n8k32)
+byte_sums = _instruction(
+    "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+    "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+    "=r,=r,=r,=r,r,r,r,r,r,r,0,1,2,3",
+    types.UniTuple(types.int32, 4),
+    types.UniTuple(types.uint32, 4),
+    types.uint32,
+    types.uint32,
+    types.UniTuple(types.int32, 4),
+)
+
+# --- words that blocks tell each other by (9.7.13.16, atom; 9.7.9.8, ld) --------------------------
+
+# add_releasing(address, number): what a word in the GPU's memory was before the number was added. Whoever
+# sees the new one by load_acquiring(address) sees all that this thread had written, or known to be written.
+add_releasing = _instruction(
+    "atom.release.gpu.global.add.u32 $0, [$1], $2;",
+    "=r,l,r,~{memory}",
+    types.uint32,
+    types.uint64,
+    types.uint32,
+)
+load_acquiring = _instruction(
+    "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l,~{memory}", types.uint32, types.uint64
+)
 
 # --- asynchronous copies (9.7.9.25.3, cp.async) ---------------------------------------------------
 
@@ -391,6 +480,7 @@ def tensor_sums(tiles_down, tiles_across, kind):
 
 LINE = 128  # bytes of a row of a tile in shared memory, in which 16 bytes are exchanged: xor row % 8
 EIGHT = 8 * LINE  # bytes of eight such rows, after which the exchange is the same again
+PIECE = 32  # columns of sums that are written at a time: as many as there are banks
 
 
 def operand(turned, apart):
@@ -402,53 +492,70 @@ def operand(turned, apart):
     return np.uint64(1 << 62 | EIGHT >> 4 << 32 | (apart if turned else 16) >> 4 << 16)
 
 
-def warpgroup_sums(columns, turned_a, turned_b):
-    """``zeros()`` and ``add(sums, a, b)`` for 64 × ``columns`` sums of a warpgroup, which is four warps.
+class WarpgroupSums(NamedTuple):
+    """What :func:`warpgroup_sums` returns: device functions, and how many columns a piece has."""
 
-    ``a`` and ``b`` are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows and
-    ``columns`` columns, 64 k of each, multiplied 16 by 16. Warp w has the rows from 16 · w on, as in
-    :func:`tensor_sums`. Returns when the sums are there and the operands may be overwritten. A warpgroup
-    calls it as one. (9.7.15.6.5.2, wgmma.mma_async)
+    begin: Any
+    add: Any
+    wait: Any
+    store: Any
+    width: int
+
+
+def warpgroup_sums(columns, turned_a, turned_b):
+    """64 × ``columns`` sums of float32 of a warpgroup, which is four warps, for one use in a kernel.
+
+    Tensor cores add to registers while the program goes on, and nothing may touch these meanwhile. So they
+    are none of the compiler's, which could move them, but have names that only the functions here know:
+
+    ``begin()``, at the kernel's start, names them.
+    ``add(a, b, more)`` begins to add 64 k, 16 by 16, to the sums if ``more``, else to zero. ``a`` and ``b``
+    are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows, ``columns`` columns.
+    ``wait(running)()`` is until all but so many additions have ended: their operands may be overwritten.
+    ``store(piece, pitch)(address)``, after ``wait(0)``, writes a warp's sums of ``width`` columns to rows of
+    shared memory that are ``pitch`` numbers apart. Warp w has the rows from 16 · w on; lane l rows l / 4 and
+    l / 4 + 8, and of each eight columns 2 · (l % 4) and the next; the address is for the first of these.
+
+    A warpgroup calls ``add`` and ``wait`` as one. (9.7.15.6.5.2, wgmma.mma_async; 9.7.15.6.7.3, wait_group)
     """
     count = columns // 2
-    sums_type = types.UniTuple(types.float32, count)
-    many = ir.LiteralStructType([FLOAT] * count)
     # Bytes to the next 16 k.
     step_a, step_b = (2 * EIGHT if turned else 32 for turned in (turned_a, turned_b))
-    sums = ", ".join(f"${i}" for i in range(count))
-    one = (
-        f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{sums}}}, "
-        f"%wga, %wgb, %wgp, 1, 1, {int(turned_a)}, {int(turned_b)};"
-    )
+    sums = ", ".join(f"%wgs{i}" for i in range(count))
+
+    def one(more):
+        return (
+            f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{sums}}}, "
+            f"%wga, %wgb, {more}, 1, 1, {int(turned_a)}, {int(turned_b)};"
+        )
+
     further = f"add.u64 %wga, %wga, {step_a >> 4}; add.u64 %wgb, %wgb, {step_b >> 4};"
-    template = (
-        "{ .reg .pred %wgp; .reg .b64 %wga; .reg .b64 %wgb; setp.eq.u32 %wgp, 0, 0; "
-        f"mov.b64 %wga, ${count}; mov.b64 %wgb, ${count + 1}; wgmma.fence.sync.aligned; "
-        f"{one} {further} {one} {further} {one} {further} {one} "
-        "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
+    add = _instruction(
+        "{ .reg .pred %wgm; .reg .pred %wgp; .reg .b64 %wga; .reg .b64 %wgb; "
+        "setp.ne.u32 %wgm, $2, 0; setp.eq.u32 %wgp, 0, 0; mov.b64 %wga, $0; mov.b64 %wgb, $1; "
+        f"wgmma.fence.sync.aligned; {one('%wgm')} {further} {one('%wgp')} {further} {one('%wgp')} {further} "
+        f"{one('%wgp')} wgmma.commit_group.sync.aligned; }}",
+        "l,l,r,~{memory}",
+        types.void,
+        types.uint64,
+        types.uint64,
+        types.uint32,
     )
-    constraints = ",".join(["=f"] * count + ["l", "l"] + [str(i) for i in range(count)] + ["~{memory}"])
 
-    @intrinsic
-    def add(typing_context, sums, a, b):
-        if (sums, a, b) != (sums_type, types.uint64, types.uint64):
-            return None
+    def wait(running):
+        return _instruction(f"wgmma.wait_group.sync.aligned {running};", "~{memory}", types.void)
 
-        def generate(context, builder, signature, arguments):
-            code = ir.InlineAsm(
-                ir.FunctionType(many, [ADDRESS] * 2 + [FLOAT] * count),
-                template,
-                constraints,
-                side_effect=True,
-            )
-            numbers = [builder.extract_value(arguments[0], i) for i in range(count)]
-            found = builder.call(code, [*arguments[1:], *numbers])
-            values = [builder.extract_value(found, i) for i in range(count)]
-            return _pack(builder, ir.ArrayType(FLOAT, count), values)
+    def store(piece, pitch):
+        def pair(eight, below):
+            first = 4 * (piece * PIECE // 8 + eight) + 2 * below
+            place = 4 * (8 * eight + 8 * below * pitch)
+            return f"st.shared.v2.f32 [$0+{place}], {{%wgs{first}, %wgs{first + 1}}};"
 
-        return sums_type(sums, a, b), generate
+        pairs = [pair(eight, below) for eight in range(PIECE // 8) for below in range(2)]
+        return _instruction(" ".join(pairs), "r,~{memory}", types.void, types.uint32)
 
-    return _zeros(count), add
+    begin = _instruction(f".reg .f32 %wgs<{count}>;", "", types.void)
+    return WarpgroupSums(begin, add, wait, store, PIECE)
 
 
 # --- barriers that count (9.7.13.15, mbarrier) and copies of tiles (9.7.9.27, tensor copies) ------
@@ -505,6 +612,14 @@ copy_tile = _instruction(
 map_visible = _instruction(
     "fence.proxy.tensormap::generic.acquire.sys [$0], 128;", "l,~{memory}", types.void, types.uint64
 )
+
+
+def registers(count, more):
+    """``take()``: from here on each thread has so many registers, ``more`` than before or fewer. A warpgroup
+    calls it as one, and waits until others have given away what it takes. (9.7.19.5, setmaxnreg)"""
+    return _instruction(
+        f"setmaxnreg.{'inc' if more else 'dec'}.sync.aligned.u32 {count};", "~{memory}", types.void
+    )
 
 
 def meeting(number, threads):

@@ -14,7 +14,11 @@ each step a block
 Where the logits to be added up are few (ONE_MEETING), each block does so for all images, and need not meet
 the others again. Blocks that are ahead then write their next ones elsewhere.
 
-The next batch is on its way while this one is computed with. No sum depends on who comes first.
+Pixels stay the bytes that they are: tensor cores multiply them with the weights, and with the gradients of
+the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), and no pixel becomes a float.
+
+While a block waits for the others, it asks for the next batch's images and looks up their labels. No sum
+depends on who comes first.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
 "Persistent RNNs", ICML 2016.
@@ -23,22 +27,29 @@ Source: the idea of weights that stay in registers or shared memory across steps
 import math
 
 import numpy as np
-from numba import float32, int64, uint8, uint32, uint64
+from numba import float32, int32, int64, uint8, uint32, uint64
 
-from ..common import lanes, ptx
+from ..common import grid, lanes, ptx
 from ..common.arena import Arena
-from ..common.cuda import BYTES, FLOATS, INTS, LONGS, Kernel, blocks_for, cuda, device
+from ..common.cuda import BYTES, FLOATS, INTS, LONGS, WORDS, Kernel, blocks_for, cuda, device
+from ..common.digits import TILE, digits_of, no_sums, size_of, total_of, unit_of
 from ..common.lanes import ALL, exchanged
 from ..optimizer.cuda import NUMBERS, numbers_of, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
 
-THREADS = 256
+THREADS = 512
 WARPS = THREADS // 32
 MOST_CLASSES = 32  # one for each lane
+MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
 
 # Bytes of logits that a block reads from the second cache in about the time of a barrier: one to two
 # microseconds, at some 80 GB/s for each of all blocks. By estimate; to be measured.
 ONE_MEETING = 128 * 1024
+
+# Units of a block, where there is room: a tile of the tensor cores has columns for two, and half as many
+# blocks read half as much and meet sooner. By estimate; to be measured.
+LEAST_UNITS = TILE
+MOST_PARTS = 16  # in which a block adds up the logits of an image
 
 # The words of the plan.
 (
@@ -65,19 +76,373 @@ ONE_MEETING = 128 * 1024
     X_WORDS,  # of a buffer
     OWN,  # w1 [UNITS, OWN_ROW], then its states
     OWN_ROW,
+    W_DIGITS,  # of w1: [tiles of two units, pairs of 32 pixels, 32 lanes, 4]
     SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
     SMALL_WORDS,
-    Y,  # [UNITS, Y_ROW], the units' outputs, then their gradients
+    SUMS,  # [2, UNITS, Y_ROW] of two halves of the pixels; then in the first the gradients of outputs
+    Y,  # [UNITS, Y_ROW]: the units' outputs
     Y_ROW,
-    DZ,  # [BATCH, DZ_ROW]
+    LARGEST,  # [UNITS, WARPS], in so many parts, for each of which there is a warp:
+    LARGEST_PARTS,
+    SCALES,  # [2, UNITS]: the units of w1's digits and of the gradients'
+    PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
+    TARGETS,  # [BATCH]: the labels of this step
+    DZ,  # [BATCH, DZ_ROW], before that parts of the logits' sums, after it the digits of gradients
     DZ_ROW,
+    SHARE,  # of the images, whose logits a block adds up
+    PARTS,  # in which it does so,
+    PART_BLOCKS,  # the blocks that are in one,
+    PART_WORDS,  # and its words
     SHARED_WORDS,
     MEETINGS,  # of all blocks in a step, 1 or 2
-    WORDS,
-) = range(32)
+    PLAN_WORDS,
+) = range(43)
 
+# Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
+# (So do its loops over a range, in Numba: hence those with while.)
+_ONE = np.int32(1)
 
 _warp_sum = lanes.summing(32)
+_arrived = ptx.copies_but(0)
+_copies_end, _copy_16 = ptx.copies_end, ptx.copy_16
+_shared_address, _global_address = ptx.shared_address, ptx.global_address
+_byte_sums, _turned_bytes, _larger = ptx.byte_sums, ptx.turned_bytes, ptx.larger
+_largest_of_warp = ptx.largest_of_warp
+_load2, _store2, _load4 = ptx.load2, ptx.store2, ptx.load4
+_load2_words, _load4_words = ptx.load2_words, ptx.load4_words
+_divided_by = ptx.divided
+_pixels_of_16 = ptx.fragments(2, 32, 0, False)  # images: 64 bytes of each
+
+
+@device
+def _divided(number, by):
+    """(number // by, number % by), both of 32 bits and not negative."""
+    quotient = int32(_divided_by(number, by))
+    return quotient, int32(number - quotient * by)
+
+
+@device
+def _thread():
+    return int32(cuda.threadIdx.x)
+
+
+@device
+def _warp():
+    return int32(cuda.threadIdx.x >> 5)
+
+
+@device
+def _lane():
+    return int32(cuda.threadIdx.x & 31)
+
+
+# --- what comes and goes --------------------------------------------------------------------------
+
+
+@device
+def _own(plan, unit):
+    """The hidden unit of the network that is a block's ``unit``."""
+    return int32(int32(cuda.blockIdx.x) * plan[UNITS] + unit)
+
+
+@device
+def _carry(plan, memory, flat, state, back):
+    """Copy a block's parameters (state 0) or states from the flat buffer to shared memory, or back."""
+    units, pixels, classes = plan[UNITS], plan[PIXELS], plan[CLASSES]
+    here = int32(plan[OWN] + state * units * plan[OWN_ROW])
+    item = _thread()
+    while item < int32(units * pixels):
+        pixel, unit = _divided(item, units)
+        place = uint32(here + unit * plan[OWN_ROW] + pixel)
+        if _own(plan, unit) < plan[HIDDEN]:
+            there = uint32(plan[W1] + pixel * plan[W1_ROW] + _own(plan, unit))
+            if back:
+                flat[there] = memory[place]
+            else:
+                memory[place] = flat[there]
+        elif not back:
+            memory[place] = float32(0)
+        item = int32(item + THREADS)
+    here = int32(plan[SMALL] + state * plan[SMALL_WORDS])
+    item = _thread()
+    while item < plan[SMALL_WORDS]:
+        there = int32(-1)
+        if item < units:
+            if _own(plan, item) < plan[HIDDEN]:
+                there = int32(plan[B1] + _own(plan, item))
+        elif item < units + units * classes:
+            unit, c = _divided(item - units, classes)
+            if _own(plan, unit) < plan[HIDDEN]:
+                there = int32(plan[W2] + _own(plan, unit) * plan[W2_ROW] + c)
+        elif not back or cuda.blockIdx.x == 0:
+            there = int32(plan[B2] + item - units - units * classes)
+        if back:
+            if there >= 0:
+                flat[uint32(there)] = memory[uint32(here + item)]
+        else:
+            memory[uint32(here + item)] = flat[uint32(there)] if there >= 0 else float32(0)
+        item = int32(item + THREADS)
+
+
+@device
+def _images_of(plan, step):
+    """How many images a step has, none after the last."""
+    left = int32(plan[COUNT] - (plan[FIRST_STEP] + step) * plan[BATCH])
+    return int32(0) if step >= plan[STEPS] else min(plan[BATCH], left)
+
+
+@device
+def _buffer(plan, step):
+    """Which of the buffers is a step's."""
+    return int32(step & (plan[X_BUFFERS] - 1))
+
+
+@device
+def _find_images(plan, words, step, order):
+    """Where the images of a step are."""
+    start, here = (
+        (plan[FIRST_STEP] + step) * plan[BATCH],
+        int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]),
+    )
+    image = _thread()
+    while image < _images_of(plan, step):
+        words[uint32(here + image)] = uint32(order[uint32(start + image)])
+        image = int32(image + THREADS)
+
+
+@device
+def _find_labels(plan, words, step, labels):
+    """The labels of a step's images, which are found."""
+    found, image = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]), _thread()
+    while image < _images_of(plan, step):
+        words[uint32(plan[TARGETS] + image)] = uint32(labels[words[uint32(found + image)]])
+        image = int32(image + THREADS)
+
+
+@device
+def _ask_for_images(plan, words, step, images, base):
+    """Copy the images of a step, which are found, to shared memory: a warp for each."""
+    pixels, found = plan[PIXELS], int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH])
+    place = uint32(base + 4 * (plan[X] + _buffer(plan, step) * plan[X_WORDS]))
+    address = _global_address(images)
+    image = _warp()
+    while image < _images_of(plan, step):
+        source = address + uint64(words[uint32(found + image)]) * uint64(uint32(pixels))
+        row = uint32(place + 4 * image * plan[X_ROW])
+        byte = int32(16 * _lane())
+        while byte < pixels:
+            _copy_16(uint32(row + byte), source + uint64(uint32(byte)), uint32(16))
+            byte = int32(byte + 16 * 32)
+        image = int32(image + WARPS)
+
+
+# --- numbers as digits ----------------------------------------------------------------------------
+
+
+@device
+def _find_largest_weight(plan, memory, words):
+    """Of each unit, its :func:`..common.digits.size_of`."""
+    parts, end = plan[LARGEST_PARTS], int32(plan[PIXELS] >> 2)
+    item = _warp()
+    while item < int32(plan[UNITS] * parts):
+        unit, part = _divided(item, parts)
+        found, four, row = uint32(0), int32(32 * part + _lane()), int32(plan[OWN] + unit * plan[OWN_ROW])
+        while four < end:
+            w = _load4(memory, uint32(row + 4 * four))
+            found = _larger(found, _larger(size_of(w[0]), size_of(w[1])))
+            found = _larger(found, _larger(size_of(w[2]), size_of(w[3])))
+            four = int32(four + 32 * parts)
+        found = _largest_of_warp(found)
+        if _lane() == 0:
+            words[uint32(plan[LARGEST] + unit * WARPS + part)] = found
+        item = int32(item + WARPS)
+
+
+@device
+def _find_largest_slope(plan, memory, words, count):
+    """The same of the gradients of the units' outputs."""
+    parts = plan[LARGEST_PARTS]
+    item = _warp()
+    while item < int32(plan[UNITS] * parts):
+        unit, part = _divided(item, parts)
+        found, image, row = uint32(0), int32(32 * part + _lane()), int32(plan[SUMS] + unit * plan[Y_ROW])
+        while image < count:
+            found = _larger(found, size_of(memory[uint32(row + image)]))
+            image = int32(image + 32 * parts)
+        found = _largest_of_warp(found)
+        if _lane() == 0:
+            words[uint32(plan[LARGEST] + unit * WARPS + part)] = found
+        item = int32(item + WARPS)
+
+
+@device
+def _unit_of(plan, words, unit):
+    """(1 / unit, unit) of the digits of a hidden unit's vector, whose largest number is found."""
+    found, at = uint32(0), int32(plan[LARGEST] + unit * WARPS)
+    part = int32(0)
+    while part < plan[LARGEST_PARTS]:
+        found = _larger(found, words[uint32(at + part)])
+        part = int32(part + 1)
+    return unit_of(found)
+
+
+@device
+def _digits_of_weights(plan, memory, words):
+    """Four pixels' weights at a time, as the tensor cores want them."""
+    fours, pairs = int32(plan[PIXELS] >> 2), int32((plan[PIXELS] + 63) >> 6)
+    item = _thread()
+    while item < int32(plan[UNITS] * fours):
+        unit, four = _divided(item, fours)
+        per_unit, scale = _unit_of(plan, words, unit)
+        if four == 0:
+            memory[uint32(plan[SCALES] + unit)] = scale * float32(1 / 255)
+        w = _load4(memory, uint32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four))
+        found = digits_of(w[0], w[1], w[2], w[3], per_unit)
+        of_lane = (unit & 1) * 16 + (four & 3)
+        at = int32(plan[W_DIGITS] + ((unit >> 1) * pairs + (four >> 4)) * 128 + 4 * of_lane + (four >> 2 & 3))
+        words[uint32(at)], words[uint32(at + 16)] = found[0], found[1]
+        words[uint32(at + 32)], words[uint32(at + 48)] = found[2], found[3]
+        item = int32(item + THREADS)
+
+
+@device
+def _first_image(step, half, lane):
+    """The images of a word of four bytes are this one, the next, and the two eight further: so that four
+    lanes read rows whose words are in different banks."""
+    return int32(32 * step + 16 * half + 2 * lane)
+
+
+@device
+def _slope(memory, at, image, count):
+    return memory[uint32(at + image)] if image < count else float32(0)
+
+
+@device
+def _digits_of_slopes(plan, memory, words, count):
+    """The gradients of the units' outputs, of four images at a time; zeros where there are none."""
+    units, steps = plan[UNITS], int32((count + 31) >> 5)
+    item = _thread()
+    while item < int32(((units + 1) & ~1) * steps * 8):
+        unit, four = _divided(item, int32(8 * steps))
+        step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
+        found = uint32(0), uint32(0), uint32(0), uint32(0)
+        if unit < units:
+            per_unit, scale = _unit_of(plan, words, unit)
+            if four == 0:
+                memory[uint32(plan[SCALES] + units + unit)] = scale * float32(1 / 255)
+            image, row = _first_image(step, half, lane), int32(plan[SUMS] + unit * plan[Y_ROW])
+            found = digits_of(
+                _slope(memory, row, image, count),
+                _slope(memory, row, int32(image + 1), count),
+                _slope(memory, row, int32(image + 8), count),
+                _slope(memory, row, int32(image + 9), count),
+                per_unit,
+            )
+        of_lane = (unit & 1) * 16 + lane
+        at = int32(plan[DZ] + ((unit >> 1) * steps + step) * 64 + 2 * of_lane + half)
+        words[uint32(at)], words[uint32(at + 8)] = found[0], found[1]
+        words[uint32(at + 16)], words[uint32(at + 24)] = found[2], found[3]
+        item = int32(item + THREADS)
+
+
+# --- a step ---------------------------------------------------------------------------------------
+
+
+@device
+def _multiply_pixels(plan, memory, words, x, count, base):
+    """x·w1, in two halves of the pixels: 16 images and two units at a time for a warp."""
+    units, lane = plan[UNITS], _lane()
+    pairs, down = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4)
+    item = _warp()
+    while item < int32(((units + 1) >> 1) * down * 2):
+        half = int32(item & 1)
+        across, tile = _divided(int32(item >> 1), down)
+        even, odd = no_sums(), no_sums()
+        row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
+        place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * half)
+        at = int32(plan[W_DIGITS] + (across * pairs + half) * 128 + 4 * lane)
+        turn = int32(0)
+        while turn < int32((pairs - half + 1) >> 1):
+            a, b = _pixels_of_16(place), _load4_words(words, uint32(at))
+            even = _byte_sums(a[0:4], b[0], b[1], even)
+            odd = _byte_sums(a[4:8], b[2], b[3], odd)
+            place, at = uint32(place + 128), int32(at + 256)
+            turn = int32(turn + 1)
+        total = total_of(_added(even, odd), lane)
+        image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
+        if unit < units and image < count:
+            at = int32(plan[SUMS] + (half * units + unit) * plan[Y_ROW] + image)
+            memory[uint32(at)] = total * memory[uint32(plan[SCALES] + unit)]
+        item = int32(item + WARPS)
+
+
+@device
+def _added(a, b):
+    return int32(a[0] + b[0]), int32(a[1] + b[1]), int32(a[2] + b[2]), int32(a[3] + b[3])
+
+
+@device
+def _place_of_logits(plan, step, block):
+    """Of a block's part of the logits: [2, block, class, image], of this step and the one before."""
+    return int32(((step & 1) * int32(cuda.gridDim.x) + block) * plan[BATCH] * plan[CLASSES])
+
+
+@device
+def _logits(plan, memory, step, count, logits):
+    """The units' outputs, max(x·w1 + b1, 0), and what they add to the logits: a warp for each class, of which
+    the first keeps the outputs."""
+    units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
+    there = _place_of_logits(plan, step, int32(cuda.blockIdx.x))
+    c = _warp()
+    while c < classes:
+        image = _lane()
+        while image < count:
+            total, at = float32(0), int32(plan[SUMS] + image)
+            unit = int32(0)
+            while unit < units:
+                y = memory[uint32(at)] + memory[uint32(at + units * row)] + memory[uint32(plan[SMALL] + unit)]
+                y = float32(0) if y < float32(0) else y
+                total += y * memory[uint32(plan[SMALL] + units + unit * classes + c)]
+                if c == 0:
+                    memory[uint32(plan[Y] + unit * row + image)] = y
+                at = int32(at + row)
+                unit = int32(unit + 1)
+            logits[uint32(there + c * plan[BATCH] + image)] = total
+            image = int32(image + 32)
+        c = int32(c + WARPS)
+
+
+@device
+def _share(plan, count):
+    """The images of a block, from one to before another."""
+    begin = min(count, int32(int32(cuda.blockIdx.x) * plan[SHARE]))
+    return begin, min(count, int32(begin + plan[SHARE]))
+
+
+@device
+def _add_up_logits(plan, memory, step, begin, end, logits):
+    """Of these images, in parts of the blocks; several loads are on their way at a time."""
+    blocks, parts, apart = int32(cuda.gridDim.x), plan[PARTS], int32(plan[BATCH] * plan[CLASSES])
+    count = int32(end - begin)
+    items = int32(count * plan[CLASSES])
+    item = _thread()
+    while item < int32(items * parts):
+        part, rest = _divided(item, items)
+        c, image = _divided(rest, count)
+        block = int32(part * plan[PART_BLOCKS])
+        last = min(blocks, int32(block + plan[PART_BLOCKS]))
+        at = int32(_place_of_logits(plan, step, block) + c * plan[BATCH] + begin + image)
+        total = float32(0)
+        while block + 4 <= last:
+            v_0, v_1 = logits[uint32(at)], logits[uint32(at + apart)]
+            v_2, v_3 = logits[uint32(at + 2 * apart)], logits[uint32(at + 3 * apart)]
+            total += (v_0 + v_1) + (v_2 + v_3)
+            block, at = int32(block + 4), int32(at + 4 * apart)
+        while block < last:
+            total += logits[uint32(at)]
+            block, at = int32(block + 1), int32(at + apart)
+        memory[uint32(plan[DZ] + part * plan[PART_WORDS] + image * plan[DZ_ROW] + c)] = total
+        item = int32(item + THREADS)
 
 
 @device
@@ -89,244 +454,172 @@ def _warp_largest(value):
 
 
 @device
-def _update(memory, at, states, gradient, plan, numbers):
-    """The parameter at ``memory[at]``, whose states are ``states`` words further each, by its gradient."""
-    zero = float32(0)
-    count = plan[STATES]
-    state_0 = memory[at + states] if count > 0 else zero
-    state_1 = memory[at + 2 * states] if count > 1 else zero
-    found = stepped(memory[at], gradient, state_0, state_1, count, plan[NESTEROV], numbers)
-    memory[at] = found[0]
-    if count > 0:
-        memory[at + states] = found[1]
-    if count > 1:
-        memory[at + 2 * states] = found[2]
-
-
-@device
-def _ask_for_batch(plan, step, images, order, base):
-    """Copy the images of a step to shared memory, in rows of 32 bytes more than they have: eight lanes that
-    read 16 bytes each from rows below each other then meet all banks once."""
-    batch, pixels = plan[BATCH], plan[PIXELS]
-    start = (plan[FIRST_STEP] + step) * batch
-    count = min(batch, plan[COUNT] - start)
-    pieces = pixels // 16
-    place = base + uint32(4 * (plan[X] + step % plan[X_BUFFERS] * plan[X_WORDS]))
-    address = ptx.global_address(images)
-    for item in range(cuda.threadIdx.x, count * pieces, THREADS):
-        row, piece = item // pieces, item % pieces
-        source = address + uint64(order[start + row] * pixels + 16 * piece)
-        ptx.copy_16(place + uint32(4 * row * plan[X_ROW] + 16 * piece), source, uint32(16))
-
-
-@device
-def _own(plan, unit):
-    """The hidden unit of the network that is a block's ``unit``."""
-    return cuda.blockIdx.x * plan[UNITS] + unit
-
-
-@device
-def _update4(memory, at, states, gradient, plan, numbers):
-    """The same of four parameters beside each other, in accesses of 128 bits."""
-    count, nesterov, zero = plan[STATES], plan[NESTEROV], float32(0)
-    p, state_0, state_1 = ptx.load4(memory, at), (zero, zero, zero, zero), (zero, zero, zero, zero)
-    if count > 0:
-        state_0 = ptx.load4(memory, at + states)
-    if count > 1:
-        state_1 = ptx.load4(memory, at + 2 * states)
-    a = stepped(p[0], gradient[0], state_0[0], state_1[0], count, nesterov, numbers)
-    b = stepped(p[1], gradient[1], state_0[1], state_1[1], count, nesterov, numbers)
-    c = stepped(p[2], gradient[2], state_0[2], state_1[2], count, nesterov, numbers)
-    d = stepped(p[3], gradient[3], state_0[3], state_1[3], count, nesterov, numbers)
-    ptx.store4(memory, at, (a[0], b[0], c[0], d[0]))
-    if count > 0:
-        ptx.store4(memory, at + states, (a[1], b[1], c[1], d[1]))
-    if count > 1:
-        ptx.store4(memory, at + 2 * states, (a[2], b[2], c[2], d[2]))
-
-
-@device
-def _carry(plan, memory, flat, state, back):
-    """Copy a block's parameters (state 0) or states from the flat buffer to shared memory, or back."""
-    units, pixels, classes = plan[UNITS], plan[PIXELS], plan[CLASSES]
-    here = plan[OWN] + state * units * plan[OWN_ROW]
-    for item in range(cuda.threadIdx.x, units * pixels, THREADS):
-        unit, pixel = item % units, item // units
-        if _own(plan, unit) < plan[HIDDEN]:
-            there = plan[W1] + pixel * plan[W1_ROW] + _own(plan, unit)
-            if back:
-                flat[there] = memory[here + unit * plan[OWN_ROW] + pixel]
-            else:
-                memory[here + unit * plan[OWN_ROW] + pixel] = flat[there]
-        elif not back:
-            memory[here + unit * plan[OWN_ROW] + pixel] = float32(0)
-    here = plan[SMALL] + state * plan[SMALL_WORDS]
-    for item in range(cuda.threadIdx.x, plan[SMALL_WORDS], THREADS):
-        there = int64(-1)
-        if item < units:
-            if _own(plan, item) < plan[HIDDEN]:
-                there = plan[B1] + _own(plan, item)
-        elif item < units + units * classes:
-            unit, c = (item - units) // classes, (item - units) % classes
-            if _own(plan, unit) < plan[HIDDEN]:
-                there = plan[W2] + _own(plan, unit) * plan[W2_ROW] + c
-        elif not back or cuda.blockIdx.x == 0:
-            there = plan[B2] + item - units - units * classes
-        if back:
-            if there >= 0:
-                flat[there] = memory[here + item]
-        else:
-            memory[here + item] = flat[there] if there >= 0 else float32(0)
-
-
-@device
-def _add_four(total, word, weights):
-    """The sum with four pixels of a word, times weights."""
-    total += float32(word & uint32(255)) * weights[0]
-    total += float32(word >> uint32(8) & uint32(255)) * weights[1]
-    total += float32(word >> uint32(16) & uint32(255)) * weights[2]
-    return total + float32(word >> uint32(24)) * weights[3]
-
-
-@device
-def _hidden(plan, memory, words, x, count):
-    """y[unit, image] = max(x·w1 + b1, 0): a thread for each image and unit, 16 pixels at a time."""
-    units = plan[UNITS]
-    sixteens = plan[PIXELS] // 16
-    for item in range(cuda.threadIdx.x, units * count, THREADS):
-        unit, image = item // count, item % count
-        row, w = x + image * plan[X_ROW], plan[OWN] + unit * plan[OWN_ROW]
-        total = float32(0)
-        for sixteen in range(sixteens):
-            ink = ptx.load4_words(words, row + 4 * sixteen)
-            at = w + 16 * sixteen
-            total = _add_four(total, ink[0], ptx.load4(memory, at))
-            total = _add_four(total, ink[1], ptx.load4(memory, at + 4))
-            total = _add_four(total, ink[2], ptx.load4(memory, at + 8))
-            total = _add_four(total, ink[3], ptx.load4(memory, at + 12))
-        total = total * float32(1 / 255) + memory[plan[SMALL] + unit]
-        memory[plan[Y] + unit * plan[Y_ROW] + image] = float32(0) if total < float32(0) else total
-
-
-@device
-def _place_of_logits(plan, step, block):
-    """Of a block's part of the logits: [2, block, image, class], of this step and the one before."""
-    return (step % 2 * cuda.gridDim.x + block) * plan[BATCH] * plan[CLASSES]
-
-
-@device
-def _logits(plan, memory, step, count, logits):
-    """What a block's units add to the logits."""
-    classes, units = plan[CLASSES], plan[UNITS]
-    w2 = plan[SMALL] + units
-    there = _place_of_logits(plan, step, cuda.blockIdx.x)
-    for item in range(cuda.threadIdx.x, count * classes, THREADS):
-        image, c = item // classes, item % classes
-        total = float32(0)
-        for unit in range(units):
-            total += memory[plan[Y] + unit * plan[Y_ROW] + image] * memory[w2 + unit * classes + c]
-        logits[there + item] = total
-
-
-@device
-def _loss(plan, memory, step, start, count, logits, labels, order, weight, loss, correct, dz, smoothing):
-    """Loss, gradient and whether it is right for a block's share of the images: a warp for each. Where blocks
-    meet but once, the gradients of all images, in its own memory."""
-    classes, blocks = plan[CLASSES], cuda.gridDim.x
-    warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
-    parts = 32 // classes  # lanes that share a class's sum
-    part, c = lane // classes, lane % classes
-    b2 = plan[SMALL] + plan[UNITS] * (1 + classes)
+def _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, correct, dz, smoothing):
+    """Loss, gradient and whether it is right for chosen images, whose logits are added up in parts: a warp
+    for each. Where blocks meet but once, these are all, and the gradients stay in its own memory."""
+    classes, lane, alone = plan[CLASSES], _lane(), plan[MEETINGS] == 1
+    start = (plan[FIRST_STEP] + step) * plan[BATCH]
     each, right = smoothed(smoothing, classes)
-    first, last = count * cuda.blockIdx.x // blocks, count * (cuda.blockIdx.x + 1) // blocks
-    alone = plan[MEETINGS] == 1
-    begin, end = (int64(0), count) if alone else (first, last)
-    for image in range(begin + warp, end, WARPS):
-        total = float32(0)
-        if part < parts:
-            for block in range(part, blocks, parts):
-                total += logits[_place_of_logits(plan, step, block) + image * classes + c]
-        z = total
-        for other in range(1, parts):
-            z += cuda.shfl_sync(ALL, total, (other * classes + c) % 32)
-        z = z + memory[b2 + c] if lane < classes else float32(-np.inf)
+    image = int32(chosen[0] + _warp())
+    while image < chosen[1]:
+        z, at = float32(-np.inf), int32(plan[DZ] + (image - chosen[0]) * plan[DZ_ROW] + lane)
+        if lane < classes:
+            z = memory[uint32(plan[SMALL] + plan[UNITS] * (1 + classes) + lane)]
+            part = int32(0)
+            while part < plan[PARTS]:
+                z += memory[uint32(at + part * plan[PART_WORDS])]
+                part = int32(part + 1)
         largest = _warp_largest(z)
         power = math.exp(z - largest) if lane < classes else float32(0)
         whole = _warp_sum(power)
         depths = float32(0)
         if smoothing > float32(0):
             depths = _warp_sum(z - largest if lane < classes else float32(0))
-        place = order[start + image]
-        target = labels[place]
-        best = cuda.ffs(cuda.ballot_sync(ALL, lane < classes and z == largest)) - 1
+        target = int32(words[uint32(plan[TARGETS] + image)])
+        best = int32(cuda.ffs(cuda.ballot_sync(ALL, lane < classes and z == largest)) - 1)
         of_target = cuda.shfl_sync(ALL, z, target)
-        own = weight[place] if plan[WEIGHTED] else float32(1)
+        own = weight[uint32(order[uint32(start + image)])] if plan[WEIGHTED] else float32(1)
         if lane < classes:
             slope = power / whole - (right if lane == target else each)
             slope = slope * own / float32(count)
             if alone:
-                memory[plan[DZ] + image * plan[DZ_ROW] + lane] = slope
+                memory[uint32(at)] = slope
             else:
-                dz[image * classes + lane] = slope
-        if lane == 0 and first <= image and image < last:
+                dz[uint32(image * plan[DZ_ROW] + lane)] = slope
+        if lane == 0 and share[0] <= image and image < share[1]:
             expected = expected_logit(of_target - largest, depths, smoothing, each)
-            loss[start + image] = (math.log(whole) - expected) * own
-            correct[start + image] = uint8(1) if best == target else uint8(0)
+            loss[uint32(start + image)] = (math.log(whole) - expected) * own
+            correct[uint32(start + image)] = uint8(1) if best == target else uint8(0)
+        image = int32(image + WARPS)
 
 
 @device
-def _backward(plan, memory, words, x, count, numbers):
-    """All gradients of what a block owns, used up as soon as they are there."""
-    units, classes, pixels = plan[UNITS], plan[CLASSES], plan[PIXELS]
-    small, states = plan[SMALL], plan[SMALL_WORDS]
-    dy = plan[Y] + units * plan[Y_ROW]
-    for item in range(cuda.threadIdx.x, units * count, THREADS):
-        unit, image = item // count, item % count
-        total = float32(0)
-        if memory[plan[Y] + unit * plan[Y_ROW] + image] > float32(0):
-            for c in range(classes):
-                w2 = memory[small + units + unit * classes + c]
-                total += memory[plan[DZ] + image * plan[DZ_ROW] + c] * w2
-        memory[dy + unit * plan[Y_ROW] + image] = total
-    cuda.syncthreads()
-    warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
-    for item in range(warp, plan[SMALL_WORDS], WARPS):  # b1, w2, b2 in turn
-        total = float32(0)
-        unit, c = (item - units) // classes, (item - units) % classes
-        for image in range(lane, count, 32):
-            if item < units:
-                total += memory[dy + item * plan[Y_ROW] + image]
-            elif unit < units:
-                y = memory[plan[Y] + unit * plan[Y_ROW] + image]
-                total += y * memory[plan[DZ] + image * plan[DZ_ROW] + c]
-            else:
-                total += memory[plan[DZ] + image * plan[DZ_ROW] + c]
+def _fetch_gradients(plan, memory, count, dz):
+    """Of all logits, as the blocks have written them."""
+    image = _warp()
+    while image < count:
+        at = int32(image * plan[DZ_ROW] + _lane())
+        if _lane() < plan[CLASSES]:
+            memory[uint32(plan[DZ] + at)] = dz[uint32(at)]
+        image = int32(image + WARPS)
+
+
+@device
+def _slopes(plan, memory, count):
+    """The gradients of the units' outputs before ReLU."""
+    units, classes = plan[UNITS], plan[CLASSES]
+    item = _thread()
+    while item < int32(units * count):
+        unit, image = _divided(item, count)
+        further, total = int32(unit * plan[Y_ROW] + image), float32(0)
+        if memory[uint32(plan[Y] + further)] > float32(0):
+            at, w2 = int32(plan[DZ] + image * plan[DZ_ROW]), int32(plan[SMALL] + units + unit * classes)
+            c = int32(0)
+            while c < classes:
+                total += memory[uint32(at + c)] * memory[uint32(w2 + c)]
+                c = int32(c + 1)
+        memory[uint32(plan[SUMS] + further)] = total
+        item = int32(item + THREADS)
+
+
+@device
+def _update(memory, at, states, gradient, plan, numbers):
+    """The parameter at ``memory[at]``, whose states are ``states`` words further each, by its gradient."""
+    zero, count = float32(0), plan[STATES]
+    here, next_0, next_1 = uint32(at), uint32(at + states), uint32(at + 2 * states)
+    state_0 = memory[next_0] if count > 0 else zero
+    state_1 = memory[next_1] if count > 1 else zero
+    found = stepped(memory[here], gradient, state_0, state_1, count, plan[NESTEROV], numbers)
+    memory[here] = found[0]
+    if count > 0:
+        memory[next_0] = found[1]
+    if count > 1:
+        memory[next_1] = found[2]
+
+
+@device
+def _update2(memory, at, states, g_0, g_1, plan, numbers):
+    """The same of two parameters beside each other."""
+    count, nesterov, zero = plan[STATES], plan[NESTEROV], float32(0)
+    here, next_0, next_1 = uint32(at), uint32(at + states), uint32(at + 2 * states)
+    p, state_0, state_1 = _load2(memory, here), (zero, zero), (zero, zero)
+    if count > 0:
+        state_0 = _load2(memory, next_0)
+    if count > 1:
+        state_1 = _load2(memory, next_1)
+    a = stepped(p[0], g_0, state_0[0], state_1[0], count, nesterov, numbers)
+    b = stepped(p[1], g_1, state_0[1], state_1[1], count, nesterov, numbers)
+    _store2(memory, here, (a[0], b[0]))
+    if count > 0:
+        _store2(memory, next_0, (a[1], b[1]))
+    if count > 1:
+        _store2(memory, next_1, (a[2], b[2]))
+
+
+@device
+def _update_small(plan, memory, count, numbers):
+    """b1, w2 and b2 in turn, by their gradients, which are sums over the images: a warp for each."""
+    units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
+    item = _warp()
+    while item < plan[SMALL_WORDS]:
+        first, apart, second = int32(plan[SUMS] + item * row), _ONE, int32(-1)
+        if item >= units:
+            unit, c = _divided(int32(item - units), classes)
+            first, apart = int32(plan[DZ] + c), plan[DZ_ROW]
+            second = int32(plan[Y] + unit * row) if unit < units else second
+        total, image = float32(0), _lane()
+        first, further = int32(first + image * apart), int32(32 * apart)
+        while image < count:
+            slope = memory[uint32(first)]
+            total += slope * memory[uint32(second + image)] if second >= 0 else slope
+            first, image = int32(first + further), int32(image + 32)
         total = _warp_sum(total)
-        if lane == 0:
-            _update(memory, small + item, states, total, plan, numbers)
-    fours = pixels // 4
-    states = units * plan[OWN_ROW]
-    for item in range(cuda.threadIdx.x, units * fours, THREADS):
-        unit, four = item // fours, item % fours
-        g0, g1, g2, g3 = float32(0), float32(0), float32(0), float32(0)
-        for image in range(count):
-            word = words[x + image * plan[X_ROW] + four]
-            slope = memory[dy + unit * plan[Y_ROW] + image]
-            g0 += float32(word & uint32(255)) * slope
-            g1 += float32(word >> uint32(8) & uint32(255)) * slope
-            g2 += float32(word >> uint32(16) & uint32(255)) * slope
-            g3 += float32(word >> uint32(24)) * slope
-        at, scale = plan[OWN] + unit * plan[OWN_ROW] + 4 * four, float32(1 / 255)
-        _update4(memory, at, states, (g0 * scale, g1 * scale, g2 * scale, g3 * scale), plan, numbers)
+        if _lane() == 0:
+            _update(memory, int32(plan[SMALL] + item), plan[SMALL_WORDS], total, plan, numbers)
+        item = int32(item + WARPS)
 
 
-_arrived = ptx.copies_but(0)
-_copies_end = ptx.copies_end
-_shared_address = ptx.shared_address
+@device
+def _four_images(words, at, row):
+    """Four pixels of four images, as a word for each pixel."""
+    further = int32(at + 8 * row)
+    first, second = words[uint32(at)], words[uint32(at + row)]
+    return _turned_bytes(first, second, words[uint32(further)], words[uint32(further + row)])
+
+
+@device
+def _update_weights(plan, memory, words, x, count, numbers):
+    """w1, by x turned · dy, used up as soon as it is there: 32 pixels of two units at a time for a warp, of
+    which a lane gets two pixels of one unit."""
+    units, lane, row = plan[UNITS], _lane(), plan[X_ROW]
+    fours, steps = int32(plan[PIXELS] >> 2), int32((count + 31) >> 5)
+    down = int32((fours + 7) >> 3)
+    item = _warp()
+    while item < int32(((units + 1) >> 1) * down):
+        across, tile = _divided(item, down)
+        four = int32(8 * tile + (lane >> 2))
+        place = int32(x + _first_image(0, 0, lane & 3) * row + min(four, int32(fours - 1)))
+        at = int32(plan[DZ] + across * steps * 64 + 2 * lane)
+        even, odd = no_sums(), no_sums()
+        turn = int32(0)
+        while turn < steps:
+            a, c = _four_images(words, place, row), _four_images(words, int32(place + 16 * row), row)
+            b = _load2_words(words, uint32(at))
+            even = _byte_sums((a[0], a[2], c[0], c[2]), b[0], b[1], even)
+            odd = _byte_sums((a[1], a[3], c[1], c[3]), b[0], b[1], odd)
+            place, at = int32(place + 32 * row), int32(at + 64)
+            turn = int32(turn + 1)
+        g_0, g_1 = total_of(even, lane), total_of(odd, lane)
+        unit = int32(2 * across + (lane >> 1 & 1))
+        if four < fours and unit < units:
+            scale = memory[uint32(plan[SCALES] + units + unit)]
+            at = int32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four + 2 * (lane & 1))
+            _update2(memory, at, int32(units * plan[OWN_ROW]), g_0 * scale, g_1 * scale, plan, numbers)
+        item = int32(item + WARPS)
 
 
 def _steps(
-    plan,
+    given,
     images,
     labels,
     order,
@@ -340,100 +633,163 @@ def _steps(
     dz,
     loss,
     correct,
+    counter,
 ):
+    plan = cuda.shared.array(PLAN_WORDS, int32)
     memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
-    base = _shared_address(words)
-    grid = cuda.cg.this_grid()
-    _ask_for_batch(plan, int64(0), images, order, base)
+    base, met = _shared_address(words), _global_address(counter)
+    if cuda.threadIdx.x < PLAN_WORDS:
+        plan[cuda.threadIdx.x] = given[cuda.threadIdx.x]
+    cuda.syncthreads()
+    # Tensor cores multiply what lies beside the images, and units that there are not, with zero.
+    word = _thread()
+    while word < plan[SHARED_WORDS]:
+        words[uint32(word)] = uint32(0)
+        word = int32(word + THREADS)
+    cuda.syncthreads()
+    for step in range(plan[X_BUFFERS]):
+        _find_images(plan, words, int32(step), order)
+    for state in range(3):
+        if state <= plan[STATES]:
+            flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
+            _carry(plan, memory, flat, int32(state), False)
+    cuda.syncthreads()
+    _ask_for_images(plan, words, int32(0), images, base)
     _copies_end()
-    _carry(plan, memory, parameters, 0, False)
-    if plan[STATES] > 0:
-        _carry(plan, memory, state_0, 1, False)
-    if plan[STATES] > 1:
-        _carry(plan, memory, state_1, 2, False)
-    for step in range(plan[STEPS]):
-        start = (plan[FIRST_STEP] + step) * plan[BATCH]
-        count = min(plan[BATCH], plan[COUNT] - start)
-        x = plan[X] + step % plan[X_BUFFERS] * plan[X_WORDS]
+    step = int32(0)
+    while True:
+        _find_largest_weight(plan, memory, words)
+        cuda.syncthreads()
+        if step == plan[STEPS]:
+            break
+        _digits_of_weights(plan, memory, words)
+        count, next_step = _images_of(plan, step), int32(step + 1)
+        x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
         _arrived()
         cuda.syncthreads()
-        if plan[X_BUFFERS] > 1 and step + 1 < plan[STEPS]:
-            _ask_for_batch(plan, step + 1, images, order, base)
-        _copies_end()
-        _hidden(plan, memory, words, x, count)
+        _multiply_pixels(plan, memory, words, x, count, base)
         cuda.syncthreads()
         _logits(plan, memory, step, count, logits)
-        grid.sync()
-        _loss(plan, memory, step, start, count, logits, labels, order, weight, loss, correct, dz, smoothing)
-        if plan[MEETINGS] > 1:
-            grid.sync()
-            for item in range(cuda.threadIdx.x, count * plan[CLASSES], THREADS):
-                image, c = item // plan[CLASSES], item % plan[CLASSES]
-                memory[plan[DZ] + image * plan[DZ_ROW] + c] = dz[item]
+        before = grid.arrive(met)
+        if plan[X_BUFFERS] > 1:
+            _ask_for_images(plan, words, next_step, images, base)
+        _copies_end()
+        _find_labels(plan, words, step, labels)
+        # Each thread where it has looked up labels.
+        _find_images(plan, words, int32(step + plan[X_BUFFERS]), order)
+        grid.wait(met, before)
+        share = _share(plan, count)
+        chosen = (int32(0), count) if plan[MEETINGS] == 1 else share
+        _add_up_logits(plan, memory, step, chosen[0], chosen[1], logits)
         cuda.syncthreads()
-        _backward(plan, memory, words, x, count, numbers_of(numbers, step))
-        if plan[X_BUFFERS] == 1 and step + 1 < plan[STEPS]:
-            cuda.syncthreads()
-            _ask_for_batch(plan, step + 1, images, order, base)
+        _loss(plan, memory, words, step, share, chosen, count, order, weight, loss, correct, dz, smoothing)
+        if plan[MEETINGS] > 1:
+            grid.wait(met, grid.arrive(met))
+            _fetch_gradients(plan, memory, count, dz)
+        cuda.syncthreads()
+        _slopes(plan, memory, count)
+        cuda.syncthreads()
+        of_step = numbers_of(numbers, step)
+        _update_small(plan, memory, count, of_step)
+        _find_largest_slope(plan, memory, words, count)
+        cuda.syncthreads()
+        _digits_of_slopes(plan, memory, words, count)
+        cuda.syncthreads()
+        _update_weights(plan, memory, words, x, count, of_step)
+        cuda.syncthreads()
+        if plan[X_BUFFERS] == 1:
+            _ask_for_images(plan, words, next_step, images, base)
             _copies_end()
-    cuda.syncthreads()
-    _carry(plan, memory, parameters, 0, True)
-    if plan[STATES] > 0:
-        _carry(plan, memory, state_0, 1, True)
-    if plan[STATES] > 1:
-        _carry(plan, memory, state_1, 2, True)
+        step = next_step
+    for state in range(3):
+        if state <= plan[STATES]:
+            flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
+            _carry(plan, memory, flat, int32(state), True)
 
 
 persistent = Kernel(
     _steps,
-    *(LONGS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
-    *(FLOATS, FLOATS, FLOATS, BYTES),
+    *(INTS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
+    *(FLOATS, FLOATS, FLOATS, BYTES, WORDS),
     threads=THREADS,
     resident=1,
     name="epoch, persistent",
     least=(8, 0),
     shared=None,
+    cooperative=True,
     simulated=False,
 )
 
 
-def _barriers(count):
-    grid = cuda.cg.this_grid()
+def _barriers(count, counter):
+    met = _global_address(counter)
     for _ in range(count):
-        grid.sync()
+        grid.wait(met, grid.arrive(met))
 
 
-# What a step costs at least, for benchmarks: so many barriers of all blocks.
-barriers = Kernel(_barriers, int64, threads=THREADS, resident=1, name="grid barriers", simulated=False)
+# barriers(blocks, count, counter): what a step costs at least, for benchmarks: so many barriers of all
+# blocks. ``counter`` is one uint32 on the GPU, zero at first.
+barriers = Kernel(
+    _barriers,
+    *(int64, WORDS),
+    threads=THREADS,
+    resident=1,
+    name="grid barriers",
+    cooperative=True,
+    simulated=False,
+)
 
 
 # --- for the backend ------------------------------------------------------------------------------
 
 
 def _layout(sizes, batch, blocks, states, shared):
-    """The words of the plan that say where things are in ``shared`` bytes; None if they do not fit."""
-    pixels, hidden, classes = sizes
-    units = blocks_for(hidden, blocks)
-    own_row, y_row = pixels + 4, batch | 1
-    x_row = 4 * (pixels // 16 | 1)  # of odd sixteens: eight rows' accesses of 128 bits meet all banks
-    dz_row = classes | 1
-    small = units + units * classes + classes
-    parts = [
-        (OWN, (1 + states) * units * own_row),
-        (SMALL, (1 + states) * small),
-        (Y, 2 * units * y_row),
-        (DZ, batch * dz_row),
-    ]
-    for buffers in (2, 1):
-        words, at = {}, 0
-        for name, count in [(X, buffers * batch * x_row), *parts]:
-            words[name] = at
-            at += -(-count // 4) * 4  # four words are read at a time
-        if 4 * at <= shared:
-            sizes = {UNITS: units, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: batch * x_row}
-            sizes |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
-            return words | sizes
+    """The words of the plan that say where things are in ``shared`` bytes, and how blocks share the work;
+    None if they do not fit."""
+    hidden = sizes[1]
+    least = blocks_for(hidden, blocks)
+    shared -= 4 * PLAN_WORDS
+    for units, buffers in ((max(least, min(LEAST_UNITS, hidden)), 2), (least, 2), (least, 1)):
+        words = _layout_of(sizes, batch, units, buffers, states)
+        if 4 * words[SHARED_WORDS] <= shared:
+            return words
     return None
+
+
+def _layout_of(sizes, batch, units, buffers, states):
+    pixels, hidden, classes = sizes
+    blocks, tiles, padded = blocks_for(hidden, units), blocks_for(units, TILE), 32 * blocks_for(batch, 32)
+    x_row = 4 * (pixels // 16 | 1)  # of odd sixteens: eight rows' accesses of 128 bits meet all banks
+    # Tensor cores read up to 48 bytes beyond a row's end.
+    x_words = padded * x_row + 16
+    # Half of the banks lie between two units, whose numbers a warp updates four by four.
+    own_row, y_row, dz_row = pixels + (16 - pixels) % 32, batch | 1, classes | 1
+    small = units + units * classes + classes
+    alone = 4 * blocks * batch * classes <= ONE_MEETING  # what a block reads, if it adds up all logits
+    share = blocks_for(batch, blocks)
+    summed = batch if alone else share  # images
+    of_part = blocks_for(blocks, max(1, min(MOST_PARTS, THREADS // (summed * classes))))
+    parts = blocks_for(blocks, of_part)
+    words = {MEETINGS: 1 if alone else 2, SHARE: share, LARGEST_PARTS: max(1, WARPS // units)}
+    words |= {PARTS: parts, PART_BLOCKS: of_part, PART_WORDS: summed * dz_row}
+    at = 0
+    for name, count in (
+        (X, buffers * x_words),
+        (OWN, (1 + states) * units * own_row),
+        (W_DIGITS, tiles * blocks_for(pixels, 64) * 128),
+        (SMALL, (1 + states) * small),
+        (SUMS, 2 * units * y_row),
+        (Y, units * y_row),
+        (LARGEST, units * WARPS),
+        (SCALES, 2 * units),
+        (PLACES, buffers * batch),
+        (TARGETS, batch),
+        (DZ, max(batch * dz_row, parts * summed * dz_row, tiles * padded * 2)),
+    ):
+        words[name] = at
+        at += -(-count // 4) * 4  # four words are read at a time
+    words |= {UNITS: units, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: x_words, OWN_ROW: own_row}
+    return words | {SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
 
 
 def unsuited(plan, images, blocks, shared):
@@ -454,6 +810,8 @@ def unsuited(plan, images, blocks, shared):
         return "it needs images of bytes"
     if sizes[0] % 16:
         return f"it needs a multiple of 16 pixels, there are {sizes[0]}"
+    if len(images) > MOST_IMAGES:
+        return f"it needs at most {MOST_IMAGES:,} images"
     if sizes[2] > MOST_CLASSES:
         return f"it needs at most {MOST_CLASSES} classes, there are {sizes[2]}"
     if _layout(sizes, batch, blocks, len(plan.state), shared) is None:
@@ -488,13 +846,12 @@ class Persistent:
             STATES: len(plan.state),
         }
         self.blocks = blocks_for(hidden, self.words[UNITS])  # those that have a unit
-        read = 4 * self.blocks * batch * classes  # bytes of each block, if it adds up all logits
-        self.words[MEETINGS] = 1 if read <= ONE_MEETING else 2
         arena = Arena()
-        arena.array("plan", (WORDS,), np.int64)
+        arena.array("plan", (PLAN_WORDS,), np.int32)
         arena.array("numbers", (blocks_for(count, batch), NUMBERS), np.float32)
         arena.array("logits", (2 * self.blocks * batch * classes,), np.float32)
-        arena.array("dz", (batch * classes,), np.float32)
+        arena.array("dz", (batch * self.words[DZ_ROW],), np.float32)
+        arena.array("counter", (1,), np.uint32)
         self.memory = arena.allocate(zeros)
 
     @staticmethod
@@ -518,7 +875,7 @@ class Persistent:
             NESTEROV: getattr(plan.optimizer, "nesterov", False),
             WEIGHTED: plan.weight is not None,
         }
-        to_device(np.array([values[word] for word in range(WORDS)], np.int64), out=memory["plan"])
+        to_device(np.array([values[word] for word in range(PLAN_WORDS)], np.int32), out=memory["plan"])
         to_device(step_numbers(plan), out=memory["numbers"][:steps])
         nothing = plan.parameters[:0]
         state = [*plan.state, nothing, nothing][:2]
@@ -527,6 +884,6 @@ class Persistent:
             *(memory["plan"], images.reshape(-1), labels, order),
             nothing if plan.weight is None else plan.weight,
             *(plan.parameters, *state, memory["numbers"].reshape(-1), plan.label_smoothing),
-            *(memory["logits"], memory["dz"], loss, correct),
+            *(memory["logits"], memory["dz"], loss, correct, memory["counter"]),
             shared=4 * values[SHARED_WORDS],
         )

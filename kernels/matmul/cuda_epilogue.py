@@ -7,7 +7,7 @@ each of which would be fetched for one use.)
 """
 
 import numpy as np
-from numba import float32, int64
+from numba import float32, int64, uint32
 
 from ..common import ptx
 from ..common.cuda import (
@@ -79,7 +79,7 @@ def finisher(kind, epilogue):
 
 def staged(tiles_down, tiles_across, at_once, finish):
     """``finish_tile(sums, memory, mine, lane, row, column, rows, columns, outputs)``: the sums of a warp, of
-    ``ptx.tensor_sums`` or ``ptx.warpgroup_sums``, finished by way of a part of shared memory.
+    ``ptx.tensor_sums``, finished by way of a part of shared memory.
 
     ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``at_once``: of
     how many tiles of 16 rows it holds the sums at a time. Also returns how many numbers the part needs.
@@ -126,6 +126,36 @@ def staged(tiles_down, tiles_across, at_once, finish):
 
     parts = [part(first) for first in range(0, tiles_down, at_once)]
     return ptx.sequence(parts), 16 * at_once * pitch
+
+
+def by_pieces(sums, columns_of_tile, finish):
+    """``finish_tile(memory, mine, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of ``sums``,
+    of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of their columns
+    at a time. No other warp has to wait for it.
+
+    ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers. Also returns how
+    many numbers the part needs.
+    """
+    width = sums.width
+    pitch = width + 8  # as in :func:`staged`
+    pieces, fours = columns_of_tile // width, width // 4
+    keep = ptx.choose([sums.store(piece, pitch) for piece in range(pieces)])
+
+    @device
+    def finish_tile(memory, mine, lane, row, column, rows, columns, outputs):
+        to = ptx.shared_address(memory) + uint32(4 * (mine + lane // 4 * pitch + lane % 4 * 2))
+        across = lane % fours * 4
+        # What lies beyond the last column is left out: a number that the compiler does not know, so that it
+        # does not write the loop out.
+        for piece in range(min(pieces, (columns - column + width - 1) // width)):
+            cuda.syncwarp()
+            keep(piece, to)
+            cuda.syncwarp()
+            for down in range(lane // fours, 16, 32 // fours):
+                four = load4(memory, mine + down * pitch + across)
+                finish(four, row + down, column + piece * width + across, rows, columns, outputs)
+
+    return finish_tile, 16 * pitch
 
 
 # --- on the host ----------------------------------------------------------------------------------

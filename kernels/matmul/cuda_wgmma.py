@@ -1,11 +1,13 @@
 """Matrix products of bfloat16 on the tensor cores of capability 9.0 (Hopper), summed in float32.
 
-A block computes 128 rows of one tile of the output. One of its threads does nothing but ask for copies:
-a single instruction brings a whole tile of an operand to shared memory, at the places where the tensor cores
-want its numbers, zeros beyond the operand's end. Two warpgroups multiply 64 rows each, with operands that
-they take from shared memory themselves; none ever passes through a register. Both sides wait for
-each other at barriers that count, two for each stage: that its bytes have arrived, and that both
-warpgroups have computed with them.
+There is one block for each multiprocessor, which computes one tile of 128 rows after the other. One of its
+threads does nothing but ask for copies: a single instruction brings a whole tile of an operand to shared
+memory, at the places where the tensor cores want its numbers, zeros beyond the operand's end. Two warpgroups
+multiply 64 rows each, with operands that they take from shared memory themselves; none ever passes through a
+register. Both sides wait for each other at barriers that count, two for each stage: that its bytes have
+arrived, and that both warpgroups have computed with them. While tensor cores compute with one stage, their
+warpgroup waits for the next already. Sums go to memory by way of a part of shared memory of their own: the
+operands of the next tile arrive meanwhile.
 
 Operands may lie along k or across it: the tensor cores are told how, and read them as they are.
 
@@ -16,14 +18,15 @@ CUTLASS, "Efficient GEMM in CUDA", on warp specialization.
 """
 
 from functools import cache
+from math import prod
 
 import numpy as np
 from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
-from ..common.cuda import MAP, Kernel, TensorMap, cuda, device
+from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
 from ..common.fours import AS_IT_IS
-from .cuda_epilogue import Product, finisher, staged
+from .cuda_epilogue import Product, by_pieces, finisher
 
 GROUP = 128  # threads of a warpgroup
 GROUPS = 2  # that compute; one more copies
@@ -33,7 +36,24 @@ BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
-FEW = 100  # large tiles of an output: fewer do not occupy a large GPU
+# The time of a tile, in that of the larger: the other has half of its products, and more to copy for each of
+# them. An estimate, to be measured.
+COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
+REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
+RUNNING = 1  # stages whose products run while the next is waited for
+BAND = 16  # rows of tiles that are walked together: what 132 tiles read is then least
+
+
+@device
+def place_of(number, down, across, band):
+    """(row, column), in tiles, of the tile of this number, of ``down`` × ``across``: bands of so many rows of
+    tiles, in each of them column by column. What runs at a time is then as wide as it is high, nearly, and
+    reads less from memory; a band of one row is row by row. All numbers are uint32."""
+    before = uint32(uint32(number // uint32(band * across)) * band)
+    height = min(band, uint32(down - before))
+    within = uint32(number - uint32(before * across))
+    column = uint32(within // height)
+    return uint32(before + uint32(within - uint32(column * height))), column
 
 
 def _copier(tile, by_k):
@@ -52,43 +72,69 @@ def _copier(tile, by_k):
 
 
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNING):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``running``: how
+    many stages, 0 or 1, a warpgroup still multiplies while it waits for the next to arrive. There must be at
+    least one k."""
     columns_of_tile, stages = tile[1], STAGES[tile]
     a_bytes = ROWS * ptx.LINE
     stage_bytes = a_bytes + columns_of_tile * ptx.LINE
     copy_a, copy_b = _copier(ROWS, a_by_k), _copier(columns_of_tile, b_by_k)
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
-    zeros, add = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
+    sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
+    begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
     finish4, outputs = finisher(kind, epilogue)
-    finish, part = staged(1, columns_of_tile // 8, 1, finish4)
-    all_compute = ptx.meeting(1, GROUPS * GROUP)
+    finish, part = by_pieces(sums, columns_of_tile, finish4)
     barriers = 2 * stages
+    give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
     shared_address, global_address = ptx.shared_address, ptx.global_address
     barrier_init, barriers_visible = ptx.barrier_init, ptx.barriers_visible
     barrier_arrive, barrier_expect, barrier_wait = ptx.barrier_arrive, ptx.barrier_expect, ptx.barrier_wait
     map_visible = ptx.map_visible
 
     @device
-    def fill(from_a, from_b, top, left, turns, base, full, empty):
-        """Ask for one stage after the other, as they become empty."""
+    def behind(stage, parity):
+        """The stage that follows, and the parity of the phases that are waited for there."""
+        stage = uint32(stage + uint32(1))
+        again = stage == uint32(stages)
+        return uint32(0) if again else stage, uint32(parity ^ uint32(1)) if again else parity
+
+    @device
+    def corner(number, rows, columns, band):
+        """(row, column) where the tile of this number begins."""
+        down, across = (rows + ROWS - 1) // ROWS, (columns + columns_of_tile - 1) // columns_of_tile
+        row, column = place_of(uint32(number), uint32(down), uint32(across), uint32(band))
+        return int64(row) * ROWS, int64(column) * columns_of_tile
+
+    @device
+    def fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty):
+        """Ask for one stage after the other, as they become empty, of all tiles of this block."""
         map_visible(from_a)
         map_visible(from_b)
-        for turn in range(turns):
-            stage = turn % stages
-            place, arrived = base + uint32(stage * stage_bytes), full + uint32(8 * stage)
-            if turn >= stages:
-                barrier_wait(empty + uint32(8 * stage), uint32(turn // stages - 1) & uint32(1))
-            barrier_expect(arrived, uint32(stage_bytes))
-            copy_a(from_a, top, turn * DEPTH, place, arrived)
-            copy_b(from_b, left, turn * DEPTH, place + uint32(a_bytes), arrived)
+        stage, parity = uint32(0), uint32(1)  # the phase before the first counts as ended
+        for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
+            top, left = corner(number, rows, columns, band)
+            for k in range(0, depth, DEPTH):
+                place, arrived = base + uint32(stage * stage_bytes), full + uint32(8 * stage)
+                barrier_wait(empty + uint32(8 * stage), parity)
+                barrier_expect(arrived, uint32(stage_bytes))
+                copy_a(from_a, top, k, place, arrived)
+                copy_b(from_b, left, k, place + uint32(a_bytes), arrived)
+                stage, parity = behind(stage, parity)
+
+    @device
+    def release(empty, stage, thread):
+        """One warpgroup has computed with a stage."""
+        if thread % GROUP == 0:
+            barrier_arrive(empty + uint32(8 * stage))
 
     @device
     def described(place, operand):
         return uint64(place >> uint32(4)) | operand
 
-    def matmul_wgmma(a, b, rows, columns, depth, outputs):
+    def matmul_wgmma(a, b, rows, columns, depth, band, tiles, outputs):
+        begin()
         counters = cuda.shared.array(barriers, uint64)
         memory = cuda.shared.array(0, float32)
         full = shared_address(counters)
@@ -96,8 +142,6 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         start = shared_address(memory)
         base = (start + uint32(ptx.EIGHT - 1)) & ~uint32(ptx.EIGHT - 1)
         thread = cuda.threadIdx.x
-        top, left = cuda.blockIdx.y * ROWS, cuda.blockIdx.x * columns_of_tile
-        turns = (depth + DEPTH - 1) // DEPTH
         if thread == 0:
             for stage in range(stages):
                 barrier_init(full + uint32(8 * stage), uint32(1))
@@ -105,38 +149,50 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
             barriers_visible()
         cuda.syncthreads()
         if thread >= GROUPS * GROUP:
+            give()
             if thread == GROUPS * GROUP:
-                fill(global_address(a), global_address(b), top, left, turns, base, full, empty)
+                from_a, from_b = global_address(a), global_address(b)
+                fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty)
             return
+        take()
         mine = base + uint32(thread // GROUP * BOX)
-        sums = zeros()
-        for turn in range(turns):
-            stage = turn % stages
-            place = uint32(stage * stage_bytes)
-            barrier_wait(full + uint32(8 * stage), uint32(turn // stages) & uint32(1))
-            sums = add(
-                sums,
-                described(mine + place, of_a),
-                described(base + place + uint32(a_bytes), of_b),
-            )
-            if thread % GROUP == 0:
-                barrier_arrive(empty + uint32(8 * stage))
-        all_compute()  # with the last stages, whose place the sums take now
         warp, lane = thread // 32, thread % 32
-        first = int64((base - start) // uint32(4)) + warp * part
-        finish(sums, memory, first, lane, top + 16 * warp, left, rows, columns, outputs)
+        own = int64((base - start) // uint32(4)) + stages * stage_bytes // 4 + warp * part
+        stage, parity, computed = uint32(0), uint32(0), uint32(0)
+        for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
+            top, left = corner(number, rows, columns, band)
+            for k in range(0, depth, DEPTH):
+                place = uint32(stage * stage_bytes)
+                barrier_wait(full + uint32(8 * stage), parity)
+                add(described(mine + place, of_a), described(base + place + uint32(a_bytes), of_b), k > 0)
+                wait()
+                if k >= running:
+                    release(empty, computed if running else stage, thread)
+                computed = stage
+                stage, parity = behind(stage, parity)
+            if running:
+                wait_for_all()
+                release(empty, computed, thread)
+            finish(memory, own, lane, top + 16 * warp, left, rows, columns, outputs)
 
+    suffix = epilogue.suffix + ("" if running else ", none running")
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,
-        *(MAP, MAP, int64, int64, int64, outputs),
+        *(MAP, MAP, int64, int64, int64, int64, int64, outputs),
         threads=(GROUPS + 1) * GROUP,
         resident=1,
-        name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{epilogue.suffix}",
+        name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{suffix}",
         only=CAPABILITY,
-        shared=stages * stage_bytes + ptx.EIGHT,
+        shared=stages * stage_bytes + ptx.EIGHT + GROUPS * 4 * part * 4,
         simulated=False,
     )
+
+
+def tile_for(product, blocks):
+    """The one of TILES with which so many blocks are done first: each computes as many tiles as the one that
+    computes most of them."""
+    return min(TILES, key=lambda tile: blocks_for(prod(product.blocks(tile)), blocks) * COST[tile])
 
 
 def _map(matrix, by_k, tile):
@@ -156,19 +212,26 @@ def multiply(
     scale=1,
     then=AS_IT_IS,
     tile=None,
+    band=BAND,
+    blocks=None,
+    running=RUNNING,
 ):
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
     Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
-    ``tile``: one of TILES, by default the larger where there are enough of these.
+    ``tile``: one of TILES, by default :func:`tile_for` this product. ``band``: how many rows of
+    tiles are walked together (:func:`place_of`). ``blocks``: how many blocks share the tiles, by default one
+    for each multiprocessor. ``running``: see :func:`kernel`.
     """
     if a.dtype != np.uint16:
         raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
     product = Product("bf16", a, b, turned, c, half, bias, relu, y_below, scale, then)
-    tile = tile or product.tile(TILES, FEW)
+    blocks = blocks or multiprocessors()
+    tile = tile or tile_for(product, blocks)
     a_by_k, b_by_k = product.by_k
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue)(
-        product.blocks(tile),
+    across, down = product.blocks(tile)
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, running)(
+        min(blocks, across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
-        *(product.rows, product.columns, product.depth, product.outputs),
+        *(product.rows, product.columns, product.depth, band, across * down, product.outputs),
     )

@@ -30,7 +30,6 @@ from fastdigit.bench.gpu import (
 from fastdigit.bench.gpu.__main__ import main as gpu_main
 from fastdigit.cli import main
 from fastdigit.kernels.common import cuda
-from fastdigit.kernels.epoch import cuda as persistent
 from fastdigit.kernels.matmul import cuda_simt
 
 from ..ptx.emulated import backend, emulated
@@ -535,7 +534,7 @@ def test_calls_are_timed_by_the_gpu_whatever_the_host_takes(on_host, on_gpu, bar
     )
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits((9, 0), 132, 232_448))
-    monkeypatch.setattr(persistent, "barriers", lambda blocks, count: call(count * barrier))
+    monkeypatch.setattr(timing, "barriers", lambda blocks, count: call(count * barrier))
     monkeypatch.setattr(time, "perf_counter", lambda: Event.clock)
     if found is None:
         with pytest.raises(Rejected, match="too slowly"):

@@ -12,7 +12,6 @@ import fastdigit as fd
 from fastdigit.bench import accuracy, cases, gpu_acceptance
 from fastdigit.bench.gpu import bandwidth, goals, launches, tables
 from fastdigit.kernels.common import cuda
-from fastdigit.kernels.epoch import cuda as persistent
 
 from ..ptx.emulated import backend, emulated
 
@@ -286,7 +285,7 @@ def test_launches_are_timed_and_counted(monkeypatch):
     monkeypatch.setattr(launches, "MANY", 3)
     monkeypatch.setattr(cuda, "limits", lambda: GPU)
     barriers = []
-    monkeypatch.setattr(persistent, "barriers", lambda blocks, count: barriers.append((blocks, count)))
+    monkeypatch.setattr(launches, "barriers", lambda blocks, count: barriers.append((blocks, count)))
     asked = itertools.count(1)
 
     def seconds(*calls):
@@ -296,7 +295,7 @@ def test_launches_are_timed_and_counted(monkeypatch):
 
     with emulated(race=False):
         found = launches.launches(seconds)
-    assert barriers == [(4, 0), (4, 3)]
+    assert barriers == [(2, 0), (2, 3)]  # of the emulated GPU
     assert found["counted"]  # 1 + 3 to time the host, 1 alone, 3 of a graph
     assert found["barrier_microseconds"] == pytest.approx(1 / 3)
     assert (found["launch_microseconds"], found["graph_node_microseconds"]) == pytest.approx((3, 4 / 3))

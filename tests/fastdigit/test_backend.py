@@ -381,6 +381,30 @@ def test_a_training_on_cupy_gives_numpys_weights(fake_cupy, blobs, options):
     assert fd.evaluate(theirs, blobs).correct == fd.evaluate(mine, blobs).correct
 
 
+@pytest.mark.parametrize("name", ["numpy", "cupy"])
+def test_a_gpu_works_while_the_next_epochs_order_is_made(fake_cupy, blobs, name):
+    """It is there before the losses are waited for; where nothing works meanwhile, it is not made early."""
+    backend, done = fd.get_backend(name), []
+
+    def to_device(a, out=None):
+        done.extend(["order"] * (getattr(a, "dtype", None) == np.int64))
+        return backend.to_device(a, out) if out is not None else backend.to_device(a)
+
+    def to_host(a):
+        done.extend(["losses"] * (a.shape == (300,) and a.dtype == np.float32))
+        return backend.to_host(a)
+
+    noted = dataclasses.replace(backend, to_device=to_device, to_host=to_host)
+    net = fd.Network([36, 16, 4], backend=noted, seed=3)
+    early = fd.fit(net, blobs, optimizer=fd.SGD(0.1), epochs=3, batch_size=300)
+    of_epoch = ["losses", "losses"]  # of the steps, and of the epoch
+    if name == "cupy":
+        assert done == ["order", "order", *of_epoch, "order", *of_epoch, *of_epoch]
+    else:
+        assert done == ["order", *of_epoch] * 3
+    assert len(early.epochs) == 3
+
+
 def test_an_attack_on_cupy_is_numpys(fake_cupy, blobs):
     mine, theirs = (fd.Network([36, 16, 12, 4], backend=name, seed=3) for name in ("numpy", "cupy"))
     for method in (fd.FGSM(0.1), fd.PGD(0.1, steps=5, restarts=2), fd.PGD(0.5, steps=5, norm="l2")):

@@ -668,62 +668,6 @@ FAULTS = [
         "out of bounds",
         id="copies beyond the last row",
     ),
-    pytest.param(
-        cuda_wgmma,
-        "            barrier_wait(full + uint32(8 * stage), uint32(turn // stages) & uint32(1))\n",
-        "",
-        "race: .* by a copy|nothing has written",
-        id="no wait for tiles",
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "if turn >= stages:",
-        "if False:",
-        "race: .* written by a copy",
-        id="no wait for an empty stage",
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "if thread % GROUP == 0:\n                barrier_arrive",
-        "if thread == 0:\n                for _ in range(GROUPS):\n                    barrier_arrive",
-        "race: shared word at .* was read by wgmma of 128",
-        id="one warpgroup's word for both",
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "        all_compute()",
-        "        pass",
-        "race: shared word at .* was (read by wgmma|written by a copy)",
-        id="sums over the other warpgroup's operands",
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "            barriers_visible()\n",
-        "",
-        "no fence.proxy.async since",
-        id="mbarriers that copies do not see",
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "        cuda.syncthreads()\n",
-        "",
-        "has initialised the mbarrier, and no barrier since|was not initialised",
-        id="mbarriers that are used early",
-    ),
-    pytest.param(
-        cuda_wgmma, "barrier_arrive(empty", "barrier_arrive(full", "arrivals|deadlock", id="wrong barrier"
-    ),
-    pytest.param(
-        cuda_wgmma,
-        "barrier_expect(arrived, uint32(stage_bytes))",
-        "barrier_expect(arrived, uint32(16))",
-        "deadlock",
-        id="other bytes expected",
-    ),
-    pytest.param(cuda_wgmma, "top + 16 * warp", "top + 8 * warp", "race: global", id="rows of another warp"),
-    pytest.param(
-        cuda_wgmma, "ptx.EIGHT - 1)) & ~", "ptx.EIGHT - 1)) | ~", "shared", id="stages where there is nothing"
-    ),
     pytest.param(cuda_mma, "row // 2 % 4 if by_k", "0 if by_k", None, id="no exchange: right, but slow"),
     pytest.param(
         cuda_simt,
@@ -738,12 +682,12 @@ FAULTS = [
 @pytest.mark.parametrize(("module", "old", "new", "message"), FAULTS)
 def test_faults_are_found(module, old, new, message):
     faulty = with_fault(module, old, new)
-    shape = (70, 560 if module is cuda_wgmma else 100, 67)
+    shape = (70, 100, 67)
     a, b = operands(shape, (False, False))
     c = np.full((70, 67), np.nan, np.float32)
 
     def run():
-        with emulated(metrics=True, burst=64 if module is cuda_wgmma else 1) as emulator:
+        with emulated(metrics=True) as emulator:
             if module is cuda_simt:
                 faulty.multiply(a, b, c, tile=(64, 64))
                 left, right = a, b

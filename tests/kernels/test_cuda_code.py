@@ -2,8 +2,11 @@
 to be resident fits, and the instructions are those that the kernel was written for."""
 
 import json
+import re
 
 import pytest
+
+from fastdigit.kernels.matmul import cuda_wgmma
 
 from ..ptx import steps, table
 from ..ptx.all_kernels import KERNELS
@@ -63,8 +66,34 @@ def test_products_for_hopper_use_what_it_has():
             assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # 16 of 64 k each
             assert code.opcodes["UTMALDG"] >= 2
             assert code.opcodes["SYNCS"] > 0  # barriers that count
+            assert code.opcodes["USETMAXREG"] == 2  # from who copies to who computes: as many as there are
+            copies, computes = cuda_wgmma.REGISTERS
+            assert copies + cuda_wgmma.GROUPS * computes <= (1 + cuda_wgmma.GROUPS) * code.registers
             # It would wait for each multiplication where it finds that registers are moved meanwhile.
             assert "serializ" not in code.said
+            assert "(C7" not in code.said  # nor adds waits, nor ignores the change of registers
+
+
+def test_nothing_touches_sums_while_tensor_cores_add_to_them():
+    """From the first product of a tile until the wait for the last, also while the next stage is awaited."""
+    for kernel in KERNELS:
+        if kernel.name.startswith("matmul_wgmma"):
+            lines = assemble(kernel, (9, 0, "a")).lines
+            products = [operands for _, opcode, operands in lines if opcode.startswith("HGMMA")]
+            # "HGMMA.64x256x16.F32.BF16 R24, …", of which the opcode ends where small letters begin.
+            ((columns, first),) = {
+                re.match(r"x(\d+)x16\S* R(\d+)", operands).groups() for operands in products
+            }
+            sums = set(range(int(first), int(first) + int(columns) // 2))
+            waits = [i for i, (_, opcode, _) in enumerate(lines) if opcode == "WARPGROUP.DEPBAR.LE"]
+            assert [lines[i][2].split()[1] for i in waits] == ["0x1", "0x0"], "in the loop, and behind it"
+            back = [operands for _, opcode, operands in lines[slice(*waits)] if opcode == "BRA"]
+            start = min(int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) for operands in back)
+            during = [line for line in lines[: waits[1]] if line[0] >= start]
+            assert sum(opcode.startswith("HGMMA") for _, opcode, _ in during) == 4
+            for _, opcode, operands in during:
+                named = set(map(int, re.findall(r"\bR(\d+)", operands)))
+                assert not named & sums or opcode.startswith("HGMMA"), (kernel.name, opcode, operands)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES[1:], ids=str)
@@ -73,7 +102,7 @@ def test_the_persistent_kernel_copies_while_it_computes(capability):
     code = assemble(kernel, capability)
     assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
     assert any(opcode.startswith("LDS") and opcode.endswith("128") for opcode in code.modifiers)
-    assert code.opcodes["FFMA"] > 0
+    assert code.opcodes["IMMA"] > 0
 
 
 # A row's index, and which step it is, are read by each of its warps. A warp has the logits of two rows, and

@@ -180,7 +180,7 @@ def driver(monkeypatch):
 
 
 def on_gpu(kernel, cooperative=False):
-    kernel.__dict__["on_gpu"] = "the function", cooperative
+    kernel.__dict__["on_gpu"], kernel.cooperative = "the function", cooperative
     return kernel
 
 

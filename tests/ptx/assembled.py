@@ -33,7 +33,9 @@ class Assembled:
     spills: int  # bytes stored and loaded
     opcodes: Counter  # of the whole kernel, without modifiers
     loop: Counter  # of the loop with most multiplications
-    modifiers: frozenset  # opcodes as they are written, such as LDGSTS.E.BYPASS.128
+    lines: (
+        tuple  # (address, opcode as it is written, such as LDGSTS.E.BYPASS.128, operands) of the whole kernel
+    )
     said: str  # by the assembler
 
     def blocks(self, capability, threads, asked=0):
@@ -45,6 +47,11 @@ class Assembled:
         used = self.shared + asked
         by_shared = shared // (used + for_block) if used else most_blocks
         return min(by_registers, most_threads // (32 * warps), most_blocks, by_shared)
+
+    @property
+    def modifiers(self):
+        """Opcodes as they are written."""
+        return {opcode for _, opcode, _ in self.lines}
 
     def share(self, *opcodes):
         """Of these among the instructions of the main loop."""
@@ -109,10 +116,8 @@ def assemble(kernel, capability):
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        # The grid's barrier is a function of NVIDIA's, linked in at the launch.
-        alone = ["-c"] if "cudaCGSynchronize" in ptx else []
         said = subprocess.run(
-            [_tool("ptxas"), "-v", *alone, f"-arch={architecture}", str(source), "-o", str(binary)],
+            [_tool("ptxas"), "-v", f"-arch={architecture}", str(source), "-o", str(binary)],
             capture_output=True,
             text=True,
         )
@@ -131,6 +136,6 @@ def assemble(kernel, capability):
         + _number(r"(\d+) bytes spill loads", said.stderr),
         opcodes=Counter(opcode.split(".")[0] for _, opcode, _ in lines),
         loop=Counter(opcode.split(".")[0] for _, opcode, _ in _main_loop(lines)),
-        modifiers=frozenset(opcode for _, opcode, _ in lines),
+        lines=tuple(lines),
         said=said.stderr,
     )

@@ -17,6 +17,9 @@ from fastdigit.kernels.common import cuda
 from .assembled import ptx_of
 from .ptxrun import Device, DeviceArray, launch, numba_args, parse
 
+# Of the GPU that is emulated, as kernels look them up that work with any: so few multiprocessors that blocks
+# which stay for several tiles have some.
+LIMITS = cuda.Limits((9, 0), 2, 232_448)
 LINE = 256  # bytes: arrays get the place relative to such a line that they have on the host
 
 
@@ -84,6 +87,7 @@ class Emulator:
             numba_args(*map(given, members)),
             device,
             shared=shared,
+            cooperative=kernel.cooperative,
             race=self.race,
             metrics=self.metrics,
             burst=self.burst,
@@ -96,14 +100,15 @@ class Emulator:
 @contextlib.contextmanager
 def emulated(**options):
     """``with emulated() as emulator``: all launches of kernels of the cuda backend go to the interpreter."""
-    emulator, originals = Emulator(**options), (cuda.launch, cuda.prepared, cuda.graph)
+    emulator, originals = Emulator(**options), (cuda.launch, cuda.prepared, cuda.graph, cuda.limits)
     cuda.launch = emulator.launch
     cuda.prepared = lambda *launch: partial(emulator.launch, *launch)
     cuda.graph = lambda launches: lambda: [launch() for launch in launches]
+    cuda.limits = lambda: LIMITS
     try:
         yield emulator
     finally:
-        cuda.launch, cuda.prepared, cuda.graph = originals
+        cuda.launch, cuda.prepared, cuda.graph, cuda.limits = originals
 
 
 @cache

@@ -46,6 +46,9 @@ S = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 F = {16: np.float16, 32: np.float32, 64: np.float64}
 POISON = 0xFF
 WAITS_IN_VAIN = 10_000
+# What threads that wait for a word to change execute, and how often all blocks may do nothing else.
+SPINNING = frozenset("ld setp bra xor and or not mov add sub selp nanosleep".split())
+ROUNDS_IN_VAIN = 300
 END = np.iinfo(np.int64).max
 
 
@@ -693,6 +696,22 @@ class Block:
                 np.ascontiguousarray(v).view(np.uint8).reshape(-1, nb)
             )
 
+    def acquire(self, addr, act, ins):
+        """These threads may rely on all that was released at the address that each reads."""
+        if "gpu" not in ins.parts and "sys" not in ins.parts:
+            raise UnsupportedPTX(ins.text)
+        if self.races:
+            for thread in np.flatnonzero(act):
+                self.races.acquired(thread, int(addr[thread]))
+
+    def release_at(self, addr, act, ins):
+        """What these threads know of is there for whoever acquires at the address that each changes."""
+        if "gpu" not in ins.parts and "sys" not in ins.parts:
+            raise UnsupportedPTX(ins.text)
+        if self.races:
+            for thread in np.flatnonzero(act):
+                self.races.released(thread, int(addr[thread]))
+
     def look(self, act, ins, what, *access):
         """Have an access looked at by a method of ``Races``."""
         wrong = self.races and getattr(self.races, what)(*access)
@@ -1320,7 +1339,12 @@ def _ld(b, i, act, m):
     b.check(space, addr, bits // 8, act, i, False, bits // 8 * len(dst))
     if b.metrics:
         b.count("ld", space, addr, bits // 8 * len(dst), act)
+    races = b.races
+    if "acquire" in i.parts:
+        b.acquire(addr, act, i)
+        b.races = None  # it may meet what others do there
     vals = [b.load(space, addr, bits, act, i, k * bits // 8) for k in range(len(dst))]
+    b.races = races
     for d, v in zip(dst, vals):
         want = b.bits_of(d)
         if want > bits:
@@ -1364,6 +1388,10 @@ def _atom(b, i, act, m):
     x = b.val(args[2], ty)
     y = b.val(args[3], ty) if len(args) > 3 else x
     out = np.zeros(b.T, x.dtype)
+    if "acquire" in i.parts or "acq_rel" in i.parts:
+        b.acquire(addr, act, i)
+    if "release" in i.parts or "acq_rel" in i.parts:
+        b.release_at(addr, act, i)
     races, b.races = b.races, None
     for t in np.flatnonzero(act):
         one = np.zeros(b.T, bool)
@@ -1829,11 +1857,39 @@ def _frag16(regs, kind, rows, ks):
     return [(r, k, v) for reg, (r, k) in zip(regs, zip(rows, ks)) for v in [_halves(reg, kind)]]
 
 
+def _mma_bytes(b, i, act, m):
+    """m16n8k32 of bytes, signed or not, with sums of int32 that wrap around."""
+    kinds = {"u8": np.uint8, "s8": np.int8}
+    a_kind, b_kind = (kinds[kind] for kind in i.parts[-3:-1])
+    d, ra, rb, rc = (_vec(x) for x in i.args[:4])
+    A_, B_, C_ = ([b.raw(x, 32) for x in v] for v in (ra, rb, rc))
+    out = [np.zeros(b.T, np.uint32) for _ in d]
+    for w in b.whole_warps(act, i):
+        s = slice(w * 32, w * 32 + 32)
+        bytes_of = lambda reg, kind: np.ascontiguousarray(reg[s]).view(kind).reshape(32, 4)
+        a, bm, c = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64), np.zeros((16, 8), np.int64)
+        for e in range(4):
+            for k, reg in enumerate(A_):
+                a[_G + 8 * (k % 2), 4 * _Q + 16 * (k // 2) + e] = bytes_of(reg, a_kind)[:, e]
+            for k, reg in enumerate(B_):
+                bm[4 * _Q + 16 * k + e, _G] = bytes_of(reg, b_kind)[:, e]
+        for k, reg in enumerate(C_):
+            c[_G + 8 * (k // 2), 2 * _Q + k % 2] = reg[s].view(np.int32)
+        r = (a @ bm + c).astype(np.uint32)
+        for k in range(4):
+            out[k][s] = r[_G + 8 * (k // 2), 2 * _Q + k % 2]
+    for reg, v in zip(d, out):
+        b.put(reg, v, m)
+    return None
+
+
 @op("mma")
 def _mma(b, i, act, m):
     shape = [p for p in i.parts if re.fullmatch(r"m\d+n\d+k\d+", p)][0]
     M, N, K = map(int, re.findall(r"\d+", shape))
     d_ty, a_ty, b_ty, c_ty = i.parts[-4:]
+    if (M, N, K) == (16, 8, 32) and {a_ty, b_ty} <= {"u8", "s8"} and d_ty == c_ty == "s32":
+        return _mma_bytes(b, i, act, m)
     if (
         (M, N) != (16, 8)
         or a_ty != b_ty
@@ -1982,6 +2038,14 @@ def _wgmma(b, i, act, m):
     return None
 
 
+@op("setmaxnreg")
+def _setmaxnreg(b, i, act, m):
+    """Registers are not counted here, the assembler does that; nor are those that nobody has given away."""
+    b.whole_warps(act, i)
+    if not 24 <= int(i.args[0]) <= 256 or int(i.args[0]) % 8:
+        b.fault("setmaxnreg: not a multiple of 8 from 24 to 256", act, i)
+
+
 @op("mapa")
 def _mapa(b, i, act, m):
     b.put(i.args[0], b.raw(i.args[1], _TYPE_BITS[i.parts[-1]]), m)
@@ -2045,7 +2109,7 @@ def launch(
     rep = Report()
     gx, gy, gz = (list(grid) + [1, 1])[:3]
     ids = [(x, y, z) for z in range(gz) for y in range(gy) for x in range(gx)]
-    everywhere = Everywhere(len(dev.heap)) if race else None
+    everywhere = Everywhere(len(dev.heap), len(ids)) if race else None
     make = lambda c: Block(prog, dev, c, grid, block, params, shared, rep, everywhere, metrics, burst)
     if not cooperative:
         for c in ids:
@@ -2054,7 +2118,7 @@ def launch(
         return rep
     blocks = [make(c) for c in ids]
     state = ["more"] * len(blocks)
-    idle = 0
+    idle, vain, work = 0, 0, -1
     while any(s != "done" for s in state):
         before = rep.instructions.total()
         for k, blk in enumerate(blocks):
@@ -2065,11 +2129,16 @@ def launch(
                 raise PTXError("deadlock: some blocks left before the grid barrier")
             for k, blk in enumerate(blocks):
                 if blk.races:
+                    blk.races.leave_for_grid(np.flatnonzero(blk.wait == -2))
+            for k, blk in enumerate(blocks):
+                if blk.races:
                     blk.races.meet_grid(np.flatnonzero(blk.wait == -2))
                 blk.wait[blk.wait == -2] = -1
                 state[k] = "more"
             rep.instructions["grid barrier"] += 1
         idle = idle + 1 if rep.instructions.total() == before else 0
-        if idle > 100 or rep.instructions.total() > 10**9:
+        before, work = work, sum(n for name, n in rep.instructions.items() if name not in SPINNING)
+        vain = vain + 1 if work == before else 0
+        if idle > 100 or vain > ROUNDS_IN_VAIN or rep.instructions.total() > 10**9:
             raise PTXError("deadlock or livelock between blocks")
     return rep

@@ -9,11 +9,13 @@ What runs beside the threads has a clock of its own: the products of each warpgr
 groups that they are committed in and that are known of after the wait, and the copies that each mbarrier
 counts, known of after its phase. They reach shared memory by another way than threads (the async proxy): what
 a thread wrote they may rely on only if a fence.proxy.async lies between. Blocks know of each other through
-grid barriers alone.
+grid barriers, and through words that one changes with release and the other reads with acquire: such a reader
+may rely on what all who have changed the word so far had known of.
 
 Shared memory is looked at in words of four bytes. Of each the last write is remembered, and the last read of
 each warp. Of the GPU's memory words and single bytes are remembered apart, of each the last write, the last
-read, and whether several blocks have read it since the last grid barrier. Atomics are left out.
+read, and whether several blocks have read it since they last knew of all others. Atomics are not looked at as
+accesses.
 """
 
 import numpy as np
@@ -34,7 +36,8 @@ class Races:
         self.know = np.zeros((2, threads, threads + groups + MBARRIERS), np.int32)
         self.copiers = {}  # of each mbarrier, by its address: column of ``know``
         self.ticks = np.ones(MBARRIERS, np.int32)  # of the copies that they count
-        self.grid_barriers = 0
+        self.met = None  # [t, b]: how many releases of block b thread t knows of
+        self.epoch = np.zeros(threads, np.int32)  # the least of these
         self.writer, self.written = (np.zeros(words, np.int32) for _ in range(2))  # who, and at which tick
         self.reader, self.read = (np.zeros((words, warps + groups), np.int32) for _ in range(2))
 
@@ -44,14 +47,57 @@ class Races:
         self.know[0, threads, threads] = self.clock[threads]
         self.know[:, threads] = self.know[:, threads].max(1, keepdims=True)
         self.clock[threads] += 1
+        if self.met is not None:
+            self._learn_of_blocks(threads, self.met[threads].max(0))
 
     def meet_in_warps(self, threads):
         for warp in np.unique(threads // 32):
             self.meet(threads[threads // 32 == warp])
 
-    def meet_grid(self, threads):
+    def leave_for_grid(self, threads):
+        """These threads have reached a barrier of the whole grid."""
         self.meet(threads)
-        self.grid_barriers += 1
+        self._tell(self.know[0, threads[0], : self.threads])
+
+    def meet_grid(self, threads):
+        """And so have those of all other blocks."""
+        self._learn_of_blocks(threads, [len(told) for told in self.everywhere.told])
+
+    def released(self, thread, address):
+        """A thread changes a word with release."""
+        self._tell(self.told(thread)[0, : self.threads])
+        self.everywhere.released.setdefault(address, {})[self.index] = len(self.everywhere.told[self.index])
+
+    def acquired(self, thread, address):
+        """A thread reads a word with acquire."""
+        known = np.zeros(len(self.everywhere.told), np.int32)
+        for block, count in self.everywhere.released.get(address, {}).items():
+            known[block] = count
+        self._learn_of_blocks([thread], known)
+
+    def _tell(self, ticks):
+        told = self.everywhere.told[self.index]
+        if told and (ticks < told[-1]).any():
+            raise NotImplementedError("releases of threads of a block that do not know of each other's")
+        told.append(ticks.copy())
+
+    def _learn_of_blocks(self, threads, known):
+        if self.met is None:
+            self.met = np.zeros((self.threads, len(self.everywhere.told)), np.int32)
+        met = np.maximum(self.met[threads], known)
+        self.met[threads] = met
+        self.epoch[threads] = np.delete(met, self.index, 1).min(1, initial=np.iinfo(np.int32).max)
+
+    def knows_of(self, thread, block, who, tick):
+        """Whether each of these threads knows that the thread ``who`` of another block has reached a tick."""
+        known = np.zeros(len(thread), bool)
+        if self.met is not None:
+            met = self.met[thread, block]
+            for one, count in np.unique(np.stack([block, met]), axis=1).T:
+                if count:
+                    these = (block == one) & (met == count)
+                    known[these] = tick[these] <= self.everywhere.told[one][count - 1][who[these]]
+        return known
 
     def told(self, thread):
         """What a thread that arrives somewhere makes known."""
@@ -208,10 +254,12 @@ class Races:
 
 
 class Everywhere:
-    """The GPU's memory during one launch."""
+    """The GPU's memory during one launch, and what its blocks know of each other."""
 
-    def __init__(self, size):
+    def __init__(self, size, blocks):
         self.size, self.tables = size, {}
+        self.told = [[] for _ in range(blocks)]  # of each release, which ticks of its threads were known of
+        self.released = {}  # {address: {block: how many releases it had made by then}}
 
     def _table(self, unit):
         if unit not in self.tables:  # lazily: pages that nobody uses take no memory
@@ -223,14 +271,14 @@ class Everywhere:
         return self.tables[unit]
 
     def access(self, block, units, unit, thread, write):
-        table, me, grid = self._table(unit), block.index + 1, block.grid_barriers
+        table, me, grid = self._table(unit), block.index + 1, block.epoch[thread]
         late = self._late(block, units, thread, table, "write")
         if late.any():
             return self._race(table, "write", units[late], unit, thread[late], write, me)
         if not write:
             other = table["read_block"][units]
             several = (other != 0) & (other != me) & (table["read_grid"][units] == grid)
-            table["several"][units[several]] = grid + 1
+            table["several"][units[several]] = grid[several] + 1
             self._note(block, units, thread, table, "read")
             return None
         late = self._late(block, units, thread, table, "read") | (table["several"][units] == grid + 1)
@@ -242,7 +290,7 @@ class Everywhere:
     @staticmethod
     def _note(block, units, thread, table, what):
         table[f"{what}_thread"][units], table[f"{what}_tick"][units] = thread, block.clock[thread]
-        table[f"{what}_block"][units], table[f"{what}_grid"][units] = block.index + 1, block.grid_barriers
+        table[f"{what}_block"][units], table[f"{what}_grid"][units] = block.index + 1, block.epoch[thread]
 
     @staticmethod
     def _late(block, units, thread, table, what):
@@ -251,9 +299,13 @@ class Everywhere:
         if not other.any():
             return np.zeros(len(units), bool)
         mine, who = other == block.index + 1, table[f"{what}_thread"][units]
-        known = block.know[0][thread, np.where(mine, who, 0)] >= table[f"{what}_tick"][units]
-        same_grid = table[f"{what}_grid"][units] == block.grid_barriers
-        return (other != 0) & np.where(mine, (who != thread) & ~known, same_grid)
+        tick = table[f"{what}_tick"][units]
+        late = mine & (who != thread) & (block.know[0][thread, np.where(mine, who, 0)] < tick)
+        others = (other != 0) & ~mine
+        if others.any():
+            about = other[others] - 1, who[others], tick[others]
+            late[others] = ~block.knows_of(thread[others], *about)
+        return late
 
     @staticmethod
     def _race(table, did, units, unit, threads, write, me):

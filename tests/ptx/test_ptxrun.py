@@ -641,6 +641,25 @@ def test_wgmma_with_swizzled_descriptors(without, said):
     np.testing.assert_allclose(dc.host(), from_bf16(a) @ from_bf16(b).T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("count", "fails"), [(40, False), (16, True), (36, True)])
+def test_registers_are_given_away_by_eights(count, fails):
+    give = asm(0, types.void, f"setmaxnreg.dec.sync.aligned.u32 {count};", "")
+
+    def k(y):
+        give()
+        y[cuda.threadIdx.x] = float32(1)
+
+    dev = Device()
+    y = dev.empty(128, np.float32)
+    code = ptx_of(k, f32a(1), cc=(9, 0, "a"))
+    if fails:
+        with pytest.raises(PTXError, match="multiple of 8 from 24 to 256"):
+            launch(code, 1, 128, numba_args(y), dev)
+        return
+    launch(code, 1, 128, numba_args(y), dev)
+    assert (y.host() == 1).all()
+
+
 # ---- what orders accesses, and what does not
 first_two_warps = asm(0, types.void, "bar.sync 1, 64;", "~{memory}")
 barrier_init = asm(2, types.void, "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}")
@@ -799,3 +818,93 @@ def test_a_block_reads_from_global_memory_what_it_wrote_there(barrier):
         y[t + 64] = y[63 - t]
 
     assert (raced(k, (np.zeros(128, np.float32),), 1, 64, (f32a(1),)) is None) is barrier
+
+
+add_released = asm(2, uint32, "atom.release.gpu.global.add.u32 $0, [$1], $2;", "=r,l,r,~{memory}")
+add_relaxed = asm(2, uint32, "atom.relaxed.gpu.global.add.u32 $0, [$1], $2;", "=r,l,r,~{memory}")
+load_acquired = asm(1, uint32, "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l,~{memory}")
+load_relaxed = asm(1, uint32, "ld.relaxed.gpu.global.u32 $0, [$1];", "=r,l,~{memory}")
+
+
+def counting(before=True, after=True, add=add_released, load=load_acquired, waits_for=4, late=False):
+    """Each block tells of what it wrote by counting, and reads what the next has written when all have."""
+
+    def k(x, y, counter):
+        i, address = cuda.grid(1), global_address(counter)
+        y[i] = x[i] * float32(2)
+        if before:
+            cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            add(address, uint32(1))
+        if late:
+            y[i] = x[i] * float32(3)
+        if cuda.threadIdx.x == 0:
+            while load(address) < waits_for:
+                pass
+        if after:
+            cuda.syncthreads()
+        x[i] = y[(i + 64) % 256]
+
+    return k
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ({}, False),
+        ({"before": False}, True),
+        ({"after": False}, True),
+        ({"add": add_relaxed}, True),
+        ({"load": load_relaxed}, True),
+        ({"waits_for": 3}, True),
+        ({"late": True}, True),
+    ],
+    ids=str,
+)
+def test_words_that_blocks_tell_each_other_by(wrong, found):
+    arrays = np.ones(256, np.float32), np.zeros(256, np.float32), np.zeros(1, np.uint32)
+    kinds = f32a(1), f32a(1), types.Array(uint32, 1, "C")
+    said = raced(counting(**wrong), arrays, 4, 64, kinds, cooperative=True)
+    assert (said is not None) is found
+
+
+def test_blocks_that_wait_for_what_never_comes():
+    dev = Device(1 << 16)
+    args = numba_args(*map(dev.array, (np.ones(256, np.float32), np.zeros(256, np.float32), np.zeros(1, np.uint32))))
+    kinds = f32a(1), f32a(1), types.Array(uint32, 1, "C")
+    with pytest.raises(PTXError, match="deadlock or livelock between blocks"):
+        launch(ptx_of(counting(waits_for=5), *kinds), 4, 64, args, dev, cooperative=True)
+
+
+mma_bytes = {
+    kind: asm(
+        3,
+        types.UniTuple(int32, 4),
+        f"mma.sync.aligned.m16n8k32.row.col.s32.{kind}.s8.s32 "
+        "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=r,=r,=r,=r,r,r,r,r,r,r,0,1,2,3",
+    )
+    for kind in ("u8", "s8")
+}
+
+
+@pytest.mark.parametrize("kind", ["u8", "s8"])
+def test_tensor_cores_multiply_bytes(kind):
+    multiply = mma_bytes[kind]
+
+    def k(a, b, c):
+        lane = cuda.threadIdx.x
+        row, q = lane // 4, lane % 4
+        at = row * 8 + 2 * q
+        words = a[8 * row + q], a[8 * row + 64 + q], a[8 * row + q + 4], a[8 * row + 64 + q + 4]
+        sums = c[at], c[at + 1], c[at + 64], c[at + 65]
+        c[at], c[at + 1], c[at + 64], c[at + 65] = multiply(words, (b[8 * row + q], b[8 * row + q + 4]), sums)
+
+    r = np.random.default_rng(0)
+    a = r.integers(0, 256, (16, 32)).astype(np.uint8).view(np.uint8 if kind == "u8" else np.int8)
+    b, c = r.integers(-128, 128, (8, 32)).astype(np.int8), r.integers(-9, 9, (16, 8)).astype(np.int32)
+    dev = Device()
+    there = [dev.array(x.reshape(-1)) for x in (a.view(np.uint32), b.view(np.uint32), c)]
+    words = types.Array(uint32, 1, "C")
+    launch(ptx_of(k, words, words, types.Array(int32, 1, "C")), 1, 32, numba_args(*there), dev)
+    assert (there[2].host().reshape(16, 8) == a.astype(int) @ b.T.astype(int) + c).all()

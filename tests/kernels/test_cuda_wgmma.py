@@ -1,0 +1,277 @@
+"""Products of bfloat16 on Hopper's tensor cores: the order of tiles, blocks that compute several of them, and
+who waits for whom."""
+
+import numpy as np
+import pytest
+
+from fastdigit.kernels.common import cuda
+from fastdigit.kernels.matmul import cuda_epilogue, cuda_wgmma
+
+from ..ptx import ptxrun
+from ..ptx.emulated import LIMITS, emulated
+from .test_cuda import from_bfloat16, to_bfloat16, with_fault
+
+LARGE, SMALL = cuda_wgmma.TILES
+MULTIPROCESSORS = 132  # of an H100 or H200
+
+
+# --- the order of tiles ---------------------------------------------------------------------------
+
+
+def in_bands(down, across, band):
+    """All tiles, (row, column), in the order in which they shall be computed."""
+    return [
+        (row, column)
+        for first in range(0, down, band)
+        for column in range(across)
+        for row in range(first, min(first + band, down))
+    ]
+
+
+def _places(down, across, band, rows, columns):
+    number = cuda.cuda.threadIdx.x
+    if number < len(rows):
+        down, across, band = cuda_wgmma.uint32(down), cuda_wgmma.uint32(across), cuda_wgmma.uint32(band)
+        rows[number], columns[number] = cuda_wgmma.place_of(number, down, across, band)
+
+
+PLACES = cuda.Kernel(
+    _places,
+    *(cuda.types.int64,) * 3,
+    *(cuda.WORDS,) * 2,
+    threads=1024,
+    resident=1,
+    name="places of tiles",
+    simulated=False,
+)
+del cuda.KERNELS[-1:]  # not one of the backend's
+
+
+@pytest.mark.parametrize("band", [1, 3, cuda_wgmma.BAND])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (7, 1), (5, 3), (16, 16), (37, 19)], ids=str)
+def test_tiles_are_walked_in_bands(grid, band):
+    expected = in_bands(*grid, band)
+    assert sorted(expected) == [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    rows, columns = (np.full(len(expected), 2**32 - 1, np.uint32) for _ in range(2))
+    with emulated():
+        PLACES(1, *grid, band, rows, columns)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+
+
+def read_at_a_time(size, tile, band):
+    """Bytes of a and b that the tiles of each wave read, without what several of them read together, over
+    all waves of a product of three equal sides."""
+    down, across = (-(-size // side) for side in tile)
+    order, total = in_bands(down, across, band), 0
+    for first in range(0, len(order), MULTIPROCESSORS):
+        rows, columns = map(set, zip(*order[first : first + MULTIPROCESSORS], strict=True))
+        total += 2 * size * (len(rows) * tile[0] + len(columns) * tile[1])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "by_rows", "by_bands"),
+    [(4096, LARGE, 171, 149), (8192, LARGE, 2311, 1225), (4096, SMALL, 309, 224), (8192, SMALL, 4366, 1736)],
+)
+def test_what_the_tiles_of_a_wave_read(size, tile, by_rows, by_bands):
+    """By formula, in MB: what has to come from memory if the second-level cache keeps a wave's operands."""
+    assert round(read_at_a_time(size, tile, 1) / 1e6) == by_rows
+    assert round(read_at_a_time(size, tile, cuda_wgmma.BAND) / 1e6) == by_bands
+
+
+# --- several tiles to a block ---------------------------------------------------------------------
+
+
+def exact(random, rows, columns):
+    """Numbers of bfloat16 with products of which 16 are added up exactly in float64, but not in float32."""
+    whole = np.full((rows, -(-columns // 8) * 8), np.nan, np.float32)
+    signs, sizes = random.choice([-1, 1], (rows, columns)), random.integers(128, 256, (rows, columns))
+    whole[:, :columns] = signs * sizes * 2.0 ** random.integers(-6, 7, (rows, columns))
+    return to_bfloat16(whole[:, :columns])
+
+
+def in_order_of_k(a, b):
+    """a·b in float32: zero, to which 16 products after the other are added, and then rounded."""
+    a, b = (from_bfloat16(x).astype(np.float64) for x in (a, b))
+    sums = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    for k in range(0, a.shape[1], 16):
+        sums = (sums + a[:, k : k + 16] @ b[k : k + 16]).astype(np.float32)
+    return sums
+
+
+@pytest.mark.parametrize("tile", cuda_wgmma.TILES, ids=str)
+@pytest.mark.parametrize(
+    ("burst", "how"),
+    [(1, {}), (200, {"band": 2, "blocks": 1, "running": 0})],
+    ids=["two blocks", "one block, one stage at a time"],
+)
+def test_all_tiles_have_the_bits_of_sums_in_the_order_of_k(burst, how, tile):
+    """Whichever block computes a tile, and when, with stages that go on from tile to tile."""
+    random, shape = np.random.default_rng(7), (140, 130, 270)
+    a, b = exact(random, *shape[:2]), exact(random, *shape[1:])
+    c, expected = np.full((shape[0], shape[2]), np.nan, np.float32), in_order_of_k(a, b)
+    assert (expected != from_bfloat16(a).astype(np.float64) @ from_bfloat16(b)).any(), "none was rounded"
+    with emulated(burst=burst):
+        cuda_wgmma.multiply(a, b, c=c, tile=tile, **how)
+    np.testing.assert_array_equal(c, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "blocks"),
+    [
+        ((128, 256), {}, 1),
+        ((129, 256), {}, LIMITS.multiprocessors),
+        ((512, 512), {}, LIMITS.multiprocessors),
+        ((512, 512), {"blocks": 5}, 5),
+        ((512, 512), {"blocks": 100}, 8),
+    ],
+)
+def test_a_block_for_each_multiprocessor_or_each_tile(shape, how, blocks):
+    a, b, c = (
+        np.zeros((shape[0], 8), np.uint16),
+        np.zeros((8, shape[1]), np.uint16),
+        np.zeros(shape, np.float32),
+    )
+    with emulated(), cuda.recorded() as launches:
+        cuda_wgmma.multiply(a, b, c=c, tile=LARGE, **how)
+    assert [launch[1] for launch in launches] == [(blocks,)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((128, 128), SMALL),  # what is computed of a large one would be half empty
+        ((512, 2500), SMALL),  # 80 blocks, not 40
+        ((784, 2500), LARGE),  # 70 blocks; 140 tiles would take two turns
+        ((4096, 2500), SMALL),  # 5 turns of 0.55, not 3
+        ((4096, 4096), LARGE),  # 4 turns, not 8 of 0.55
+        ((8192, 8192), LARGE),
+    ],
+    ids=str,
+)
+def test_the_tile_with_which_all_blocks_are_done_first(shape, tile):
+    a, b = (np.empty((side, 8), np.uint16) for side in shape)
+    with emulated(), cuda.recorded() as launches:
+        cuda_wgmma.multiply(a, b, c=np.empty(shape, np.float32), turned=(False, True), blocks=MULTIPROCESSORS)
+    assert f"128 × {tile[1]}" in launches[0][0].name
+
+
+FAULTS = [
+    pytest.param(
+        "                barrier_wait(full + uint32(8 * stage), parity)\n",
+        "",
+        "race: .* by a copy|nothing has written",
+        id="no wait for tiles",
+    ),
+    pytest.param(
+        "                barrier_wait(empty + uint32(8 * stage), parity)\n",
+        "",
+        "race: .* written by a copy",
+        id="no wait for an empty stage",
+    ),
+    pytest.param(
+        "if thread % GROUP == 0:\n            barrier_arrive",
+        "if thread == 0:\n          for _ in range(GROUPS):\n            barrier_arrive",
+        "race: shared word at .* was read by wgmma of 128",
+        id="one warpgroup's word for both",
+    ),
+    pytest.param(
+        "            for k in range(0, depth, DEPTH):\n                place = uint32",
+        "            stage, parity = uint32(0), uint32(0)\n"
+        "            for k in range(0, depth, DEPTH):\n                place = uint32",
+        "deadlock|race|wrong",
+        id="phases that begin anew with each tile",
+    ),
+    pytest.param(
+        "again else parity", "again else uint32(0)", "deadlock|race|wrong", id="phases that do not alternate"
+    ),
+    pytest.param(
+        "            barriers_visible()\n",
+        "",
+        "no fence.proxy.async since",
+        id="mbarriers that copies do not see",
+    ),
+    pytest.param(
+        "        cuda.syncthreads()\n",
+        "",
+        "has initialised the mbarrier, and no barrier since|was not initialised",
+        id="mbarriers that are used early",
+    ),
+    pytest.param(
+        "sums.wait(running), sums",
+        "sums.wait(running + 1), sums",
+        "race: shared word at .* was read by wgmma",
+        id="a stage given back that is still multiplied",
+    ),
+    pytest.param(
+        "computed if running else stage",
+        "stage",
+        "race|deadlock",
+        id="the stage that was just begun given back",
+    ),
+    pytest.param(
+        "                wait_for_all()\n",
+        "",
+        "is used before wgmma.wait_group says|was read by wgmma",
+        id="sums not waited for",
+    ),
+    pytest.param(
+        "                release(empty, computed, thread)\n", "", "deadlock", id="a tile's last stage kept"
+    ),
+    pytest.param("k > 0)", "1)", "wrong", id="sums of the tile before"),
+    pytest.param(
+        "release(empty, computed if", "release(full, computed if", "arrivals|deadlock", id="wrong barrier"
+    ),
+    pytest.param(
+        "barrier_expect(arrived, uint32(stage_bytes))",
+        "barrier_expect(arrived, uint32(16))",
+        "deadlock",
+        id="other bytes expected",
+    ),
+    pytest.param("top + 16 * warp", "top + 8 * warp", "race: global", id="rows of another warp"),
+    pytest.param("ptx.EIGHT - 1)) & ~", "ptx.EIGHT - 1)) | ~", "shared", id="stages where there is nothing"),
+    pytest.param(
+        "stages * stage_bytes // 4 + warp * part",
+        "warp * part",
+        "race: shared",
+        id="sums over operands that arrive",
+    ),
+    pytest.param(
+        "+ warp * part", "+ warp // 2 * part", "two threads write one shared", id="two warps in one place"
+    ),
+    pytest.param("cuda.blockIdx.x, tiles", "0, tiles", "race: global|wrong", id="all tiles by each block"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), FAULTS)
+def test_faults_are_found(monkeypatch, old, new, message):
+    monkeypatch.setattr(ptxrun, "WAITS_IN_VAIN", 500)
+    faulty = with_fault(cuda_wgmma, old, new)
+    random, shape = np.random.default_rng(8), (140, 330, 150)
+    a, b = exact(random, *shape[:2]), exact(random, *shape[1:])
+    c = np.full((shape[0], shape[2]), np.nan, np.float32)
+
+    def run():
+        with emulated(burst=64):
+            faulty.multiply(a, b, c=c, tile=SMALL)
+        if not (c == in_order_of_k(a, b)).all():
+            raise ptxrun.PTXError("wrong result")
+
+    with pytest.raises(ptxrun.PTXError, match=message):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cuda.syncwarp()\n            keep(piece, to)", "keep(piece, to)"),
+        ("keep(piece, to)\n            cuda.syncwarp()", "keep(piece, to)"),
+    ],
+    ids=["before", "after"],
+)
+def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
+    faulty = with_fault(cuda_wgmma, "BAND = 16", "BAND = 16")
+    faulty.by_pieces = with_fault(cuda_epilogue, old, new).by_pieces
+    a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
+    with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
+        faulty.multiply(a, b, c=c, tile=SMALL)

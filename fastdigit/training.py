@@ -25,7 +25,7 @@ from .log import Epoch, JsonLines, TrainingLog
 from .network import Network
 from .optimizers import SGD
 from .options import UPKEEP_EVERY, EarlyStopping, FitOptions, OptimizerState, as_path
-from .schedules import OneCycle
+from .schedules import BUILT_IN, OneCycle
 from .steps import train_steps
 from .streams import ORDER, random_stream
 
@@ -180,6 +180,7 @@ class _Training:
     best: dict | None = None
     stretch: int = 1  # steps to run before looking up
     order: tuple | None = None  # (epoch, its images' order on the backend), made ready before it is needed
+    factors: tuple | None = None  # (epoch, its steps' factors of the learning rate), the same
 
     def __post_init__(self):
         net, data, options = self.net, self.data, self.options
@@ -373,6 +374,22 @@ class _Training:
             self.order = epoch, self.net.backend.to_device(order.astype(np.int64))
         return self.order[1]
 
+    def _factors_of(self, start, stop):
+        """What the schedule scales the learning rate by in steps ``start`` … ``stop - 1`` of the epoch."""
+        if self.factors is not None and self.factors[0] == self.epochs_done:
+            return self.factors[1][start:stop]
+        return self._scheduled(self.epochs_done, start, stop)
+
+    def _scheduled(self, epoch, start=0, stop=None):
+        """The same of an epoch, all of it if nothing else is said, as the schedule says now."""
+        schedule, each = self.options.schedule, self.steps_per_epoch
+        first, total = epoch * each, self.options.epochs * each
+        steps = range(first + start, first + (each if stop is None else stop))
+        factors = [schedule(step, total, each) for step in steps]
+        if not np.isfinite(factors).all():
+            raise ConfigError(f"the schedule {schedule!r} gave {factors}")
+        return np.array(factors, np.float64)
+
     def _next_due(self, start):
         """The step of the epoch that a stretch from ``start`` on ends with at the latest."""
         every = self.options.checkpoint_every, self.options.upkeep_every
@@ -400,12 +417,7 @@ class _Training:
         net, options = self.net, self.options
         backend = net.backend
         update = self.epochs_done * self.steps_per_epoch + start
-        total = options.epochs * self.steps_per_epoch
-        steps = range(update, update + stop - start)
-        factors = [options.schedule(step, total, self.steps_per_epoch) for step in steps]
-        if not np.isfinite(factors).all():
-            raise ConfigError(f"the schedule {options.schedule!r} gave {factors}")
-        rates = options.optimizer.learning_rate * np.array(factors, np.float64)
+        rates = options.optimizer.learning_rate * self._factors_of(start, stop)
         # A training that diverges overflows; _check_losses says so better than NumPy's warnings.
         with net._lock, np.errstate(all="ignore"):
             plan = TrainPlan(
@@ -443,6 +455,8 @@ class _Training:
             on_gpu = type(self.loss) is not np.ndarray
             if on_gpu and stop == self.steps_per_epoch and self.epochs_done + 1 < options.epochs:
                 self._order_of(self.epochs_done + 1)  # while it works
+                if type(options.schedule) in BUILT_IN:
+                    self.factors = self.epochs_done + 1, self._scheduled(self.epochs_done + 1)
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
             loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
         return _means(loss, options.batch_size), rates

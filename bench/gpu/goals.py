@@ -203,10 +203,10 @@ def to_accuracy(backend, precisions, rows=(), targets=TARGETS, seeds=SEEDS, save
     """``bench.accuracy``'s rows of the precisions and targets that ``rows`` lack, in this process."""
     rows = list(rows)
     for target in targets:
-        recipe = accuracy.RECIPES[target]
+        recipe = accuracy.GPU_RECIPES[target]
 
         def measure(precision, target=target, recipe=recipe):
-            side = accuracy.Answers("fastdigit", backend, precision)
+            side = accuracy.Answers("fastdigit", backend, precision, accuracy.GPU_RECIPES)
             answers = [side((target, seed)) for seed in range(seeds + 1)]  # with 0 all is compiled
             return accuracy.row_of("fastdigit-cuda", recipe, answers)
 

@@ -87,8 +87,12 @@ def _run(program, tool, seconds, command):
         row["errors"] = errors
     elif late:
         row["no_time"] = f"not finished after {seconds:.0f} s"
-    else:  # what the checks themselves could not do
-        row["no_time"] = f"failed: {lines[-1] if lines else f'exit status {process.returncode}'}"
+    else:
+        theirs = [
+            line for line in lines if line not in own
+        ]  # the checks' last words, if it was they who failed
+        last = theirs if process.returncode and theirs else lines or [f"exit status {process.returncode}"]
+        row["no_time"] = f"failed: {last[-1]}"
     return {**row, "lines": own[:LINES]}
 
 

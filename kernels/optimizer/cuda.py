@@ -90,7 +90,10 @@ def step_numbers(plan):
         numbers = _of_adam(t, rates, *betas, optimizer.epsilon, *decay)
     else:
         numbers = _of_sgd(rates, optimizer.momentum, *decay)
-    return np.stack(np.broadcast_arrays(*numbers), axis=1).astype(np.float32)
+    result = np.empty((len(rates), NUMBERS), np.float32)
+    for column, number in zip(result.T, numbers, strict=True):
+        column[...] = number
+    return result
 
 
 def _pass(p, g, state_0, state_1, states, nesterov, numbers):

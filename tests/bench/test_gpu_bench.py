@@ -513,12 +513,17 @@ class Event:
     [
         (1e-5, 1e-3, 1e-6, 1e-3),  # the GPU is slower
         (1e-4, 2e-5, 1e-6, 2e-5),  # the host is slower: barriers give it time
-        (1e-4, 2e-5, 1e-9, None),  # barriers quicker than expected: no time is said
+        (1e-4, 2e-5, 2.2e-7, 2e-5),  # barriers quicker than expected: twice as many are enough
+        (1e-4, 2e-5, 1e-9, None),  # eight times as many are not: no time is said
     ],
 )
 def test_calls_are_timed_by_the_gpu_whatever_the_host_takes(on_host, on_gpu, barrier, found, monkeypatch):
     Event.now = Event.clock = 0.0
-    order = []
+    order, plugs = [], []
+
+    def plug(blocks, count):
+        plugs.append(count)
+        call(count * barrier)
 
     def call(seconds=on_gpu):
         order.append(seconds)
@@ -534,15 +539,20 @@ def test_calls_are_timed_by_the_gpu_whatever_the_host_takes(on_host, on_gpu, bar
     )
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits((9, 0), 132, 232_448))
-    monkeypatch.setattr(timing, "barriers", lambda blocks, count: call(count * barrier))
+    monkeypatch.setattr(timing, "barriers", plug)
     monkeypatch.setattr(time, "perf_counter", lambda: Event.clock)
     if found is None:
         with pytest.raises(Rejected, match="too slowly"):
             timing.seconds_on_gpu(call)
+        assert [now / before for before, now in itertools.pairwise(plugs)] == [2] * timing.TRIES
         return
     ours, theirs = timing.seconds_on_gpu(call, partial(call, 2 * on_gpu))
     assert ours == pytest.approx([found] * timing.REPEAT, rel=0.02)
     assert theirs == pytest.approx([2 * found] * timing.REPEAT, rel=0.02)
+    again = len(plugs) - 2 * timing.REPEAT * (on_host > on_gpu)
+    assert again == (
+        2 if barrier < timing.BARRIER_SECONDS else 0
+    )  # once of each function, not of each series
     both = [seconds for seconds in order[12:] if seconds in (on_gpu, 2 * on_gpu)]  # 2 · 2 · 3 to get ready
     turns = [seconds for seconds, _ in itertools.groupby(both)]
     assert turns == [on_gpu, *[2 * on_gpu, on_gpu] * (timing.REPEAT // 2), 2 * on_gpu]

@@ -219,7 +219,7 @@ def test_the_comparison_s_seconds_are_those_of_whole_calls_of_fit(digits):
 def test_the_time_to_an_accuracy_is_of_recipes_in_each_precision(monkeypatch):
     all_digits, trained, saved = fd.load_digits(), [], []
     recipe = accuracy.Recipe(0.98, (64, 12, 10), 1, batch=64)
-    monkeypatch.setattr(accuracy, "RECIPES", {0.98: recipe, 0.99: replace(recipe, target=0.99)})
+    monkeypatch.setattr(accuracy, "GPU_RECIPES", {0.98: recipe, 0.99: replace(recipe, target=0.99)})
     monkeypatch.setattr(fd, "load_mnist", lambda: all_digits)
     monkeypatch.setattr(
         accuracy.Answers,
@@ -242,6 +242,24 @@ def test_the_time_to_an_accuracy_is_of_recipes_in_each_precision(monkeypatch):
     ]
     said = "2.000 s in float32 (median of 3 seeds), 98.20% (98.10% to 98.30%)"
     assert asked("goals", {"accuracy": rows}, "98%") == (said, False)
+
+
+def test_what_is_asked_of_a_gpu_has_a_recipe():
+    assert [accuracy.GPU_RECIPES[target].target for target in goals.TARGETS] == list(goals.TARGETS)
+
+
+def test_shifted_images_are_beside_those_that_are_not():
+    whole = fd.Images(np.arange(1, 41, dtype=np.uint8).reshape(2, 4, 5), np.array([3, 7], np.int32))
+    recipe = accuracy.Recipe(0.9, (20, 10), 1, shifts=8)
+    images, labels = recipe.training_set(whole)
+    assert labels.tolist() == [3, 7] * 9
+    sides = itertools.product((0, -1, 1), repeat=2)
+    framed = np.pad(whole.images, ((0, 0), (1, 1), (1, 1)))
+    expected = [framed[:, 1 - down :, 1 - right :][:, :4, :5] for down, right in sides]
+    assert sorted(map(bytes, images.reshape(9, -1))) == sorted(map(bytes, expected))
+    few, _ = replace(recipe, shifts=4).training_set(whole)
+    assert np.array_equal(few, images[:10])
+    assert np.array_equal(few[:2], whole.images)
 
 
 def test_a_recipe_is_trained_in_its_precision(monkeypatch):

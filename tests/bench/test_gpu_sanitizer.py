@@ -85,7 +85,7 @@ def test_one_error_is_an_error_also_where_the_checks_end_with_it(stub, monkeypat
 @pytest.mark.parametrize(
     ("then", "silent", "why"),
     [
-        ("sys.exit('BackendError: no GPU')", "", "failed: ========= ERROR SUMMARY: 0 errors"),
+        ("sys.exit('BackendError: no GPU')", "", "failed: BackendError: no GPU"),
         ("", "1", "failed: ========= Error: Device not supported"),
         ("answer.unlink()", "", "failed: ========= ERROR SUMMARY: 0 errors"),
         ("time.sleep(60)", "", "not finished after 2 s"),

@@ -747,3 +747,42 @@ def test_an_existing_log_is_not_overwritten(make_network, blobs, tmp_path):
 def test_no_images_to_validate_with(make_network, blobs):
     with pytest.raises(fd.DataError, match="no images to validate with"):
         fd.fit(make_network(), blobs, validation=(blobs.images[:0], blobs.labels[:0]))
+
+
+class Elsewhere(np.ndarray):
+    """An array that training takes for one of a GPU's."""
+
+
+def test_an_epochs_factors_are_made_while_a_gpu_is_busy_with_the_one_before(blobs, monkeypatch):
+    numpy, asked, whole = fd.get_backend("numpy"), [], fd.OneCycle.__call__
+    gpu = dataclasses.replace(numpy, zeros=lambda *how: numpy.zeros(*how).view(Elsewhere))
+
+    def watched(self, step, *plan):
+        asked.append((step, ended[0]))
+        return whole(self, step, *plan)
+
+    def own(step, *plan):
+        return watched(fd.OneCycle(), step, *plan)
+
+    def trained(backend, schedule):
+        asked.clear()
+        ended[0] = 0
+        net = fd.Network((36, 8, 4), backend=backend, seed=1)
+        log = fd.fit(net, blobs, epochs=3, batch_size=30, schedule=schedule, callbacks=count)
+        return net, log, list(asked), len(log.step_losses) // 3
+
+    def count(net, log):
+        ended[0] += 1
+
+    ended = [0]
+    monkeypatch.setattr(fd.OneCycle, "__call__", watched)
+    net, log, ahead, each = trained(gpu, fd.OneCycle())
+    steps = range(3 * each)
+    assert ahead == [(step, max(0, step // each - 1)) for step in steps]
+    other, same, called, _ = trained(gpu, own)
+    assert called == [(step, step // each) for step in steps]  # one's own function not before its epoch
+    assert same_bits(net, other)
+    assert log.step_losses == same.step_losses
+    plain, _, called, _ = trained(numpy, fd.OneCycle())
+    assert called == [(step, step // each) for step in steps]
+    assert same_bits(net, plain)

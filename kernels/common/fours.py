@@ -31,11 +31,17 @@ def read4(vector, at, count, vectors):
 
 
 @device
+def nothing4():
+    """Four zeros."""
+    zero = float32(0)
+    return zero, zero, zero, zero
+
+
+@device
 def read4_of(vector, row, row_distance, column, rows, columns, vectors):
     """Four numbers of a row of a matrix, zeros where it has none."""
-    zero = float32(0)
     if row >= rows or column >= columns:
-        return zero, zero, zero, zero
+        return nothing4()
     return read4(vector, row * row_distance + column, columns - column, vectors)
 
 
@@ -86,15 +92,23 @@ class Epilogue(NamedTuple):
     """What else may become of the numbers of an output. Kernels are compiled for each, on demand, so that
     none pays for what it does not do.
 
-    ``change(four, place, c, numbers)`` is a device function: from four numbers beside each other to those
-    that are written. ``place`` is (row, column, at, count, vectors): row and column of the first, a multiple
-    of 4; where it is in the vector ``c``; how many there are from it to the end of the row; whether accesses
-    may be of 128 bits. ``numbers`` are those of the launch, a tuple of ``kinds``.
+    Device functions: ``change(four, place, beside, shared, numbers)`` goes from four numbers beside each
+    other to those that are written. ``place`` is (row, column, at, count, vectors): row and column of the
+    first, a multiple of 4; where it is in the vector ``c``; how many there are from it to the end of the row,
+    none if not above 0; whether accesses may be of 128 bits. ``numbers`` are those of the launch, a tuple of
+    ``kinds``.
+
+    ``beside = read(place, c, numbers)`` is what memory has at the place, and ``shared = begin(numbers)`` what
+    it has for all places: apart from ``change``, so that one four need not wait until another is written.
+    ``expect(c, at, count, numbers)``: what ``read`` will ask for from ``at`` on may be brought nearer.
     """
 
     name: str
     change: Any
     kinds: types.BaseTuple
+    begin: Any
+    read: Any
+    expect: Any
 
     @property
     def suffix(self):
@@ -112,11 +126,27 @@ class Then(NamedTuple):
 
 
 @device
-def _as_they_are(four, place, c, numbers):
+def _as_they_are(four, place, beside, shared, numbers):
     return four
 
 
-AS_IT_IS = Then(Epilogue("", _as_they_are, types.Tuple(())), (), None)
+@device
+def begin_with_nothing(numbers):
+    return ()
+
+
+@device
+def read_nothing(place, c, numbers):
+    return ()
+
+
+@device
+def expect_nothing(c, at, count, numbers):
+    pass
+
+
+NOTHING_BESIDE = read_nothing, expect_nothing
+AS_IT_IS = Then(Epilogue("", _as_they_are, types.Tuple(()), begin_with_nothing, *NOTHING_BESIDE), (), None)
 
 
 def check_counter(step):

@@ -638,6 +638,18 @@ map_visible = _instruction(
 )
 
 
+_expect_bytes = _instruction(
+    "cp.async.bulk.prefetch.L2.global [$0], $1;", "l,r,~{memory}", types.void, types.uint64, types.uint32
+)
+
+
+@device
+def expect(vector, at, count):
+    """So many float32 of a vector will be read soon: memory brings them to the second-level cache. Both
+    ``at`` and ``count`` are multiples of 4. (9.7.9.25.5.3, cp.async.bulk.prefetch)"""
+    _expect_bytes(global_address(vector) + types.uint64(4 * at), types.uint32(4 * count))
+
+
 def registers(count, more):
     """``take()``: from here on each thread has so many registers, ``more`` than before or fewer. A warpgroup
     calls it as one, and waits until others have given away what it takes. (9.7.19.5, setmaxnreg)"""

@@ -16,7 +16,7 @@ from ..common.cuda import (
     row_distance,
     types,
 )
-from ..common.fours import Epilogue, Then, check_counter, read4, write4
+from ..common.fours import NOTHING_BESIDE, Epilogue, Then, check_counter, read4, write4
 from ..common.philox import MASK, SHIFT, philox4x32
 from .reference import keep_threshold
 
@@ -48,13 +48,18 @@ def _dropout(y, y_row, columns, vectors, numbers, step):
 
 
 @device
-def _change(four, place, c, numbers):
-    return _thinned(four, place[0], place[1], numbers[0], uint64(numbers[1][0]))
+def _step(numbers):
+    return uint64(numbers[1][0])
+
+
+@device
+def _change(four, place, beside, step, numbers):
+    return _thinned(four, place[0], place[1], numbers[0], step)
 
 
 _NUMBERS = types.Tuple((uint64, float32, uint64, uint64))
 _kernel = Kernel(_dropout, FLOATS, *[int64] * 3, _NUMBERS, uint64, threads=THREADS, name="dropout")
-DROPOUT = Epilogue("dropout", _change, types.Tuple((_NUMBERS, LONGS)))
+DROPOUT = Epilogue("dropout", _change, types.Tuple((_NUMBERS, LONGS)), _step, *NOTHING_BESIDE)
 
 
 def _numbers(p, key):

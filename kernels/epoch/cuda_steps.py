@@ -215,14 +215,15 @@ def _losses(halves):
     return _kernel(losses, *arguments, name=name, halves=halves, threads=THREADS_OF_ROWS)
 
 
-_updated = UPDATE.change
+_updated, _now, _before = UPDATE.change, UPDATE.begin, UPDATE.read
 
 
 def _update(p, g, rounded, numbers):
     """Four parameters each: gradient descent, and the rounded copy where there is one."""
     at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
     if at < p.size:
-        values = _updated(load4(g, at), (int64(0), at, at, int64(4), int64(1)), p, numbers)
+        place = int64(0), at, at, int64(4), int64(1)
+        values = _updated(load4(g, at), place, _before(place, p, numbers), _now(numbers), numbers)
         store4(p, at, values)
         if rounded.size > 0:
             write4_halves(rounded, at, 4, values)

@@ -65,7 +65,7 @@ def technique_for(precision, capability, shape):
 def column_sums(halves, epilogue=AS_IT_IS.epilogue):
     """The kernel for sums of the columns of a matrix of float32, or of bfloat16 if ``halves``."""
     read, stored = (read4_halves, WORDS) if halves else (read4, FLOATS)
-    change = epilogue.change
+    begin, read_beside, change = epilogue.begin, epilogue.read, epilogue.change
 
     def column_sums(values, row_distance, rows, columns, vectors, sums, numbers):
         parts = cuda.shared.array(PARTS, float32, ALIGNED)
@@ -85,7 +85,8 @@ def column_sums(halves, epilogue=AS_IT_IS.epilogue):
                 four = load4(parts, 4 * (other * ACROSS + lane))
                 s0, s1, s2, s3 = s0 + four[0], s1 + four[1], s2 + four[2], s3 + four[3]
             place = int64(0), column, column, count, int64(0)
-            write4(sums, column, count, False, change((s0, s1, s2, s3), place, sums, numbers))
+            beside, shared = read_beside(place, sums, numbers), begin(numbers)
+            write4(sums, column, count, False, change((s0, s1, s2, s3), place, beside, shared, numbers))
 
     return Kernel(
         column_sums,

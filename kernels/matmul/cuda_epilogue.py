@@ -6,6 +6,8 @@ finds them. (Finished where they are, the code is written out for every register
 each of which would be fetched for one use.)
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import float32, int64, uint32
 
@@ -23,7 +25,16 @@ from ..common.cuda import (
     row_distance,
     types,
 )
-from ..common.fours import AS_IT_IS, check_beside, read4, read4_halves, write4, write4_halves
+from ..common.fours import (
+    AS_IT_IS,
+    check_beside,
+    nothing4,
+    read4,
+    read4_halves,
+    read_nothing,
+    write4,
+    write4_halves,
+)
 from ..common.ptx import load4
 
 # What becomes of a number, in this order, where it goes, and whether fours of all arrays are aligned.
@@ -39,45 +50,116 @@ def _finished(value, bias, relu):
     return float32(0) if relu and value < float32(0) else value
 
 
-def finisher(kind, epilogue):
-    """``finish(four, row, column, rows, columns, outputs)``: four sums beside each other, through what is
-    asked for to where it is asked for; and the type of ``outputs``.
+class Finisher(NamedTuple):
+    """What :func:`finisher` returns: device functions, and the type of their ``outputs``
+    (see :class:`Product`).
 
-    ``kind``: "float32", or on tensor cores "tf32" or "bf16", and these may have an output of bfloat16.
-    ``outputs``: see :class:`Product`; ``epilogue``: a :class:`..common.fours.Epilogue`.
+    ``one(four, row, column, rows, columns, outputs)``: four sums beside each other, through what is asked for
+    to where it is asked for.
+    ``several(memory, at, further, row, apart, column, rows, columns, outputs)``: ``at_once`` fours of rows
+    that are ``apart``, ``further`` numbers from each other in shared memory. Memory is asked for what all of
+    them need before the first is finished: its answer takes as long as hundreds of instructions.
+    ``expect(row, column, width, rows, columns, outputs)``: so many numbers of a row will be finished soon.
+    """
+
+    one: Any
+    several: Any
+    expect: Any
+    at_once: int
+    outputs: types.BaseTuple
+
+
+def finisher(kind, epilogue, at_once=4):
+    """The :class:`Finisher` of products.
+
+    ``kind``: "float32", or on tensor cores "tf32" or "bf16", and these may have an output of bfloat16;
+    ``epilogue``: a :class:`..common.fours.Epilogue`; ``at_once``: what registers are there for.
     """
     read_below, below = (read4_halves, WORDS) if kind == "bf16" else (read4, FLOATS)
-    halves, change = kind != "float32", epilogue.change
+    halves, change, begin_epilogue = kind != "float32", epilogue.change, epilogue.begin
+    read_beside, expect_beside = epilogue.read, epilogue.expect
+    masked = read_beside is read_nothing  # as :class:`Product` has checked: registers are few
 
     @device
-    def finish(four, row, column, rows, columns, outputs):
-        if row >= rows or column >= columns:
+    def begin(column, columns, outputs):
+        """What is the same for fours below each other."""
+        how, bias, numbers = outputs[0], outputs[1], outputs[9]
+        added = nothing4()
+        if how & BIAS and column < columns:
+            added = read4(bias, column, columns - column, how & VECTORS)
+        return added, begin_epilogue(numbers)
+
+    @device
+    def place_of(row, column, rows, columns, outputs):
+        count = columns - column if row < rows else int64(0)
+        return row, column, row * outputs[6] + column, count, outputs[0] & VECTORS
+
+    @device
+    def read(row, column, rows, columns, outputs):
+        """What memory has for a four."""
+        how, y_below, y_row = outputs[0], outputs[2], outputs[3]
+        place, mask = place_of(row, column, rows, columns, outputs), nothing4()
+        if masked and how & MASK and place[3] > 0:
+            mask = read_below(y_below, row * y_row + column, place[3], place[4])
+        return mask, read_beside(place, outputs[5], outputs[9])
+
+    @device
+    def finish(four, shared, found, row, column, rows, columns, outputs):
+        place = place_of(row, column, rows, columns, outputs)
+        (added, of_all), (mask, beside), (at, count, vectors) = shared, found, place[2:]
+        if count <= 0:
             return
-        how, bias, y_below, y_row, scale, c, c_row, half, half_row, numbers = outputs
-        vectors, relu, count = how & VECTORS, how & RELU, columns - column
-        zero = float32(0)
-        added = zero, zero, zero, zero
-        if how & BIAS:
-            added = read4(bias, column, count, vectors)
+        how, scale, c, half, half_row, numbers = outputs[0], outputs[4], outputs[5], *outputs[7:]
+        relu, zero = how & RELU, float32(0)
         v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
         v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
         v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
-        if how & MASK:
-            mask = read_below(y_below, row * y_row + column, count, vectors)
+        if masked and how & MASK:
             v0, v1 = v0 if mask[0] > zero else zero, v1 if mask[1] > zero else zero
             v2, v3 = v2 if mask[2] > zero else zero, v3 if mask[3] > zero else zero
-        at = row * c_row + column
-        values = change((v0, v1, v2, v3), (row, column, at, count, vectors), c, numbers)
+        values = change((v0, v1, v2, v3), place, beside, of_all, numbers)
         if how & WHOLE:
             write4(c, at, count, vectors, values)
         if halves and how & HALVES:
             write4_halves(half, row * half_row + column, count, values)
 
+    @device
+    def one(four, row, column, rows, columns, outputs):
+        found = read(row, column, rows, columns, outputs)
+        finish(four, begin(column, columns, outputs), found, row, column, rows, columns, outputs)
+
+    def together(count):
+        """``count`` fours below each other: all are read for before the first is finished."""
+        if not count:
+            return device(lambda *arguments: None)
+        others = together(count - 1)
+
+        @device
+        def these(shared, memory, at, further, row, apart, column, rows, columns, outputs):
+            found = read(row, column, rows, columns, outputs)
+            others(shared, memory, at + further, further, row + apart, apart, column, rows, columns, outputs)
+            finish(load4(memory, at), shared, found, row, column, rows, columns, outputs)
+
+        return these
+
+    all_of_them = together(at_once)
+
+    @device
+    def several(memory, at, further, row, apart, column, rows, columns, outputs):
+        shared = begin(column, columns, outputs)
+        all_of_them(shared, memory, at, further, row, apart, column, rows, columns, outputs)
+
+    @device
+    def expect(row, column, width, rows, columns, outputs):
+        count = min(width, columns - column) // 4 * 4
+        if outputs[0] & VECTORS and row < rows and count > 0:
+            expect_beside(outputs[5], row * outputs[6] + column, count, outputs[9])
+
     outputs = int64, FLOATS, below, int64, float32, FLOATS, int64, WORDS, int64, epilogue.kinds
-    return finish, types.Tuple(outputs)
+    return Finisher(one, several, expect, at_once, types.Tuple(outputs))
 
 
-def staged(tiles_down, tiles_across, at_once, finish):
+def staged(tiles_down, tiles_across, at_once, finishing):
     """``finish_tile(sums, memory, mine, lane, row, column, rows, columns, outputs)``: the sums of a warp, of
     ``ptx.tensor_sums``, finished by way of a part of shared memory.
 
@@ -88,7 +170,8 @@ def staged(tiles_down, tiles_across, at_once, finish):
     # Eight rows of four lanes that write two numbers each, or eight lanes that read four, meet all banks.
     pitch = width + 8
     fours = width // 4
-    items = 16 * at_once * fours
+    apart = 32 // fours  # rows, of fours that a lane finishes
+    several, step = finishing.several, finishing.at_once * apart
 
     def keeper(down, across, place):
         middle, end = place + 2, place + 4
@@ -117,10 +200,10 @@ def staged(tiles_down, tiles_across, at_once, finish):
             cuda.syncwarp()
             keep(sums, memory, mine + lane // 4 * pitch + lane % 4 * 2)
             cuda.syncwarp()
-            for item in range(lane, items, 32):
-                down, across = item // fours, item % fours * 4
-                four = load4(memory, mine + down * pitch + across)
-                finish(four, row + top + down, column + across, rows, columns, outputs)
+            across = lane % fours * 4
+            for down in range(lane // fours, 16 * at_once, step):
+                at, below = mine + down * pitch + across, row + top + down
+                several(memory, at, apart * pitch, below, apart, column + across, rows, columns, outputs)
 
         return part
 
@@ -128,7 +211,7 @@ def staged(tiles_down, tiles_across, at_once, finish):
     return ptx.sequence(parts), 16 * at_once * pitch
 
 
-def by_pieces(sums, columns_of_tile, finish):
+def by_pieces(sums, columns_of_tile, finishing):
     """``finish_tile(memory, mine, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of ``sums``,
     of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of their columns
     at a time. No other warp has to wait for it.
@@ -139,6 +222,8 @@ def by_pieces(sums, columns_of_tile, finish):
     width = sums.width
     pitch = width + 8  # as in :func:`staged`
     pieces, fours = columns_of_tile // width, width // 4
+    apart = 32 // fours  # rows, of fours that a lane finishes
+    several, step = finishing.several, finishing.at_once * apart
     keep = ptx.choose([sums.store(piece, pitch) for piece in range(pieces)])
 
     @device
@@ -151,9 +236,9 @@ def by_pieces(sums, columns_of_tile, finish):
             cuda.syncwarp()
             keep(piece, to)
             cuda.syncwarp()
-            for down in range(lane // fours, 16, 32 // fours):
-                four = load4(memory, mine + down * pitch + across)
-                finish(four, row + down, column + piece * width + across, rows, columns, outputs)
+            for down in range(lane // fours, 16, step):
+                at, right = mine + down * pitch + across, column + piece * width + across
+                several(memory, at, apart * pitch, row + down, apart, right, rows, columns, outputs)
 
     return finish_tile, 16 * pitch
 
@@ -203,6 +288,8 @@ class Product:
         self.columns = b.shape[0] if turned[1] else b.shape[1]
         self._check(kind, a, b, c, half, bias, y_below)
         check_beside(c, then)
+        if y_below is not None and then.beside is not None:
+            raise ValueError(f"{then.epilogue.name!r} of an output with a mask is not offered")
         halves = kind == "bf16"
         how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
         how += WHOLE * (c is not None) + HALVES * (half is not None)

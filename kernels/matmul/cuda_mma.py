@@ -130,8 +130,9 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     half_rows, half_columns = tile_rows // 2, tile_columns // 2
     down, across = half_rows // 16, half_columns // 8
     zeros, add = ptx.tensor_sums(down, across, kind)
-    finish4, outputs = finisher(kind, epilogue)
-    finish, part = staged(down, across, 2, finish4)
+    finishing = finisher(kind, epilogue)
+    outputs = finishing.outputs
+    finish, part = staged(down, across, 2, finishing)
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
 

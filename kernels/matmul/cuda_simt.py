@@ -71,8 +71,8 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     tile_rows, tile_columns = tile
     threads = tile_rows * tile_columns // 64
     depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
-    finish4, outputs = finisher(kind, epilogue)
-    finish = _finisher(finish4, threads)
+    finishing = finisher(kind, epilogue)
+    finish, outputs = _finisher(finishing.one, threads), finishing.outputs
     fours = depth_at_once // 4
     turn = 128 // depth_at_once
     warps_down = tile_rows // 32

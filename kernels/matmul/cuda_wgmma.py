@@ -40,6 +40,7 @@ STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
 # The time of a tile, in that of the larger: the other has half of its products, and more to copy for each of
 # them. An estimate, to be measured.
 COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
+AT_ONCE = {(ROWS, 256): 2, (ROWS, 128): 4}  # fours that are read for together: sums take most registers
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
 
@@ -72,8 +73,9 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
     sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
     begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
-    finish4, outputs = finisher(kind, epilogue)
-    finish, part = by_pieces(sums, columns_of_tile, finish4)
+    finishing = finisher(kind, epilogue, AT_ONCE[tile])
+    expect, outputs = finishing.expect, finishing.outputs
+    finish, part = by_pieces(sums, columns_of_tile, finishing)
     barriers = 2 * stages
     give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
     shared_address, global_address = ptx.shared_address, ptx.global_address
@@ -149,6 +151,8 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
         stage, parity, computed = uint32(0), uint32(0), uint32(0)
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
+            if lane < 16:  # a row each: from memory while the products are computed
+                expect(top + warp * 16 + lane, left, columns_of_tile, rows, columns, outputs)
             for k in range(0, depth, DEPTH):
                 place = uint32(stage * stage_bytes)
                 barrier_wait(full + uint32(8 * stage), parity)

@@ -24,8 +24,8 @@ from ..common.cuda import (
     for_any_array,
     types,
 )
-from ..common.fours import Epilogue, Then, check_counter, read4, write4
-from ..common.ptx import load4
+from ..common.fours import Epilogue, Then, check_counter, nothing4, read4, write4
+from ..common.ptx import expect, load4
 
 THREADS = 256
 CHUNK = 4096  # numbers of a gradient whose squares one block adds up
@@ -149,18 +149,40 @@ def _update_all(p, g, state, nesterov, numbers):
 
 
 @device
-def updated4(gradients, place, p, numbers):
-    """Four parameters beside each other after a step, whose states are written."""
-    state_0, state_1, states, nesterov, table, step = numbers
+def _now(numbers):
+    return numbers_of(numbers[4], numbers[5][0])
+
+
+@device
+def _before(place, p, numbers):
+    """Four parameters and their states, zeros where there are none."""
+    state_0, state_1, states = numbers[:3]
     at, count, vectors = place[2], place[3], place[4]
-    now = numbers_of(table, step[0])
-    zero = float32(0)
-    s_0, s_1 = (zero, zero, zero, zero), (zero, zero, zero, zero)
-    if states > 0:
-        s_0 = read4(state_0, at, count, vectors)
-    if states > 1:
-        s_1 = read4(state_1, at, count, vectors)
-    old = read4(p, at, count, vectors)
+    old, s_0, s_1 = nothing4(), nothing4(), nothing4()
+    if count > 0:
+        old = read4(p, at, count, vectors)
+        if states > 0:
+            s_0 = read4(state_0, at, count, vectors)
+        if states > 1:
+            s_1 = read4(state_1, at, count, vectors)
+    return old, s_0, s_1
+
+
+@device
+def _expect(p, at, count, numbers):
+    expect(p, at, count)
+    if numbers[2] > 0:
+        expect(numbers[0], at, count)
+    if numbers[2] > 1:
+        expect(numbers[1], at, count)
+
+
+@device
+def _updated4(gradients, place, before, now, numbers):
+    """Four parameters beside each other after a step, whose states are written."""
+    state_0, state_1, states, nesterov = numbers[:4]
+    at, count, vectors = place[2], place[3], place[4]
+    old, s_0, s_1 = before
     new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
     new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
     new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
@@ -172,7 +194,8 @@ def updated4(gradients, place, p, numbers):
     return new_0[0], new_1[0], new_2[0], new_3[0]
 
 
-UPDATE = Epilogue("update", updated4, types.Tuple((FLOATS, FLOATS, int64, int64, FLOATS, LONGS)))
+_NUMBERS = types.Tuple((FLOATS, FLOATS, int64, int64, FLOATS, LONGS))
+UPDATE = Epilogue("update", _updated4, _NUMBERS, _now, _before, _expect)
 
 
 def updating(state, nesterov, numbers, step):

@@ -380,6 +380,8 @@ def test_what_epilogues_refuse():
     half = np.zeros((8, 8), np.uint16)
     with pytest.raises(ValueError, match="'update' changes an output of float32 that is there already"):
         cuda_mma.multiply(a, b, half=half, then=update())
+    with pytest.raises(ValueError, match="'update' of an output with a mask is not offered"):
+        cuda_simt.multiply(a, b, c, y_below=c, then=update())
     with pytest.raises(ValueError, match=r"state has shape \(8, 7\), the others ask for \(8, 8\)"):
         cuda_simt.multiply(a, b, c, then=update(c[:, :7]))
     with pytest.raises(ValueError, match="rows of state must be as far apart"):

@@ -74,6 +74,18 @@ def test_products_for_hopper_use_what_it_has():
             assert "(C7" not in code.said  # nor adds waits, nor ignores the change of registers
 
 
+def test_updates_ask_for_several_fours_before_they_finish_one():
+    """Of parameters and two states; and, on Hopper, memory is asked when a tile begins."""
+    for kernel in KERNELS:
+        if re.match(r"matmul_(mma|wgmma) .*, update", kernel.name):
+            code = assemble(kernel, (9, 0, "a"))
+            opcodes = [opcode for _, opcode, _ in code.lines]
+            before = opcodes[: opcodes.index("STG.E.128")]
+            at_once = 2 if "256" in kernel.name else 4
+            assert sum(opcode == "LDG.E.128" for opcode in before) >= 3 * at_once, kernel.name
+            assert opcodes.count("UBLKPF.L2") == 3 * ("wgmma" in kernel.name), kernel.name
+
+
 def test_nothing_touches_sums_while_tensor_cores_add_to_them():
     """From the first product of a tile until the wait for the last, also while the next stage is awaited."""
     for kernel in KERNELS:

@@ -6,6 +6,7 @@ import pytest
 
 from fastdigit.kernels.common import cuda
 from fastdigit.kernels.matmul import cuda_epilogue, cuda_wgmma
+from fastdigit.kernels.optimizer import cuda as optimizer
 
 from ..ptx import ptxrun
 from ..ptx.emulated import LIMITS, emulated
@@ -275,3 +276,28 @@ def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
     with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
         faulty.multiply(a, b, c=c, tile=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("row < rows and count > 0", "count > 0", "out of bounds"),
+        ("min(width, columns - column) // 4 * 4", "min(width, columns - column)", "not in pieces of 16"),
+    ],
+    ids=["rows that there are not", "the last column"],
+)
+def test_what_is_brought_nearer_is_there(old, new, message):
+    def update(faulty):
+        a, b = np.zeros((64, 136), np.uint16), np.zeros((64, 72), np.uint16)[:, :67]
+        p, velocity = (np.zeros((136, 68), np.float32)[:, :67] for _ in range(2))
+        numbers = np.zeros((1, optimizer.NUMBERS), np.float32)
+        then = optimizer.updating((velocity,), False, numbers, np.zeros(1, np.int64))
+        with emulated():
+            faulty.multiply(a, b, c=p, turned=(True, False), then=then, tile=SMALL)
+
+    faulty = with_fault(cuda_wgmma, "BAND = 16", "BAND = 16")
+    update(faulty)
+    faulty.finisher = with_fault(cuda_epilogue, old, new).finisher
+    faulty.kernel.cache_clear()
+    with pytest.raises(ptxrun.PTXError, match=message):
+        update(faulty)

@@ -372,7 +372,7 @@ def test_training_is_measured_in_one_pass_for_each_network(monkeypatch):
         (cases.Network(cases.SMALL, 64), list(parts.FLOAT32_SIDES)),
         (cases.Network(cases.DEEP, 4096), list(parts.BF16_SIDES)),
     ]
-    more = {"passes": 1, "whole": True, "patience": parts.PATIENCE}
+    more = {"passes": 1, "whole": True, "patience": parts.PATIENCE, "limited": False}
     assert asked == [([each], (2, 0.1, "cuda", "python"), more) for each in networks]
 
 

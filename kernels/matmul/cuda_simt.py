@@ -20,14 +20,13 @@ Source: Volkov, Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 200
 
 from functools import cache
 
-from numba import float32, int64, uint32, uint64
+from numba import float32, int64, uint64
 
 from ..common.cuda import ALIGNED, FLOATS, Kernel, cuda, device, flat
 from ..common.cuda import row_distance as row_of
 from ..common.fours import AS_IT_IS, THREE, TWO, read4_of
 from ..common.ptx import add_outer, fold, load4, no_sums, sequence, store4
 from .cuda_epilogue import VECTORS, Product, finisher
-from .cuda_tiles import BAND, place_of
 
 TILES = ((128, 128), (64, 64))
 RESIDENT = {(128, 128): 1, (64, 64): 6}
@@ -131,20 +130,12 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
 
     compute = fold([step(i) for i in range(depth_at_once)])
 
-    @device
-    def corner():
-        """(row, column) where this block's tile begins."""
-        across = cuda.gridDim.x
-        number = uint32(cuda.blockIdx.y * across + cuda.blockIdx.x)
-        row, column = place_of(number, uint32(cuda.gridDim.y), uint32(across), uint32(BAND))
-        return int64(row) * tile_rows, int64(column) * tile_columns
-
     def matmul_simt(a, a_row, b, b_row, rows, columns, depth, outputs):
         # Two halves: one is read while the other is filled.
         strip = cuda.shared.array(all_a, float32, ALIGNED)
         panel = cuda.shared.array(all_b, float32, ALIGNED)
         warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
-        top, left = corner()
+        top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
         row, column = warp % warps_down * 32 + lane // 8 * 4, warp // warps_down * 64 + lane % 8 * 4
         vectors = outputs[0] & VECTORS
         sums = no_sums()

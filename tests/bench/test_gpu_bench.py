@@ -406,8 +406,9 @@ def test_parts_are_for_backends_that_run_here():
 
 def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, monkeypatch):
     """Each, with a stand-in for what it measures, which says what it was asked."""
-    attributes = {"ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0}
-    cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: SimpleNamespace(attributes=attributes)))
+    properties = {"major": 9, "minor": 0}
+    runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda number: properties)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(fd, "load_mnist", lambda: "MNIST")
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)

@@ -55,8 +55,9 @@ def test_products_use_tensor_cores_and_asynchronous_copies(capability):
             assert code.opcodes["LDSM"] > 0 or "tf32" in kernel.name
             assert any(opcode.startswith("LDGSTS") for opcode in code.modifiers)
             # An HMMA keeps a tensor core busy for 8 cycles at 8.0, a warp issues one instruction a cycle.
-            large = code.shared > 40_000
-            assert code.share("HMMA") > (0.2 if large else 0.08), (kernel.name, code.loop)
+            # Each operand in TF32 is rounded by two.
+            large, small = code.shared > 40_000, 0.06 if "tf32" in kernel.name else 0.08
+            assert code.share("HMMA") > (0.2 if large else small), (kernel.name, code.loop)
 
 
 def test_products_for_hopper_use_what_it_has():
@@ -129,8 +130,9 @@ ASKED_FOR_AGAIN = {
     "step: loss, gradient in float32": 1.65,
     "step: loss, gradient in bfloat16": 1.85,
 }
-# Where lanes of a warp belong to two hidden units, at the batch's end, and while weights come and go.
-CONFLICTS = {"epoch, persistent": 0.05}
+# Where lanes of a warp belong to two hidden units, at the batch's end, and while weights come and go, which
+# weighs most here, as it is once for a few steps.
+CONFLICTS = {"epoch, persistent": 0.15}
 
 
 def test_what_kernels_move():

@@ -63,7 +63,7 @@ def test_written_down_launches_are_not_run_and_do_the_same_later():
         relu.relu(x, y)
     assert not emulator.reports
     assert y.tolist() == [0, 0]
-    assert [(kernel.name, blocks, shared) for kernel, blocks, _, shared in launches] == [("relu", (1,), 0)]
+    assert [(kernel.name, blocks, shared) for kernel, blocks, _, shared in launches] == [("relu", (1, 1), 0)]
     with emulated():
         run = cuda.graph([cuda.prepared(*launch) for launch in launches])
         run()

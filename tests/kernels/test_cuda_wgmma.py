@@ -271,7 +271,7 @@ def test_faults_are_found(monkeypatch, old, new, message):
     ids=["before", "after"],
 )
 def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
-    faulty = with_fault(cuda_wgmma, "BAND = 16", "BAND = 16")
+    faulty = with_fault(cuda_wgmma, "GROUPS = 2", "GROUPS = 2")
     faulty.by_pieces = with_fault(cuda_epilogue, old, new).by_pieces
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
     with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
@@ -295,7 +295,7 @@ def test_what_is_brought_nearer_is_there(old, new, message):
         with emulated():
             faulty.multiply(a, b, c=p, turned=(True, False), then=then, tile=SMALL)
 
-    faulty = with_fault(cuda_wgmma, "BAND = 16", "BAND = 16")
+    faulty = with_fault(cuda_wgmma, "GROUPS = 2", "GROUPS = 2")
     update(faulty)
     faulty.finisher = with_fault(cuda_epilogue, old, new).finisher
     faulty.kernel.cache_clear()

@@ -37,6 +37,7 @@ from ..softmax_xent.cuda import expected_logit, smoothed
 THREADS = 512
 WARPS = THREADS // 32
 ASKING = WARPS - 1  # warps that ask for images
+PAIR = 128 + 16  # so that what is written of two pairs at once is in different banks
 MOST_CLASSES = 32  # one for each lane
 MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
 
@@ -69,7 +70,7 @@ LEAST_UNITS = TILE
     X_WORDS,  # of a buffer
     OWN,  # w1 [UNITS, OWN_ROW], then its states
     OWN_ROW,
-    W_DIGITS,  # of w1: [tiles of two units, pairs of 32 pixels, 32 lanes, 4]
+    W_DIGITS,  # of w1: [tiles of two units, pairs of 32 pixels, 32 lanes, 4], pairs PAIR words apart
     SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
     SMALL_WORDS,
     SUMS,  # [2, UNITS, Y_ROW] of two halves of the pixels; then in the first the gradients of outputs
@@ -149,7 +150,7 @@ def _carry(plan, memory, flat, state, back):
     here = int32(plan[OWN] + state * units * plan[OWN_ROW])
     item = _thread()
     while item < int32(units * pixels):
-        pixel, unit = _divided(item, units)
+        unit, pixel = _divided(item, pixels)
         place = uint32(here + unit * plan[OWN_ROW] + pixel)
         if _own(plan, unit) < plan[HIDDEN]:
             there = uint32(plan[W1] + pixel * plan[W1_ROW] + _own(plan, unit))
@@ -284,7 +285,9 @@ def _digits_of_weights(plan, memory, words):
         w = _load4(memory, uint32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four))
         found = digits_of(w[0], w[1], w[2], w[3], per_unit)
         of_lane = (unit & 1) * 16 + (four & 3)
-        at = int32(plan[W_DIGITS] + ((unit >> 1) * pairs + (four >> 4)) * 128 + 4 * of_lane + (four >> 2 & 3))
+        at = int32(
+            plan[W_DIGITS] + ((unit >> 1) * pairs + (four >> 4)) * PAIR + 4 * of_lane + (four >> 2 & 3)
+        )
         words[uint32(at)], words[uint32(at + 16)] = found[0], found[1]
         words[uint32(at + 32)], words[uint32(at + 48)] = found[2], found[3]
         item = int32(item + THREADS)
@@ -345,13 +348,13 @@ def _multiply_pixels(plan, memory, words, x, count, base):
         even, odd = no_sums(), no_sums()
         row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
         place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * half)
-        at = int32(plan[W_DIGITS] + (across * pairs + half) * 128 + 4 * lane)
+        at = int32(plan[W_DIGITS] + (across * pairs + half) * PAIR + 4 * lane)
         turn = int32(0)
         while turn < int32((pairs - half + 1) >> 1):
             a, b = _pixels_of_16(place), _load4_words(words, uint32(at))
             even = _byte_sums(a[0:4], b[0], b[1], even)
             odd = _byte_sums(a[4:8], b[2], b[3], odd)
-            place, at = uint32(place + 128), int32(at + 256)
+            place, at = uint32(place + 128), int32(at + 2 * PAIR)
             turn = int32(turn + 1)
         total = total_of(_added(even, odd), lane)
         image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
@@ -750,7 +753,8 @@ def _layout_of(sizes, batch, units, buffers, states):
     # Tensor cores read up to 48 bytes beyond a row's end.
     x_words = padded * x_row + 16
     # A quarter of the banks lies between two units, whose numbers a warp updates two by two.
-    own_row, y_row, dz_row = pixels + (8 - pixels) % 32, batch | 1, classes | 1
+    own_row, dz_row = pixels + (8 - pixels) % 32, classes | 1
+    y_row = batch + (16 - batch) % 32  # half of them between two units' outputs for 16 images
     small = units + units * classes + classes
     share = blocks_for(batch, blocks)
     words = {SHARE: share, LARGEST_PARTS: max(1, min(blocks_for(batch, 32), WARPS // units))}
@@ -758,7 +762,7 @@ def _layout_of(sizes, batch, units, buffers, states):
     for name, count in (
         (X, buffers * x_words),
         (OWN, (1 + states) * units * own_row),
-        (W_DIGITS, tiles * blocks_for(pixels, 64) * 128),
+        (W_DIGITS, tiles * blocks_for(pixels, 64) * PAIR),
         (SMALL, (1 + states) * small),
         (SUMS, 2 * units * y_row),
         (Y, units * y_row),

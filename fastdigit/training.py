@@ -199,7 +199,7 @@ class _Training:
             self.deformation = deformation._replace(**arrays)
         self.adversary = self._adversary()
         self.data_digest = data.digest() if options.checkpoint else ""
-        self.last_good = net.get_parameters()
+        self.last_good = net._parameters.copy()  # stays where the network is: many have more than 10 MB
 
     def _allocate(self):
         """What a training writes besides what the network has, in one allocation."""
@@ -247,7 +247,7 @@ class _Training:
         self.net.temperature = 1.0  # what it was is right for the weights of before alone
         if file is not None:
             if not resumed:
-                self._save(self.last_good)
+                self._save(self.net.get_parameters())
             remove_leftovers(file)
 
     def _restore(self, file):
@@ -263,7 +263,7 @@ class _Training:
         backend.to_device(saved.epoch_correct, out=self.correct[:seen])
         self.epochs_done, self.steps_done = saved.epochs_done, saved.steps_done
         self.log, self.best = saved.log, saved.best
-        self.last_good = saved.parameters
+        self.last_good[...] = net._parameters
         if self.options.epochs > saved.settings["epochs"]:
             self.log.stopped = None  # more epochs than planned at first: what ended it no longer counts
 
@@ -463,9 +463,9 @@ class _Training:
 
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
         net, options, to_host = self.net, self.options, self.net.backend.to_host
-        parameters = self._finite_parameters()
+        self._check_parameters()
         averaged = self._averaged_parameters()
-        validation = self._validation(parameters, averaged) if self.data.validation else None
+        validation = self._validation(averaged) if self.data.validation else None
         record = Epoch(
             epoch=self.epochs_done + 1,
             loss=float(np.mean(to_host(self.loss), dtype=np.float64)),
@@ -480,7 +480,7 @@ class _Training:
         self.epochs_done, self.steps_done = record.epoch, 0
         if options.early_stopping:
             if EarlyStopping.best_epoch(self.log) == record.epoch:
-                self.best = parameters if averaged is None else averaged
+                self.best = net.get_parameters() if averaged is None else averaged
             self.log.stopped = options.early_stopping.reason(self.log)
         for observer in observers:
             observer.epoch(record)
@@ -488,20 +488,25 @@ class _Training:
         called = [callback(net, self.log) for callback in options.callbacks]
         if any(called) and not self.log.stopped:
             self.log.stopped = "a callback asked to stop"
-        self.last_good = self._finite_parameters() if called else parameters
+        if called:
+            self._check_parameters()
+        with net._lock:
+            self.last_good[...] = net._parameters
         if options.checkpoint:
-            self._save(self.last_good)
+            self._save(net.get_parameters())
 
-    def _validation(self, parameters, averaged):
+    def _validation(self, averaged):
         """How good the network is with its average, if there is one; then it has its parameters again."""
+        own = None
         if averaged is not None:
+            own = self.net.get_parameters()
             self.net.set_parameters(averaged)
         with np.errstate(all="ignore"):
             validation = evaluate(self.net, self.data.validation)
         if not np.isfinite(validation.loss):
             self._diverged(f"the validation loss became {validation.loss}", self.steps_done - 1, None)
-        if averaged is not None:
-            self.net.set_parameters(parameters)
+        if own is not None:
+            self.net.set_parameters(own)
         return validation
 
     # --- divergence -------------------------------------------------------------------------
@@ -509,6 +514,14 @@ class _Training:
     def _check_losses(self, losses, start, rates):
         for i in np.flatnonzero(~np.isfinite(losses))[:1].tolist():
             self._diverged(f"the loss became {losses[i]}", start + i, rates[i])
+
+    def _check_parameters(self):
+        """Whether the parameters are what one may go on with, asked where they are."""
+        net = self.net
+        with net._lock:
+            finite = bool(np.isfinite(net._parameters).all())  # of CuPy's arrays CuPy's own
+        if not finite:
+            self._finite(net.get_parameters())
 
     def _finite_parameters(self):
         """The parameters on the host, if they are what one may go on with."""
@@ -528,7 +541,8 @@ class _Training:
         return parameters
 
     def _diverged(self, what, step, rate):
-        self.net.set_parameters(self.last_good)
+        with self.net._lock:
+            self.net._parameters[...] = self.last_good
         step += self.epochs_done * self.steps_per_epoch + 1
         at = "" if rate is None else f" at learning rate {rate:.3g}"
         file = self.options.checkpoint

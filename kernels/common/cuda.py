@@ -7,6 +7,7 @@ Numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), where there are no addresses.
 
 import ctypes
 import os
+import struct
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, cached_property, lru_cache, partial, wraps
@@ -46,12 +47,8 @@ NUMBERS = {
 
 DTYPES = {kind.dtype: np.dtype(str(kind.dtype)) for kind in (FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS, MAP)}
 
-CTYPES = {
-    types.float32: ctypes.c_float,
-    types.float64: ctypes.c_double,
-    types.int64: ctypes.c_int64,
-    types.uint64: ctypes.c_uint64,
-}
+WORD = 8  # bytes of each number that a kernel is given
+PACKED = {types.float32: "f4x", types.float64: "d", types.int64: "q", types.uint64: "Q"}
 
 GIVEN = 48 * 1024  # bytes of shared memory that a block gets without asking
 MOST_BELOW = 65_535  # blocks below each other; beside each other there can be 2 thousand million
@@ -196,6 +193,10 @@ class Kernel:
         return types.void(*self.arguments)
 
     @cached_property
+    def packed(self):
+        return struct.Struct("=" + _packed(self.arguments))
+
+    @cached_property
     def compiled(self):
         if SIMULATED:
             return cuda.jit(self.function)
@@ -301,8 +302,10 @@ class Launch:
 
     def __init__(self, kernel, blocks, arguments, shared):
         self.kernel, self.given, self.arguments = kernel, arguments, _with_maps(tuple(arguments))  # in use
-        self.words = words_of(self.arguments, types.Tuple(kernel.arguments))
-        self.places = (ctypes.c_void_p * len(self.words))(*map(ctypes.addressof, self.words))
+        words = kernel.packed.pack(*numbers_of(self.arguments, kernel.arguments))
+        self.words = ctypes.create_string_buffer(words, len(words))
+        first = ctypes.addressof(self.words)
+        self.places = (ctypes.c_void_p * (len(words) // WORD))(*range(first, first + len(words), WORD))
         self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
         if shared > GIVEN:
             kernel.allow(shared)
@@ -327,18 +330,28 @@ def _with_maps(argument):
     return tuple(map(_with_maps, argument)) if isinstance(argument, tuple) else argument
 
 
-def words_of(argument, kind):
-    """What the driver is given for an argument: for an array what Numba's compiled code wants to know, for a
-    tuple the words of each, one after the other."""
-    if isinstance(kind, types.BaseTuple):
-        pairs = zip(argument, kind, strict=True)
-        return [word for a, each in pairs for word in words_of(a, each)]
-    if isinstance(kind, types.Array):
-        size, itemsize = argument.size, argument.itemsize
-        nothing, address = ctypes.c_void_p(), ctypes.c_void_p(address_of(argument))
-        numbers = [ctypes.c_int64(number) for number in (size, itemsize, size, itemsize)]
-        return [nothing, nothing, *numbers[:2], address, *numbers[2:]]
-    return [CTYPES[kind](argument)]
+def numbers_of(arguments, kinds):
+    """What the driver is given for arguments, one after the other: for an array what Numba's compiled code
+    wants to know, for a tuple the numbers of each."""
+    numbers = []
+    for argument, kind in zip(arguments, kinds, strict=True):
+        if isinstance(kind, types.BaseTuple):
+            numbers += numbers_of(argument, kind)
+        elif isinstance(kind, types.Array):
+            size, itemsize = argument.size, argument.itemsize
+            numbers += 0, 0, size, itemsize, address_of(argument), size, itemsize
+        else:
+            numbers.append(argument)
+    return numbers
+
+
+def _packed(kinds):
+    """How these numbers are packed, WORD bytes each, in the manner of :mod:`struct`."""
+    nested, array = types.BaseTuple, types.Array
+    return "".join(
+        _packed(kind) if isinstance(kind, nested) else "QQqqQqq" if isinstance(kind, array) else PACKED[kind]
+        for kind in kinds
+    )
 
 
 def address_of(array):

@@ -87,6 +87,7 @@ LEAST_UNITS = TILE
     SHARED_WORDS,
     PLAN_WORDS,
 ) = range(39)
+NUMBERS_AT = -(-PLAN_WORDS // 4) * 4  # of the steps, behind the plan: four are read at a time
 
 # Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
 # (So do its loops over a range, in Numba: hence those with while.)
@@ -833,8 +834,7 @@ class Persistent:
         }
         self.blocks = blocks_for(hidden, self.words[UNITS])  # those that have a unit
         arena = Arena()
-        arena.array("plan", (PLAN_WORDS,), np.int32)
-        arena.array("numbers", (blocks_for(count, batch), NUMBERS), np.float32)
+        arena.array("given", (NUMBERS_AT + blocks_for(count, batch) * NUMBERS,), np.int32)
         arena.array("logits", (self.blocks * batch * classes,), np.float32)
         arena.array("dz", (-(-batch * self.words[DZ_ROW] // 4) * 4,), np.float32)
         arena.array("counter", (1,), np.uint32)
@@ -861,15 +861,18 @@ class Persistent:
             NESTEROV: getattr(plan.optimizer, "nesterov", False),
             WEIGHTED: plan.weight is not None,
         }
-        to_device(np.array([values[word] for word in range(PLAN_WORDS)], np.int32), out=memory["plan"])
-        to_device(step_numbers(plan), out=memory["numbers"][:steps])
+        given = np.zeros(NUMBERS_AT + steps * NUMBERS, np.int32)  # one copy to the GPU instead of two
+        given[:PLAN_WORDS] = [values[word] for word in range(PLAN_WORDS)]
+        given[NUMBERS_AT:] = step_numbers(plan).reshape(-1).view(np.int32)
+        to_device(given, out=memory["given"][: given.size])
+        numbers = memory["given"][NUMBERS_AT:].view(np.float32)
         nothing = plan.parameters[:0]
         state = [*plan.state, nothing, nothing][:2]
         persistent(
             self.blocks,
-            *(memory["plan"], images.reshape(-1), labels, order),
+            *(memory["given"][:PLAN_WORDS], images.reshape(-1), labels, order),
             nothing if plan.weight is None else plan.weight,
-            *(plan.parameters, *state, memory["numbers"].reshape(-1), plan.label_smoothing),
+            *(plan.parameters, *state, numbers, plan.label_smoothing),
             *(memory["logits"], memory["dz"], loss, correct, memory["counter"]),
             shared=4 * values[SHARED_WORDS],
         )

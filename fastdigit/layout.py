@@ -118,3 +118,12 @@ class Layout:
         """``[(w, b), …]`` from the first layer to the last, as views of a flat buffer."""
         views = [tensor.view(flat) for tensor in self.tensors]
         return list(zip(views[0::2], views[1::2], strict=True))
+
+    def with_biases(self, flat):
+        """The weights of each layer with its bias as one more row, [sizes[l-1] + 1, sizes[l]], as views of a
+        flat buffer: a bias lies behind its weights, and is as long as their rows."""
+        found = []
+        for w in self.tensors[0::2]:
+            rows, columns = w.shape[0] + 1, w.shape[1]
+            found.append(flat[w.offset : w.offset + rows * w.row].reshape(rows, w.row)[:, :columns])
+        return found

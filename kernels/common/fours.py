@@ -1,7 +1,7 @@
 """Four numbers of a row at a time, on a GPU: how they are read and written, and what else may become of those
 of a product on their way to memory.
 
-``vectors``: whether accesses may be of 128 bits, as each fourth number of a row is at a multiple of 16 bytes.
+``vectors``: whether four may be one access, as each fourth number of a row is at a multiple of their size.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from numba import float32, uint32, uint64
 
 from . import ptx
 from .cuda import check_float32, check_shapes, device, row_distance, types
-from .ptx import load4, store4
+from .ptx import load2_words, load4, store2_words, store4
 
 ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 
@@ -63,8 +63,13 @@ def write4(vector, at, count, vectors, values):
 
 @device
 def read4_halves(words, at, count, vectors):
-    """As :func:`read4`, of bfloat16; rows begin at whole words, and so does ``at``."""
-    at, zero = uint64(at // 2), float32(0)
+    """As :func:`read4`, of bfloat16, in 64 bits if ``vectors``; rows begin at whole words, and so does
+    ``at``."""
+    zero = float32(0)
+    if vectors and count >= 4:
+        pair = load2_words(words, at >> 1)
+        return ptx.low_half(pair[0]), ptx.high_half(pair[0]), ptx.low_half(pair[1]), ptx.high_half(pair[1])
+    at = uint64(at // 2)
     first = words[at]
     second = words[at + ONE] if count > 2 else uint32(0)
     return (
@@ -76,9 +81,13 @@ def read4_halves(words, at, count, vectors):
 
 
 @device
-def write4_halves(words, at, count, values):
+def write4_halves(words, at, count, vectors, values):
     """As :func:`write4`, rounded to bfloat16. The number behind an odd last one becomes zero."""
     zero = float32(0)
+    if vectors and count >= 4:
+        pair = ptx.bfloat16_pair(values[0], values[1]), ptx.bfloat16_pair(values[2], values[3])
+        store2_words(words, at >> 1, pair)
+        return
     at = uint64(at // 2)
     words[at] = ptx.bfloat16_pair(values[0], values[1] if count > 1 else zero)
     if count > 2:
@@ -101,6 +110,7 @@ class Epilogue(NamedTuple):
     ``beside = read(place, c, numbers)`` is what memory has at the place, and ``shared = begin(numbers)`` what
     it has for all places: apart from ``change``, so that one four need not wait until another is written.
     ``expect(c, at, count, numbers)``: what ``read`` will ask for from ``at`` on may be brought nearer.
+    ``reads``: how many fours it reads beside each.
     """
 
     name: str
@@ -109,6 +119,7 @@ class Epilogue(NamedTuple):
     begin: Any
     read: Any
     expect: Any
+    reads: int
 
     @property
     def suffix(self):
@@ -145,7 +156,7 @@ def expect_nothing(c, at, count, numbers):
     pass
 
 
-NOTHING_BESIDE = read_nothing, expect_nothing
+NOTHING_BESIDE = read_nothing, expect_nothing, 0
 AS_IT_IS = Then(Epilogue("", _as_they_are, types.Tuple(()), begin_with_nothing, *NOTHING_BESIDE), (), None)
 
 

@@ -113,25 +113,26 @@ def _loader(count, number=types.float32):
     return load
 
 
-def _storer(count):
+def _storer(count, number=types.float32):
+    kind = {types.float32: FLOAT, types.uint32: WORD}[number]
+
     def simulated(array, index, values):
         for i in range(count):
             array[index + i] = values[i]
 
     @_either(simulated)
     def store(typing_context, array, index, values):
-        wanted = types.UniTuple(types.float32, count)
-        if not _is_vector(array) or array.dtype != types.float32 or values != wanted:
+        if not _is_vector(array) or array.dtype != number or values != types.UniTuple(number, count):
             return None
 
         def generate(context, builder, signature, arguments):
             index = context.cast(builder, arguments[1], signature.args[1], types.int64)
             place = builder.gep(data_of(context, builder, signature.args[0], arguments[0]), [index])
-            kind = ir.VectorType(FLOAT, count)
-            vector = ir.Constant(kind, ir.Undefined)
+            together = ir.VectorType(kind, count)
+            vector = ir.Constant(together, ir.Undefined)
             for i in range(count):
                 vector = builder.insert_element(vector, builder.extract_value(arguments[2], i), WORD(i))
-            builder.store(vector, builder.bitcast(place, kind.as_pointer()), align=4 * count)
+            builder.store(vector, builder.bitcast(place, together.as_pointer()), align=4 * count)
             return context.get_dummy_value()
 
         return types.void(array, index, values), generate
@@ -140,11 +141,12 @@ def _storer(count):
 
 
 # load4(array, index) is array[index : index + 4] of float32 as a tuple, load2 two of them, load4_words and
-# load2_words those of uint32; store4(array, index, values) writes it: accesses of 128 bits, or 64 for two.
+# load2_words those of uint32; store4(array, index, values) writes it, store2_words two of uint32: accesses of
+# 128 bits, or 64 for two.
 # The address must be a multiple of their size.
 load2, load4 = _loader(2), _loader(4)
 load2_words, load4_words = _loader(2, types.uint32), _loader(4, types.uint32)
-store2, store4 = _storer(2), _storer(4)
+store2, store4, store2_words = _storer(2), _storer(4), _storer(2, types.uint32)
 
 
 # --- a square of sums in registers ----------------------------------------------------------------

@@ -14,10 +14,14 @@ Dropout is done by the products whose outputs it thins out, and the optimizer's 
 the gradients of weights, which are then never in memory: ``plan.gradients`` are written only where they are
 clipped, for which the norm of all has to be known first; one more launch then updates all.
 
+The inputs of each layer have a column of ones behind them, for the gradient of the biases, which lie behind
+the weights like one more row of these: they come from the same product.
+
 All memory is one allocation, made before the first step.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import float32, int32, int64, uint64
@@ -51,7 +55,7 @@ from ..dropout.reference import INPUT_LAYER, keep_threshold
 from ..matmul import cuda_mma
 from ..matmul.cuda import TECHNIQUES, sum_columns, technique_for
 from ..matmul.cuda_epilogue import words_of
-from ..optimizer.cuda import CHUNK, NUMBERS, UPDATE, clip_norm_with, step_numbers, updating
+from ..optimizer.cuda import CHUNK, NUMBERS, clip_norm_with, step_numbers, updating
 from ..softmax_xent.cuda import (
     LANES,
     ROWS,
@@ -68,6 +72,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 THREADS = 128
 TAKEN = 4  # pixels of a thread
 ROW = 64  # numbers that rows of matrices are padded to
+ONE = 0x3F80  # in bfloat16
 MANY = 16  # steps that one call of the driver asks for
 
 # The words of the counter: which step it is of this call, of the epoch and of the whole training.
@@ -215,18 +220,21 @@ def _losses(halves):
     return _kernel(losses, *arguments, name=name, halves=halves, threads=THREADS_OF_ROWS)
 
 
-_updated, _now, _before = UPDATE.change, UPDATE.begin, UPDATE.read
+@cache
+def _updates(epilogue):
+    updated, now, before = epilogue.change, epilogue.begin, epilogue.read
 
+    def update(p, g, rounded, numbers):
+        """Four parameters each: gradient descent, and the rounded copy where there is one."""
+        at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
+        if at < p.size:
+            place = int64(0), at, at, int64(4), int64(1)
+            values = updated(load4(g, at), place, before(place, p, numbers), now(numbers), numbers)
+            store4(p, at, values)
+            if rounded.size > 0:
+                write4_halves(rounded, at, 4, 1, values)
 
-def _update(p, g, rounded, numbers):
-    """Four parameters each: gradient descent, and the rounded copy where there is one."""
-    at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
-    if at < p.size:
-        place = int64(0), at, at, int64(4), int64(1)
-        values = _updated(load4(g, at), place, _before(place, p, numbers), _now(numbers), numbers)
-        store4(p, at, values)
-        if rounded.size > 0:
-            write4_halves(rounded, at, 4, values)
+    return _kernel(update, FLOATS, FLOATS, WORDS, epilogue.kinds, name=f"step: {epilogue.name}", halves=True)
 
 
 def _count_on(position):
@@ -242,7 +250,6 @@ _TAKE = {
     for halves in (False, True)
 }
 _DEFORM, _LOSSES = ({halves: make(halves) for halves in (False, True)} for make in (_deformer, _losses))
-_updates = _kernel(_update, FLOATS, FLOATS, WORDS, UPDATE.kinds, name="step: update", halves=True)
 _tick = _kernel(_count_on, LONGS, name="step: count", halves=False)
 
 
@@ -283,9 +290,8 @@ class Steps:
     def _memory(self, plan, zeros):
         sizes, arena, batch = plan.layout.layer_sizes, Arena(_padded), self.batch
         stored = np.uint16 if self.halves else np.float32
-        arena.matrix("x", batch, sizes[0], stored)
-        for layer, size in enumerate(sizes[1:-1]):
-            arena.matrix(f"y{layer}", batch, size, stored)
+        for layer, size in enumerate(sizes[:-1]):
+            arena.matrix(f"x{layer}", batch, size + 1, stored)  # of each layer, with its ones
         arena.matrix("z", batch, sizes[-1], np.float32)
         for layer, size in enumerate(sizes[1:]):
             arena.matrix(f"dy{layer}", batch, size, stored)
@@ -297,7 +303,10 @@ class Steps:
         parts = blocks_for(plan.layout.size, CHUNK) if plan.clip_norm is not None else 0
         arena.array("largest", (parts,), np.float32)
         arena.array("squares", (parts,), np.float64)
-        return arena.allocate(zeros)
+        memory = arena.allocate(zeros)
+        for layer, size in enumerate(sizes[:-1]):
+            memory[f"x{layer}"][:, size] = ONE if self.halves else 1
+        return memory
 
     def _multiply(self, a, b, out, rounded=None, **how):
         """The product of the precision at hand, to float32 or bfloat16 as ``out`` is, and to ``rounded``, of
@@ -309,12 +318,13 @@ class Steps:
 
     def _step(self, plan, images, labels, loss, correct):
         sizes, memory = plan.layout.layer_sizes, self.memory
-        x, y, z = memory["x"], [memory[f"y{layer}"] for layer in range(len(sizes) - 2)], memory["z"]
+        inputs = [memory[f"x{layer}"][:, :size] for layer, size in enumerate(sizes[:-1])]
+        x, z = inputs[0], memory["z"]
         dy = [memory[f"dy{layer}"] for layer in range(len(sizes) - 1)]
         numbers_of = words_of if self.halves else flat
         position, order = memory["position"], memory["order"]
         self._take(plan, images, x, numbers_of)
-        self._forward(plan, [x, *y, z])
+        self._forward(plan, [*inputs, z])
         _LOSSES[self.halves](
             blocks_for(self.batch, ROWS),
             *(flat(z), row_distance(z), sizes[-1], labels),
@@ -322,13 +332,13 @@ class Steps:
             *(order, position, self.batch, loss, correct),
             *(numbers_of(dy[-1]), row_distance(dy[-1]), plan.label_smoothing),
         )
-        self._backward(plan, [x, *y], dy)
+        self._backward(plan, inputs, dy)
         if plan.clip_norm is not None:
             clip_norm_with(memory["largest"], memory["squares"], plan.gradients, plan.clip_norm)
-            _updates(
+            then = self._updating(plan, plan.state)
+            _updates(then.epilogue)(
                 blocks_for(plan.layout.size // 4, THREADS),
-                *(plan.parameters, plan.gradients, memory["rounded"].view(np.uint32)),
-                self._updating(plan, plan.state).numbers,
+                *(plan.parameters, plan.gradients, memory["rounded"].view(np.uint32), then.numbers),
             )
         _tick(1, position)
 
@@ -361,20 +371,37 @@ class Steps:
 
     def _backward(self, plan, y, dy):
         """From the gradient of the logits down to the weights: to their gradients, or to what they become."""
-        weights, clipped = self._weights(plan), plan.clip_norm is not None
-        outputs = plan.layout.layers(plan.gradients if clipped else plan.parameters)
-        states = [plan.layout.layers(state) for state in plan.state]
+        weights = self._weights(plan)
         for layer in reversed(range(len(dy))):
             if layer:  # before the weights, which it reads, are updated
                 scale = 1 / (1 - plan.dropout[layer - 1])
                 how = {"turned": (False, True), "y_below": y[layer], "scale": scale}
                 self._multiply(dy[layer], weights[layer], dy[layer - 1], **how)
-            (w, b), then_w, then_b = outputs[layer], AS_IT_IS, AS_IT_IS
-            if not clipped:
-                then_w, then_b = (self._updating(plan, [s[layer][i] for s in states]) for i in (0, 1))
-            rounded = weights[layer] if self.halves and not clipped else None
-            self._multiply(y[layer], dy[layer], w, rounded, turned=(True, False), then=then_w)
-            sum_columns(dy[layer], b, then_b)
+            self._to_weights(plan, layer, dy[layer])
+
+    def _to_weights(self, plan, layer, dy):
+        """The gradients of a layer's weights and biases, or what these become."""
+        clipped, x, layout = plan.clip_norm is not None, self.memory[f"x{layer}"], plan.layout
+        flat = plan.gradients if clipped else plan.parameters
+        rounded = self.memory["rounded"] if self.halves and not clipped else None
+
+        def then(of):
+            return AS_IT_IS if clipped else self._updating(plan, [of(state) for state in plan.state])
+
+        def multiply(x, of):
+            half = None if rounded is None else of(rounded)
+            self._multiply(x, dy, of(flat), half, turned=(True, False), then=then(of))
+
+        if self._has_ones(layout.layer_sizes[layer]):
+            multiply(x, lambda flat: layout.with_biases(flat)[layer])
+        else:
+            multiply(x[:, :-1], lambda flat: layout.layers(flat)[layer][0])
+            sum_columns(dy, layout.layers(flat)[layer][1], then(lambda flat: layout.layers(flat)[layer][1]))
+
+    def _has_ones(self, size):
+        """Whether inputs of this size keep their ones: a last number of bfloat16 that has no neighbour is
+        written with a zero in its place."""
+        return not self.halves or size % 2 == 0
 
     def _updating(self, plan, state):
         nesterov, step = getattr(plan.optimizer, "nesterov", False), self.memory["position"][STEP:]

@@ -31,7 +31,6 @@ from ..common.fours import (
     nothing4,
     read4,
     read4_halves,
-    read_nothing,
     write4,
     write4_halves,
 )
@@ -39,6 +38,9 @@ from ..common.ptx import load4
 
 # What becomes of a number, in this order, where it goes, and whether fours of all arrays are aligned.
 BIAS, RELU, MASK, WHOLE, HALVES, VECTORS = 1, 2, 4, 8, 16, 32
+# For each of these, products on tensor cores have kernels of their own: to ask for every four takes too long.
+KNOWN = MASK | WHOLE | HALVES | VECTORS
+PLAIN = WHOLE | VECTORS
 
 LONGEST = 2**29  # numbers in a row or column, whose bytes are counted in 32 bits
 
@@ -54,14 +56,16 @@ class Finisher(NamedTuple):
     """What :func:`finisher` returns: device functions, and the type of their ``outputs``
     (see :class:`Product`).
 
-    ``one(four, row, column, rows, columns, outputs)``: four sums beside each other, through what is asked for
-    to where it is asked for.
-    ``several(memory, at, further, row, apart, column, rows, columns, outputs)``: ``at_once`` fours of rows
-    that are ``apart``, ``further`` numbers from each other in shared memory. Memory is asked for what all of
-    them need before the first is finished: its answer takes as long as hundreds of instructions.
+    ``begin(outputs)``: the epilogue's numbers, for a thread to read once.
+    ``one(four, shared, row, column, rows, columns, outputs)``: four sums beside each other, through what is
+    asked for to where it is asked for; ``shared`` are those numbers.
+    ``several(memory, at, further, shared, row, apart, column, rows, columns, outputs)``: ``at_once`` fours of
+    rows that are ``apart``, ``further`` numbers from each other in shared memory. Memory is asked for what
+    all of them need before the first is finished: its answer takes as long as hundreds of instructions.
     ``expect(row, column, width, rows, columns, outputs)``: so many numbers of a row will be finished soon.
     """
 
+    begin: Any
     one: Any
     several: Any
     expect: Any
@@ -69,99 +73,126 @@ class Finisher(NamedTuple):
     outputs: types.BaseTuple
 
 
-def finisher(kind, epilogue, at_once=4):
+def suffix_of(how):
+    """Of the names of kernels, what of ``how`` differs from PLAIN."""
+    said = [", where y_below > 0"] if how & MASK else []
+    if how & HALVES:
+        said.append(", to float32 and bfloat16" if how & WHOLE else ", to bfloat16")
+    return "".join(said) + ("" if how & VECTORS else ", one by one")
+
+
+def _flags(how):
+    """``flags(outputs)``: what becomes of numbers, for the compiler where it is known before."""
+    if how is None:
+        return device(lambda outputs: outputs[0])
+    known = how & KNOWN
+
+    @device
+    def flags(outputs):
+        return known | outputs[0] & ~KNOWN
+
+    return flags
+
+
+def finisher(kind, epilogue, at_once=4, how=None):
     """The :class:`Finisher` of products.
 
     ``kind``: "float32", or on tensor cores "tf32" or "bf16", and these may have an output of bfloat16;
-    ``epilogue``: a :class:`..common.fours.Epilogue`; ``at_once``: what registers are there for.
+    ``epilogue``: a :class:`..common.fours.Epilogue`; ``at_once``: what registers are there for; ``how``: of
+    the product's ``how`` what is KNOWN, if kernels are made for each.
     """
     read_below, below = (read4_halves, WORDS) if kind == "bf16" else (read4, FLOATS)
-    halves, change, begin_epilogue = kind != "float32", epilogue.change, epilogue.begin
-    read_beside, expect_beside = epilogue.read, epilogue.expect
-    masked = read_beside is read_nothing  # as :class:`Product` has checked: registers are few
+    halves, change, begin = kind != "float32", epilogue.change, epilogue.begin
+    read_beside, expect_beside, flags = epilogue.read, epilogue.expect, _flags(how)
+    masked = not epilogue.reads  # as :class:`Product` has checked: registers are few
 
     @device
-    def begin(column, columns, outputs):
-        """What is the same for fours below each other."""
-        how, bias, numbers = outputs[0], outputs[1], outputs[9]
-        added = nothing4()
-        if how & BIAS and column < columns:
-            added = read4(bias, column, columns - column, how & VECTORS)
-        return added, begin_epilogue(numbers)
+    def begin_with(outputs):
+        return begin(outputs[9])
 
     @device
-    def place_of(row, column, rows, columns, outputs):
-        count = columns - column if row < rows else int64(0)
-        return row, column, row * outputs[6] + column, count, outputs[0] & VECTORS
+    def bias_of(column, count, outputs):
+        if flags(outputs) & BIAS and count > 0:
+            return read4(outputs[1], column, count, flags(outputs) & VECTORS)
+        return nothing4()
 
     @device
-    def read(row, column, rows, columns, outputs):
-        """What memory has for a four."""
-        how, y_below, y_row = outputs[0], outputs[2], outputs[3]
-        place, mask = place_of(row, column, rows, columns, outputs), nothing4()
-        if masked and how & MASK and place[3] > 0:
-            mask = read_below(y_below, row * y_row + column, place[3], place[4])
+    def read(row, column, count, outputs):
+        """What memory has for a four, of which there are ``count``."""
+        y_below, y_row, vectors, mask = outputs[2], outputs[3], flags(outputs) & VECTORS, nothing4()
+        if masked and flags(outputs) & MASK and count > 0:
+            mask = read_below(y_below, row * y_row + column, count, vectors)
+        place = row, column, row * outputs[6] + column, count, vectors
         return mask, read_beside(place, outputs[5], outputs[9])
 
     @device
-    def finish(four, shared, found, row, column, rows, columns, outputs):
-        place = place_of(row, column, rows, columns, outputs)
-        (added, of_all), (mask, beside), (at, count, vectors) = shared, found, place[2:]
+    def finish(four, added, shared, found, row, column, count, outputs):
         if count <= 0:
             return
-        how, scale, c, half, half_row, numbers = outputs[0], outputs[4], outputs[5], *outputs[7:]
-        relu, zero = how & RELU, float32(0)
+        how, (mask, beside), zero = flags(outputs), found, float32(0)
+        scale, c, half, half_row, numbers = outputs[4], outputs[5], *outputs[7:]
+        vectors, relu = how & VECTORS, how & RELU
         v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
         v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
         v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
         if masked and how & MASK:
             v0, v1 = v0 if mask[0] > zero else zero, v1 if mask[1] > zero else zero
             v2, v3 = v2 if mask[2] > zero else zero, v3 if mask[3] > zero else zero
-        values = change((v0, v1, v2, v3), place, beside, of_all, numbers)
+        place = row, column, row * outputs[6] + column, count, vectors
+        values = change((v0, v1, v2, v3), place, beside, shared, numbers)
         if how & WHOLE:
-            write4(c, at, count, vectors, values)
+            write4(c, place[2], count, vectors, values)
         if halves and how & HALVES:
-            write4_halves(half, row * half_row + column, count, values)
+            write4_halves(half, row * half_row + column, count, vectors, values)
 
     @device
-    def one(four, row, column, rows, columns, outputs):
-        found = read(row, column, rows, columns, outputs)
-        finish(four, begin(column, columns, outputs), found, row, column, rows, columns, outputs)
+    def one(four, shared, row, column, rows, columns, outputs):
+        count = columns - column if row < rows else int64(0)
+        found = read(row, column, count, outputs)
+        finish(four, bias_of(column, count, outputs), shared, found, row, column, count, outputs)
 
-    def together(count):
-        """``count`` fours below each other: all are read for before the first is finished."""
-        if not count:
+    def together(fours):
+        """``fours`` below each other, each of them whole where there is its row: all are read for before the
+        first is finished."""
+        if not fours:
             return device(lambda *arguments: None)
-        others = together(count - 1)
+        others = together(fours - 1)
 
         @device
-        def these(shared, memory, at, further, row, apart, column, rows, columns, outputs):
-            found = read(row, column, rows, columns, outputs)
-            others(shared, memory, at + further, further, row + apart, apart, column, rows, columns, outputs)
-            finish(load4(memory, at), shared, found, row, column, rows, columns, outputs)
+        def these(added, shared, memory, at, further, row, apart, column, rows, outputs):
+            count = int64(4) if row < rows else int64(0)
+            found = read(row, column, count, outputs)
+            others(added, shared, memory, at + further, further, row + apart, apart, column, rows, outputs)
+            finish(load4(memory, at), added, shared, found, row, column, count, outputs)
 
         return these
 
     all_of_them = together(at_once)
 
     @device
-    def several(memory, at, further, row, apart, column, rows, columns, outputs):
-        shared = begin(column, columns, outputs)
-        all_of_them(shared, memory, at, further, row, apart, column, rows, columns, outputs)
+    def several(memory, at, further, shared, row, apart, column, rows, columns, outputs):
+        # Asked once for all fours: most are within, and each question takes as long as a dozen sums.
+        if flags(outputs) & VECTORS and column + 4 <= columns:
+            added = bias_of(column, int64(4), outputs)
+            all_of_them(added, shared, memory, at, further, row, apart, column, rows, outputs)
+        else:
+            for _ in range(at_once):
+                one(load4(memory, at), shared, row, column, rows, columns, outputs)
+                at, row = at + further, row + apart
 
     @device
     def expect(row, column, width, rows, columns, outputs):
         count = min(width, columns - column) // 4 * 4
-        if outputs[0] & VECTORS and row < rows and count > 0:
+        if flags(outputs) & VECTORS and row < rows and count > 0:
             expect_beside(outputs[5], row * outputs[6] + column, count, outputs[9])
 
     outputs = int64, FLOATS, below, int64, float32, FLOATS, int64, WORDS, int64, epilogue.kinds
-    return Finisher(one, several, expect, at_once, types.Tuple(outputs))
+    return Finisher(begin_with, one, several, expect, at_once, types.Tuple(outputs))
 
 
 def staged(tiles_down, tiles_across, at_once, finishing):
     """``finish_tile(sums, memory, mine, lane, row, column, rows, columns, outputs)``: the sums of a warp, of
-    ``ptx.tensor_sums``, finished by way of a part of shared memory.
+    ``ptx.tensor_sums``, finished by way of a part of shared memory, from ``finishing``, a :class:`Finisher`.
 
     ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``at_once``: of
     how many tiles of 16 rows it holds the sums at a time. Also returns how many numbers the part needs.
@@ -171,7 +202,7 @@ def staged(tiles_down, tiles_across, at_once, finishing):
     pitch = width + 8
     fours = width // 4
     apart = 32 // fours  # rows, of fours that a lane finishes
-    several, step = finishing.several, finishing.at_once * apart
+    several, step, begin = finishing.several, finishing.at_once * apart, finishing.begin
 
     def keeper(down, across, place):
         middle, end = place + 2, place + 4
@@ -196,28 +227,34 @@ def staged(tiles_down, tiles_across, at_once, finishing):
         top = 16 * first
 
         @device
-        def part(sums, memory, mine, lane, row, column, rows, columns, outputs):
+        def part(sums, memory, mine, shared, lane, row, column, rows, columns, outputs):
             cuda.syncwarp()
             keep(sums, memory, mine + lane // 4 * pitch + lane % 4 * 2)
             cuda.syncwarp()
             across = lane % fours * 4
             for down in range(lane // fours, 16 * at_once, step):
                 at, below = mine + down * pitch + across, row + top + down
-                several(memory, at, apart * pitch, below, apart, column + across, rows, columns, outputs)
+                right = column + across
+                several(memory, at, apart * pitch, shared, below, apart, right, rows, columns, outputs)
 
         return part
 
-    parts = [part(first) for first in range(0, tiles_down, at_once)]
-    return ptx.sequence(parts), 16 * at_once * pitch
+    all_parts = ptx.sequence([part(first) for first in range(0, tiles_down, at_once)])
+
+    @device
+    def finish_tile(sums, memory, mine, lane, row, column, rows, columns, outputs):
+        all_parts(sums, memory, mine, begin(outputs), lane, row, column, rows, columns, outputs)
+
+    return finish_tile, 16 * at_once * pitch
 
 
 def by_pieces(sums, columns_of_tile, finishing):
-    """``finish_tile(memory, mine, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of ``sums``,
-    of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of their columns
-    at a time. No other warp has to wait for it.
+    """``finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of
+    ``sums``, of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of
+    their columns at a time. No other warp has to wait for it.
 
-    ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers. Also returns how
-    many numbers the part needs.
+    ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``shared``: what
+    ``finishing``, a :class:`Finisher`, begins with. Also returns how many numbers the part needs.
     """
     width = sums.width
     pitch = width + 8  # as in :func:`staged`
@@ -227,7 +264,9 @@ def by_pieces(sums, columns_of_tile, finishing):
     keep = ptx.choose([sums.store(piece, pitch) for piece in range(pieces)])
 
     @device
-    def finish_tile(memory, mine, lane, row, column, rows, columns, outputs):
+    def finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs):
+        if row >= rows:
+            return
         to = ptx.shared_address(memory) + uint32(4 * (mine + lane // 4 * pitch + lane % 4 * 2))
         across = lane % fours * 4
         # What lies beyond the last column is left out: a number that the compiler does not know, so that it
@@ -238,7 +277,7 @@ def by_pieces(sums, columns_of_tile, finishing):
             cuda.syncwarp()
             for down in range(lane // fours, 16, step):
                 at, right = mine + down * pitch + across, column + piece * width + across
-                several(memory, at, apart * pitch, row + down, apart, right, rows, columns, outputs)
+                several(memory, at, apart * pitch, shared, row + down, apart, right, rows, columns, outputs)
 
     return finish_tile, 16 * pitch
 
@@ -293,13 +332,14 @@ class Product:
         halves = kind == "bf16"
         how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
         how += WHOLE * (c is not None) + HALVES * (half is not None)
-        wide = [bias, c, *(then.beside or ())]  # what may be read or written four numbers at a time
-        wide += [] if halves else [y_below]
+        # What may be read or written four numbers at a time.
+        wide = [bias, c, half, y_below, *(then.beside or ())]
         wide += [a, b] if kind == "float32" else []
         how += VECTORS * in_fours(wide)
         numbers_of = words_of if halves else flat
         nothing = numbers_of(a)[:0]
         no_floats, no_words = nothing.view(np.float32), nothing.view(np.uint32)
+        self.known = how & KNOWN
         self.outputs = (
             *(how, no_floats if bias is None else flat(bias)),
             *((nothing, 0) if y_below is None else (numbers_of(y_below), row_distance(y_below))),

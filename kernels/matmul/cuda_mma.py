@@ -37,7 +37,7 @@ from ..common.cuda import (
 )
 from ..common.cuda import row_distance as row_of
 from ..common.fours import AS_IT_IS
-from .cuda_epilogue import Product, finisher, staged, words_of
+from .cuda_epilogue import PLAIN, Product, finisher, staged, suffix_of, words_of
 from .cuda_tiles import BAND, place_of
 
 THREADS = 128
@@ -115,9 +115,10 @@ class _Operand:
 
 
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``how``: as of
+    :func:`.cuda_epilogue.finisher`."""
     tile_rows, tile_columns = tile
     size = 2 if kind == "bf16" else 4
     at_once = ROW // size  # k in a stage
@@ -130,7 +131,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     half_rows, half_columns = tile_rows // 2, tile_columns // 2
     down, across = half_rows // 16, half_columns // 8
     zeros, add = ptx.tensor_sums(down, across, kind)
-    finishing = finisher(kind, epilogue)
+    finishing = finisher(kind, epilogue, how=how)
     outputs = finishing.outputs
     finish, part = staged(down, across, 2, finishing)
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
@@ -184,7 +185,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         *(WORDS, int64, WORDS, int64, int64, int64, int64, outputs),
         threads=THREADS,
         resident=RESIDENT[tile],
-        name=f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}{epilogue.suffix}",
+        name=f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}{epilogue.suffix}{suffix_of(how)}",
         least=(8, 0),
         simulated=False,
     )
@@ -225,7 +226,7 @@ def multiply(
     kind = "bf16" if a.dtype == np.uint16 else "tf32"
     product = Product(kind, a, b, turned, c, half, bias, relu, y_below, scale, then)
     tile = tile or product.tile(TILES, FEW)
-    kernel(kind, tile, *product.by_k, then.epilogue)(
+    kernel(kind, tile, *product.by_k, then.epilogue, product.known)(
         product.blocks(tile),
         *(words_of(a), row_of(a), words_of(b), row_of(b)),
         *(product.rows, product.columns, product.depth, product.outputs),

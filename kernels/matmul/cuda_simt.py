@@ -33,7 +33,7 @@ RESIDENT = {(128, 128): 1, (64, 64): 6}
 FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
-def _finisher(finish4, threads):
+def _finisher(finish4, begin, threads):
     """``finish(sums, memory, row, column, rows, columns, outputs)``: a thread's sums, by way of 16 numbers of
     its own in shared memory, where a loop can count through them (see :mod:`.cuda_epilogue`)."""
 
@@ -51,16 +51,22 @@ def _finisher(finish4, threads):
         keep = sequence([keeper(first + 4 * i, 4 * threads * i) for i in range(4)])
 
         @device
-        def part(sums, memory, row, column, rows, columns, outputs):
+        def part(sums, memory, shared, row, column, rows, columns, outputs):
             thread = cuda.threadIdx.x
             keep(sums, memory, 4 * thread)
             for item in range(thread, 4 * threads, threads):
                 four, i = load4(memory, 4 * item), item // threads
-                finish4(four, row + down + i // 2, column + i % 2 * 32, rows, columns, outputs)
+                finish4(four, shared, row + down + i // 2, column + i % 2 * 32, rows, columns, outputs)
 
         return part
 
-    return sequence([part(16 * i, down) for i, down in enumerate((0, 2, 16, 18))])
+    all_parts = sequence([part(16 * i, down) for i, down in enumerate((0, 2, 16, 18))])
+
+    @device
+    def finish(sums, memory, row, column, rows, columns, outputs):
+        all_parts(sums, memory, begin(outputs), row, column, rows, columns, outputs)
+
+    return finish
 
 
 @cache
@@ -71,7 +77,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     threads = tile_rows * tile_columns // 64
     depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
     finishing = finisher(kind, epilogue)
-    finish, outputs = _finisher(finishing.one, threads), finishing.outputs
+    finish, outputs = _finisher(finishing.one, finishing.begin, threads), finishing.outputs
     fours = depth_at_once // 4
     turn = 128 // depth_at_once
     warps_down = tile_rows // 32

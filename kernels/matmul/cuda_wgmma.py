@@ -26,7 +26,7 @@ from numba import float32, int64, uint32, uint64
 from ..common import ptx
 from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
 from ..common.fours import AS_IT_IS
-from .cuda_epilogue import Product, by_pieces, finisher
+from .cuda_epilogue import PLAIN, Product, by_pieces, finisher, suffix_of
 from .cuda_tiles import BAND, place_of
 
 GROUP = 128  # threads of a warpgroup
@@ -40,7 +40,6 @@ STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
 # The time of a tile, in that of the larger: the other has half of its products, and more to copy for each of
 # them. An estimate, to be measured.
 COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
-AT_ONCE = {(ROWS, 256): 2, (ROWS, 128): 4}  # fours that are read for together: sums take most registers
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
 
@@ -61,11 +60,11 @@ def _copier(tile, by_k):
 
 
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNING):
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, running=RUNNING):
     """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``running``: how
-    many stages, 0 or 1, a warpgroup still multiplies while it waits for the next to arrive. There must be at
-    least one k."""
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``how``: as of
+    :func:`.cuda_epilogue.finisher`. ``running``: how many stages, 0 or 1, a warpgroup still multiplies while
+    it waits for the next to arrive. There must be at least one k."""
     columns_of_tile, stages = tile[1], STAGES[tile]
     a_bytes = ROWS * ptx.LINE
     stage_bytes = a_bytes + columns_of_tile * ptx.LINE
@@ -73,8 +72,10 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
     sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
     begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
-    finishing = finisher(kind, epilogue, AT_ONCE[tile])
-    expect, outputs = finishing.expect, finishing.outputs
+    # Sums take most registers: few are left for fours that are read for together.
+    at_once = 2 if columns_of_tile == 256 and epilogue.reads > 1 else 4
+    finishing = finisher(kind, epilogue, at_once, how)
+    expect, begin_with, outputs = finishing.expect, finishing.begin, finishing.outputs
     finish, part = by_pieces(sums, columns_of_tile, finishing)
     barriers = 2 * stages
     give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
@@ -149,6 +150,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
         warp, lane = thread // 32, thread % 32
         own = int64((base - start) // uint32(4)) + stages * stage_bytes // 4 + warp * part
         stage, parity, computed = uint32(0), uint32(0), uint32(0)
+        shared = begin_with(outputs)
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
             if lane < 16:  # a row each: from memory while the products are computed
@@ -165,9 +167,9 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, running=RUNNI
             if running:
                 wait_for_all()
                 release(empty, computed, thread)
-            finish(memory, own, lane, top + 16 * warp, left, rows, columns, outputs)
+            finish(memory, own, shared, lane, top + 16 * warp, left, rows, columns, outputs)
 
-    suffix = epilogue.suffix + ("" if running else ", none running")
+    suffix = epilogue.suffix + suffix_of(how) + ("" if running else ", none running")
     form = ("n" if a_by_k else "t") + ("t" if b_by_k else "n")
     return Kernel(
         matmul_wgmma,
@@ -222,7 +224,7 @@ def multiply(
     tile = tile or tile_for(product, blocks)
     a_by_k, b_by_k = product.by_k
     across, down = product.blocks(tile)
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, running)(
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.known, running)(
         min(blocks, across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),

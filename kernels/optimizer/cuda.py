@@ -150,52 +150,55 @@ def _update_all(p, g, state, nesterov, numbers):
 
 @device
 def _now(numbers):
-    return numbers_of(numbers[4], numbers[5][0])
+    return numbers_of(numbers[2], numbers[3][0])
 
 
-@device
-def _before(place, p, numbers):
-    """Four parameters and their states, zeros where there are none."""
-    state_0, state_1, states = numbers[:3]
-    at, count, vectors = place[2], place[3], place[4]
-    old, s_0, s_1 = nothing4(), nothing4(), nothing4()
-    if count > 0:
-        old = read4(p, at, count, vectors)
+def _epilogue(states, nesterov):
+    """The update with so many states: a kernel for each, as to ask for every four takes longer than it."""
+
+    @device
+    def before(place, p, numbers):
+        """Four parameters and their states, zeros where there are none."""
+        at, count, vectors = place[2], place[3], place[4]
+        old, s_0, s_1 = nothing4(), nothing4(), nothing4()
+        if count > 0:
+            old = read4(p, at, count, vectors)
+            if states > 0:
+                s_0 = read4(numbers[0], at, count, vectors)
+            if states > 1:
+                s_1 = read4(numbers[1], at, count, vectors)
+        return old, s_0, s_1
+
+    @device
+    def expected(p, at, count, numbers):
+        expect(p, at, count)
         if states > 0:
-            s_0 = read4(state_0, at, count, vectors)
+            expect(numbers[0], at, count)
         if states > 1:
-            s_1 = read4(state_1, at, count, vectors)
-    return old, s_0, s_1
+            expect(numbers[1], at, count)
+
+    @device
+    def updated4(gradients, place, before, now, numbers):
+        """Four parameters beside each other after a step, whose states are written."""
+        at, count, vectors = place[2], place[3], place[4]
+        old, s_0, s_1 = before
+        new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
+        new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
+        new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
+        new_3 = stepped(old[3], gradients[3], s_0[3], s_1[3], states, nesterov, now)
+        if states > 0:
+            write4(numbers[0], at, count, vectors, (new_0[1], new_1[1], new_2[1], new_3[1]))
+        if states > 1:
+            write4(numbers[1], at, count, vectors, (new_0[2], new_1[2], new_2[2], new_3[2]))
+        return new_0[0], new_1[0], new_2[0], new_3[0]
+
+    what = {0: "plain", 1: "Nesterov" if nesterov else "momentum", 2: "Adam"}[states]
+    return Epilogue(f"update ({what})", updated4, _NUMBERS, _now, before, expected, 1 + states)
 
 
-@device
-def _expect(p, at, count, numbers):
-    expect(p, at, count)
-    if numbers[2] > 0:
-        expect(numbers[0], at, count)
-    if numbers[2] > 1:
-        expect(numbers[1], at, count)
-
-
-@device
-def _updated4(gradients, place, before, now, numbers):
-    """Four parameters beside each other after a step, whose states are written."""
-    state_0, state_1, states, nesterov = numbers[:4]
-    at, count, vectors = place[2], place[3], place[4]
-    old, s_0, s_1 = before
-    new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
-    new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
-    new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
-    new_3 = stepped(old[3], gradients[3], s_0[3], s_1[3], states, nesterov, now)
-    if states > 0:
-        write4(state_0, at, count, vectors, (new_0[1], new_1[1], new_2[1], new_3[1]))
-    if states > 1:
-        write4(state_1, at, count, vectors, (new_0[2], new_1[2], new_2[2], new_3[2]))
-    return new_0[0], new_1[0], new_2[0], new_3[0]
-
-
-_NUMBERS = types.Tuple((FLOATS, FLOATS, int64, int64, FLOATS, LONGS))
-UPDATE = Epilogue("update", _updated4, _NUMBERS, _now, _before, _expect)
+_NUMBERS = types.Tuple((FLOATS, FLOATS, FLOATS, LONGS))
+# By how many states there are, and whether the one is of Nesterov's momentum.
+UPDATES = {how: _epilogue(*how) for how in ((0, False), (1, False), (1, True), (2, False))}
 
 
 def updating(state, nesterov, numbers, step):
@@ -218,8 +221,8 @@ def updating(state, nesterov, numbers, step):
         raise ValueError("numbers must begin at a multiple of 16 bytes")
     if len(state) > 2:
         raise ValueError(f"an optimizer has at most two states, got {len(state)}")
-    counts = len(state), bool(nesterov)
-    return Then(UPDATE, (*_padded(state, numbers), *counts, flat(numbers), step), tuple(state))
+    epilogue = UPDATES[len(state), bool(nesterov and len(state) == 1)]
+    return Then(epilogue, (*_padded(state, numbers), flat(numbers), step), tuple(state))
 
 
 # --- the norm -----------------------------------------------------------------------------------

@@ -149,9 +149,9 @@ def test_what_kernels_move():
 @pytest.mark.parametrize("setting", steps.SETTINGS[1:3], ids=["float32, dropout", "bf16"])
 def test_what_a_step_takes(setting):
     precision, _, dropout = setting
-    # Images, loss, counting on; for each layer forward, to weights, to biases, and to the input but for one.
+    # Images, loss, counting on; for each layer forward, to weights and biases, and to the input but for one.
     layers = steps.NETWORK.layers
-    assert steps.launches(*setting) == 3 + 4 * len(layers) - 1
+    assert steps.launches(*setting) == 3 + 3 * len(layers) - 1
     saved = 8 * sum(layer.inputs * layer.outputs for layer in layers)  # gradients written and read
     if dropout:
         size = 2 if precision == "bf16" else 4

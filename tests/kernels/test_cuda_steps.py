@@ -157,7 +157,7 @@ def by_the_book(images, parameters, rate, seen, batch=16):
             dy[np.arange(len(chosen)), images.labels[chosen]] -= 1
             dy = keep(dy / len(chosen))
             for below, layer in zip(y[-2::-1], reversed(layers), strict=True):
-                dw, db = seen(below).T @ seen(dy), dy.sum(axis=0)
+                dw, db = seen(below).T @ seen(dy), seen(dy).sum(axis=0)  # biases come from the same product
                 dy = keep((seen(dy) @ seen(layer[0]).T) * (below > 0))
                 layer[0], layer[1] = layer[0] - rate * dw, layer[1] - rate * db
     return {f"{kind}{i}": x for i, layer in enumerate(layers, 1) for kind, x in zip("wb", layer, strict=True)}
@@ -244,7 +244,7 @@ def test_parameters_are_those_of_the_networks_backend_afterwards():
 
 SOURCE = inspect.getsource(cuda_steps)
 TO_INPUT, TO_WEIGHTS, END = map(
-    SOURCE.index, ("            if layer:  # before", "            (w, b),", "    def _up")
+    SOURCE.index, ("            if layer:  # before", "            self._to_weights(", "    def _to_weights")
 )
 FAULTS = [
     ("position[STEP] += 1", "position[STEP] += 0"),
@@ -258,8 +258,21 @@ FAULTS = [
         'how = {"turned": (False, True)}',
     ),
     ("(plan.seed, layer), step)", "(plan.seed, layer + 1), step)"),
+    ("= ONE if self.halves else 1", "= 0"),
     (SOURCE[TO_INPUT:END], SOURCE[TO_WEIGHTS:END].rstrip() + "\n" + SOURCE[TO_INPUT:TO_WEIGHTS] + "\n"),
 ]
+
+
+def test_biases_of_odd_layers_in_bfloat16_need_sums_of_their_own():
+    side = with_faulty_epochs(AMPERE, cuda_steps=with_fault(cuda_steps, "or size % 2 == 0", "or True"))
+    how = {"sizes": (35, 7, 9, 3), "optimizer": fd.SGD(0.1)}
+    images = pictures(40, 35, 3)
+    expected, _ = trained("numpy", images, **how)
+    with emulated():
+        right, _ = trained(backend(AMPERE), images, precision="bf16", **how)
+        wrong, _ = trained(side, images, precision="bf16", **how)
+    for name in "b1", "b2", "b3":
+        assert abs(right[name] - expected[name]).max() < 5e-3 < abs(wrong[name] - expected[name]).max(), name
 
 
 @pytest.mark.parametrize(

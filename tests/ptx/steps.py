@@ -63,7 +63,7 @@ def bytes_moved(precision, optimizer, dropout, in_epilogues):
         if dropout and not last and not in_epilogues:
             total += 2 * outputs[layer + 1]
         dy = batch * units * number
-        total += 2 * dy + outputs[layer]  # to the weights, to the biases
+        total += dy + outputs[layer]  # to the weights and the biases
         if layer:
             total += dy + weights * number + 2 * outputs[layer]  # to the input, with its mask
         total += weights * 4 * 2 * (1 + len(optimizer.state_names))  # the update

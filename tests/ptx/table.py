@@ -21,11 +21,11 @@ from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
 from fastdigit.kernels.epoch.cuda_steps import POSITION
 from fastdigit.kernels.matmul import cuda_mma
 from fastdigit.kernels.matmul.cuda import sum_columns
-from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, UPDATE, updating
+from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, updating
 from fastdigit.kernels.relu import cuda as relu
 
 from . import steps
-from .all_kernels import FORMS, KERNELS, TECHNIQUES
+from .all_kernels import ADAM, FORMS, KERNELS, TECHNIQUES
 from .assembled import assemble
 from .emulated import backend, emulated
 
@@ -39,13 +39,18 @@ DEPTH = 64  # of the products whose traffic is counted: one tile of the output
 ROWS, COLUMNS, CLASSES = 64, 256, 16  # of what other operations work on
 
 
-def _operands(kind, tile, turned):
-    """a, b and c of zeros: one tile with DEPTH k, aligned as arrays of a GPU are."""
-    zeros, (rows, columns) = backend().zeros, tile
+def _operands(kind, tile, form):
+    """a, b and what multiply takes by name, of zeros, and the bytes of all: one tile with DEPTH k, aligned as
+    arrays of a GPU are."""
+    zeros, (rows, columns), turned = backend().zeros, tile, form.turned
     dtype = np.uint16 if kind == "bf16" else np.float32
     a = zeros((DEPTH, rows) if turned[0] else (rows, DEPTH), dtype)
     b = zeros((columns, DEPTH) if turned[1] else (DEPTH, columns), dtype)
-    return a, b, zeros(tile, np.float32)
+    outputs, dtypes = form.outputs if kind == "bf16" else ("c",), {"c": np.float32, "half": np.uint16}
+    named = {name: zeros(tile, dtypes[name]) for name in outputs}
+    if form.masked:
+        named["y_below"] = zeros(tile, dtype)
+    return a, b, named, sum(array.nbytes for array in (a, b, *named.values()))
 
 
 def _then(epilogue, c):
@@ -53,7 +58,7 @@ def _then(epilogue, c):
     step = np.zeros(1, np.int64)
     if epilogue == DROPOUT:
         return dropping(0.5, (0, 0), step), 0
-    if epilogue == UPDATE:
+    if epilogue == ADAM:
         state = [backend().zeros(c.shape, np.float32) for _ in range(2)]
         return updating(state, False, backend().zeros((1, NUMBERS), np.float32), step), 5 * c.nbytes
     return AS_IT_IS, 0
@@ -142,13 +147,13 @@ def traffic():
         assert {kernel.name for kernel, _ in emulator.reports} == set(ideal)
         found |= {kernel.name: _counted(report, ideal[kernel.name]) for kernel, report in emulator.reports}
     for technique, kind in TECHNIQUES:
-        for tile, (turned, epilogue) in product(technique.TILES, FORMS):
-            a, b, c = _operands(kind, tile, turned)
-            then, more = _then(epilogue, c)
+        for tile, form in product(technique.TILES, FORMS):
+            a, b, named, ideal = _operands(kind, tile, form)
+            then, more = _then(form.epilogue, named.get("c"))
             with emulated(race=False, metrics=True) as emulator:
-                technique.multiply(a, b, c=c, turned=turned, tile=tile, then=then)
+                technique.multiply(a, b, turned=form.turned, tile=tile, then=then, **named)
             ((kernel, report),) = emulator.reports
-            found[kernel.name] = _counted(report, a.nbytes + b.nbytes + c.nbytes + more)
+            found[kernel.name] = _counted(report, ideal + more)
     return found
 
 

@@ -236,6 +236,9 @@ def measure_all(
     return [comparison.result() for comparison in comparisons]
 
 
+NOT_READY = {"no_time": "its time was over before it was ready"}
+
+
 class Comparison:
     """Of the sides of one network."""
 
@@ -269,7 +272,7 @@ class Comparison:
         First calls take longer than they would alone. A library that measures which of its kernels is
         quickest does so while others compile, which is the processor's work for the most part.
         """
-        self.facts = {name: {"no_time": "its time was over before it was ready"} for name in self.sides}
+        self.facts = dict.fromkeys(self.sides, NOT_READY)
         with tempfile.TemporaryDirectory() as folder, turns.Turns(patience) as running:
             self.task.save(folder)
             for name, (command, environment) in self.commands.items():
@@ -296,15 +299,23 @@ class Comparison:
                 save(self.result())
         return self.result()
 
+    def give_up(self, why):
+        """Why the sides that have had no turn have no time."""
+        for name in self.sides:
+            known = self.facts.get(name, NOT_READY)
+            if known == NOT_READY or not ("no_time" in known or self.answers[name]):
+                self.facts[name] = {"no_time": why}
+
     def result(self):
         network, state, near = self.task.network, self.state, self.state.rounds_that_count()
+        expected = [float(loss) for loss in vars(self).get("expected", ())]  # what it gave up without
         rows = [row_of(name, network, self.facts[name], self.answers[name], near) for name in self.sides]
         return {
             "network": str(network),
             "images": len(self.task.images),
             "rate": self.task.rate,
-            "steps_checked": len(self.expected),
-            "expected_losses": [self.expected[0], self.expected[-1]],
+            "steps_checked": len(expected),
+            "expected_losses": [expected[0], expected[-1]] if expected else None,
             "best_peers": compare(rows, near),
             "limits": state.limits,
             "meetings": state.meetings,

@@ -183,12 +183,15 @@ def test_several_files_count_as_one(tmp_path):
         "bandwidth": GOOD["bandwidth"],
         "checks": {"no_time": "lost"},
     }
-    files = [written(tmp_path, f"{number}.json", found) for number, found in enumerate((first, second))]
+    late = {"side": "fastdigit-cuda", "precision": "float32", "no_time": "its time was over"}
+    third = {"devices": second["devices"], "train": [{"name": "small-128", "best_peers": {}, "rows": [late]}]}
+    given = first, second, third  # the last has no time of a network that another has
+    files = [written(tmp_path, f"{number}.json", found) for number, found in enumerate(given)]
     merged, machines = read(files)
     found = list(rows(merged))
     assert all(met for _, _, met, _ in found)
     assert {how for _, _, _, how in found if "bandwidth" in how} == {"bench.gpu bandwidth, NVIDIA H100"}
-    assert [each["gpu"] for each in machines] == [GOOD["devices"], second["devices"]]
+    assert [each["gpu"] for each in machines] == [GOOD["devices"], *[second["devices"]] * 2]
 
 
 def test_the_command_writes_its_table_and_says_what_is_open(tmp_path, capsys):

@@ -19,6 +19,7 @@ from .acceptance import report
 from .gpu.multiplication import FORMS
 from .gpu.parts import PARTS
 from .gpu.products import ASKED_SIZE, ASKED_SIZE_BF16
+from .gpu.sanitizer import ASKED
 from .peers import SIDES
 from .train import FEWEST_ROUNDS
 
@@ -168,9 +169,9 @@ def _sanitizer(found):
         counts = ", ".join(f"{count} {part}" for part, count in row["checked"].items())
         said = f"{row['errors']} errors in {counts}"
         said += f"; wrong under it: {row['rejected'][0]}" if row["rejected"] else ""
-        complete = {"epochs", "products", "checks"} <= set(row["checked"])
-        said += "" if complete else "; its time was over before it had begun all"
-        yield asked, said, row["errors"] == 0 and not row["rejected"] and complete, how
+        missing = [name for name in ASKED if name not in row["done"]]
+        said += f"; not finished: {', '.join(missing)}" if missing else ""
+        yield asked, said, row["errors"] == 0 and not row["rejected"] and not missing, how
 
 
 def _quickest(rows, figure, precisions=None):

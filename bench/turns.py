@@ -125,7 +125,7 @@ class _Side:
         ``patience`` for it."""
         answer = self.answer_so_far(time.monotonic() + seconds)
         if answer is None:
-            self._end_with(f"failed: no answer within {patience:g} s")
+            self._end_with(f"failed: no answer within {patience:.3g} s")
             return {"no_time": self.ended}
         return answer
 

@@ -204,6 +204,7 @@ def _sanitizer(rows):
             table.rows.append((row["tool"], row["no_time"], "", ""))
             continue
         checked = ", ".join(f"{count} {part}" for part, count in row["checked"].items())
+        checked += f"; {len(row['unfinished'])} not finished" if row["unfinished"] else ""
         table.rows.append(
             (row["tool"], f"{row['errors']}", checked, row["lines"][0] if row["errors"] else "")
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdigit.bench import acceptance, checks, gpu_acceptance
+from fastdigit.bench.gpu import sanitizer
 from fastdigit.bench.gpu_acceptance import main, read, rows
 
 PAGE = Path(__file__).resolve().parents[2] / "kernels" / "README.md"
@@ -79,6 +80,8 @@ GOOD = {
             "errors": 0,
             "rejected": [],
             "checked": {"epochs": 30, "products": 4, "checks": 18},
+            "done": dict.fromkeys(sanitizer.ALL, ""),
+            "unfinished": {},
             "lines": [],
         }
         for tool in ("memcheck", "racecheck")
@@ -132,7 +135,12 @@ def at(found, *path):
         (("epochs", 1), None, "weights of", "1 of 1; no graph of steps"),
         (("sanitizer", 1, "errors"), 2, "compute-sanitizer, racecheck", "2 errors in 30 epochs"),
         (("sanitizer", 0, "rejected"), ["relu: off"], "compute-sanitizer, memcheck", "wrong under it: relu"),
-        (("sanitizer", 0, "checked", "checks"), None, "compute-sanitizer, memcheck", "time was over"),
+        (
+            ("sanitizer", 0, "done", "product, simt"),
+            None,
+            "compute-sanitizer, memcheck",
+            "not finished: product, simt",
+        ),
         (("goals", "epoch"), [epoch("float32", 8.5)], "an epoch of", "8.50 ms"),
         (("goals", "accuracy", 1, "seconds"), 0.11, "98%", "0.110 s"),
         (("goals", "accuracy", 2, "reached"), False, "99%", "1.500 s"),

@@ -139,7 +139,7 @@ def _together(before, result):
 
 
 def _sanitizer(options, save):
-    return sanitizer.sanitizer(min(sanitizer.SECONDS, SHARE * options["left"]), save=save)
+    return sanitizer.sanitizer(SHARE * options["left"], save=save)
 
 
 PARTS = {

@@ -146,18 +146,18 @@ def check_epochs(
     count=1000,
     batch=128,
     save=lambda rows: None,
-    trainings=tuple(TRAININGS),
+    trainings=None,
     against_cpu=True,
 ):
     """A row for each training, network and precision: how far its weights end from those of float64
     and, unless it is not asked for, of the ``cpu`` backend in float32, relative to the way they went, and
-    "rejected" if too far."""
+    "rejected" if too far. ``trainings``: names of TRAININGS, by default all."""
     rows, random = [], np.random.default_rng(0)
     for layers in sizes:
         pixels = int(np.sqrt(layers[0]))
         images = random.integers(0, 256, (count, pixels, pixels)).astype(np.uint8)
         labels = random.integers(0, layers[-1], count).astype(np.uint8)
-        for name in trainings:
+        for name in TRAININGS if trainings is None else trainings:
             training = TRAININGS[name]
             task = layers, images, labels, training, batch
             before, exact, _ = trained("numpy", "float64", *task)

@@ -3,8 +3,8 @@
     python -m fastdigit.bench.gpu_acceptance [FILE …] [--json FILE] [--readme kernels/README.md]
 
 The files are those of one or several runs of ``bench.gpu``, or of ``fastdigit bench gpu``: of a part that
-several have measured the last counts, of ``train`` the last of each network. What none has measured is said
-to be not measured. Exit status 1 if anything asked is missed or not measured.
+several have measured the last counts, of ``train`` the last of each network that has any times. What none has
+measured is said to be not measured. Exit status 1 if anything asked is missed or not measured.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from .acceptance import report
 from .gpu.multiplication import FORMS
 from .gpu.parts import PARTS
 from .gpu.products import ASKED_SIZE, ASKED_SIZE_BF16
+from .gpu.sanitizer import ASKED
 from .peers import SIDES
+from .train import FEWEST_ROUNDS
 
 # What is asked at least, or at most, and what is aimed at.
 EPOCH_MILLISECONDS = 8, 2.5
@@ -58,10 +60,17 @@ def read(files):
                 continue
             if part == "train":
                 before = merged.get(part, ({}, ""))[0]
-                merged[part] = before | {network["name"]: network for network in content}, device
+                named = {network["name"]: network for network in content}
+                timed = {name for name, network in named.items() if _any_time(network)}
+                kept = {name: named[name] for name in named if name in timed or name not in before}
+                merged[part] = before | kept, device
             else:
                 merged[part] = content, device
     return merged, machines
+
+
+def _any_time(network):
+    return any("no_time" not in row for row in network["rows"])
 
 
 class Found:
@@ -160,9 +169,9 @@ def _sanitizer(found):
         counts = ", ".join(f"{count} {part}" for part, count in row["checked"].items())
         said = f"{row['errors']} errors in {counts}"
         said += f"; wrong under it: {row['rejected'][0]}" if row["rejected"] else ""
-        complete = {"epochs", "products", "checks"} <= set(row["checked"])
-        said += "" if complete else "; its time was over before it had begun all"
-        yield asked, said, row["errors"] == 0 and not row["rejected"] and complete, how
+        missing = [name for name in ASKED if name not in row["done"]]
+        said += f"; not finished: {', '.join(missing)}" if missing else ""
+        yield asked, said, row["errors"] == 0 and not row["rejected"] and not missing, how
 
 
 def _quickest(rows, figure, precisions=None):
@@ -203,6 +212,8 @@ def _ratio(found, name, side, bounds, what):
     low, high = ratio["quartiles"]
     said = f"{ratio['median']:.2f} times {network['best_peers'][precision]} ({low:.2f} to {high:.2f})"
     said += f"; without a time: {', '.join(absent)}" if absent else ""
+    rounds = len(row.get("turns", ()))
+    said += f"; of {rounds} rounds alone" if 0 < rounds < FEWEST_ROUNDS else ""
     return asked, said, ratio["median"] >= must and not absent, found.how("train")
 
 

@@ -233,8 +233,9 @@ def numpy_loop(task):
 def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32=False):
     """Eager: autograd and one call of ``_foreach_add_`` for the update (quicker than torch.optim.SGD).
     Compiled: the whole step, update included, as one graph. ``graph``: as a CUDA graph, captured once.
-    ``tf32``: products of float32 may look at 19 bits of each number. All batches are on the device before any
-    time is taken."""
+    ``tf32``: products of float32 may look at 19 bits of each number. ``bf16``: products and outputs as
+    autocast has them, weights, their update and the loss in float32; how cuBLAS adds up parts of a product is
+    left as it is, in bfloat16 if it likes. All batches are on the device before any time is taken."""
     import torch
     from torch.nn import functional
 

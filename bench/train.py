@@ -6,7 +6,7 @@
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
 rows apart), on real MNIST. Every side starts from the same weights and trains on the same batches in the
 same order with the same rate. It gets a time only if the loss of each of its first steps is within 1e-3
-(in bfloat16 and TF32 5e-3) of what a loop in float64 gives.
+(in TF32 5e-3, in bfloat16 2⁻⁷) of what a loop in float64 gives.
 
 Each side runs in a process of its own, and the sides take turns (``bench.turns``). The rounds of a network
 are spread over the whole run, in PASSES over all networks, with new processes in each. A turn is one speed,
@@ -61,8 +61,14 @@ RATE, RATE_DEEP = 0.1, 0.01
 CHILD = ("-m", "fastdigit.bench.train", "--child")
 CHECKED_STEPS = 50
 # Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3; those of
-# 11 bits (TF32) get as much.
+# 11 bits (TF32) get more than that.
 TOLERANCE, TOLERANCE_ROUNDED = 1e-3, 5e-3
+# A unit in the last of bfloat16's 8 bits: a loss that was kept in this format could be that far off, and so
+# could whatever it is computed from. Libraries choose how they get there: with all outputs and gradients of
+# products rounded to the nearest, and added in float32, the deep network's losses are up to 2e-4 off after
+# ten steps; with each rounded twice, or the parts of a sum added in bfloat16, 7e-4; with all cut off, 5.4e-3.
+TOLERANCE_BF16 = 2.0**-7
+TOLERANCES = {"bf16": TOLERANCE_BF16, "tf32": TOLERANCE_ROUNDED}
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
 LIMIT = "the processor's limit"  # asked between the turns
@@ -82,7 +88,7 @@ class Answers:
 
     def __init__(self, name, folder):
         self.side, self.trainer, self.ready = peers.SIDES[name], None, {}
-        self.task, self.expected = peers.Task.load(folder), np.load(Path(folder) / "expected.npy")
+        self.task, self.folder = peers.Task.load(folder), Path(folder)
         try:
             self.trainer = self.side.make(self.task)
         except ModuleNotFoundError as error:
@@ -97,16 +103,21 @@ class Answers:
         return self.check() if question == "check" else self.time(question)
 
     def check(self):
-        task, expected, begun = self.task, self.expected, time.perf_counter()
+        task, expected = self.task, np.load(self.folder / "expected.npy")
+        begun = time.perf_counter()
         losses = self.trainer.first(len(expected))
         first = time.perf_counter() - begun
-        difference = largest_difference(losses, expected)
+        apart = differences(losses, expected)
+        difference = float(np.abs(apart).max())
         facts = {"used": self.trainer.used, "loss": losses[-1], "largest_loss_difference": difference}
         facts["package"] = str(Path(fd.__file__).parent)
-        most = TOLERANCE_ROUNDED if self.side.precision in ("bf16", "tf32") else TOLERANCE
+        if np.isfinite(apart).all():  # JSON has no others
+            facts["loss_differences"] = [float(f"{each:.3g}") for each in apart]
+        most = TOLERANCES.get(self.side.precision, TOLERANCE)
         if not difference <= most:  # also if it is not a number
             facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {most:g}"
-            return {name: fact for name, fact in facts.items() if isinstance(fact, str)}  # JSON has no NaN
+            kept = "used", "package", "no_time", "loss_differences"
+            return {name: facts[name] for name in kept if name in facts}
         again = len(losses) * task.network.batch / float(np.median(self.trainer.speeds(SHORT)))
         return {**facts, "first_call_seconds": max(0.0, first - again)}
 
@@ -145,12 +156,15 @@ class OtherProcesses:
         return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
-def largest_difference(losses, expected):
-    """Of the losses of the steps that are expected, relative to these."""
+def differences(losses, expected):
+    """Of the losses of the steps that are expected, relative to these; not numbers where some are missing."""
     if len(losses) < len(expected):
-        return float("nan")
-    losses = np.array(losses[: len(expected)], np.float64)
-    return float((np.abs(losses - expected) / np.abs(expected)).max())
+        return np.full(len(expected), np.nan)
+    return (np.array(losses[: len(expected)], np.float64) - expected) / np.abs(expected)
+
+
+def largest_difference(losses, expected):
+    return float(np.abs(differences(losses, expected)).max())
 
 
 # --- in the process that compares -------------------------------------------------------------
@@ -208,34 +222,28 @@ def measure_all(
     backend="auto",
     python=sys.executable,
     passes=PASSES,
-    whole=False,
-    patience=None,
-    limited=True,
 ):
-    """The results of each of ``networks``, [(network, names of its sides)], on whole sets of images or on
-    :func:`steps_of` them. ``patience`` as of ``turns.Turns``; ``limited``: whether the processor's limit is
-    measured beside them.
+    """The results of each of ``networks``, [(network, names of its sides)], on :func:`steps_of` the images.
 
     The rounds are parted into passes over all networks, so that those of each are spread over the whole
     time, and its processes are started anew in each: what a machine does for some minutes, and where a
     process happens to have its memory, is not all that one network sees.
     """
-    comparisons = [
-        Comparison(task_of(network, data, backend, whole), sides, python, patience, limited)
-        for network, sides in networks
-    ]
+    comparisons = [Comparison(task_of(network, data, backend), sides, python) for network, sides in networks]
     for part in range(min(passes, rounds)):
         for comparison in comparisons:
             comparison.take_turns(len(range(part, rounds, passes)), seconds)
     return [comparison.result() for comparison in comparisons]
 
 
+NOT_READY = {"no_time": "its time was over before it was ready"}
+
+
 class Comparison:
     """Of the sides of one network."""
 
-    def __init__(self, task, sides, python=sys.executable, patience=None, limited=True):
-        self.task, self.sides, self.commands, self.patience = task, sides, {}, patience
-        self.limited = limited
+    def __init__(self, task, sides, python=sys.executable):
+        self.task, self.sides, self.commands = task, sides, {}
         for name in sides:
             side = peers.SIDES[name]
             self.commands[name] = [sys.executable if side.ours else python, *CHILD, name], side.environment
@@ -248,40 +256,83 @@ class Comparison:
 
     def take_turns(self, rounds, seconds):
         """In new processes: check, then so many rounds, or more to make up for cores far apart."""
-        how = rounds, seconds, self.state, self.patience, self.limited
+        how = rounds, seconds, self.state
         facts, answers = in_turns(self.task, self.expected, self.commands, *how)
         for name in self.sides:
             self.facts.setdefault(name, facts[name])  # "first call": that of the first pass
             failed = [facts[name]] if "no_time" in facts[name] else []
             self.answers[name] += failed or answers[name]
 
+    def take_turns_at_once(self, rounds, seconds, patience, until, save=lambda result: None):
+        """The same where it is not the processor that is compared and time is short: its limit is not
+        measured, and the sides compile all at the same time. Who is not ready within ``patience`` seconds is
+        left out; those that are take turns until the time by time.monotonic is ``until``, or a round more
+        would go beyond it. ``save`` gets the result so far when a side is ready and after each round.
+
+        First calls take longer than they would alone. A library that measures which of its kernels is
+        quickest does so while others compile, which is the processor's work for the most part.
+        """
+        self.facts = dict.fromkeys(self.sides, NOT_READY)
+        with tempfile.TemporaryDirectory() as folder, turns.Turns(patience) as running:
+            self.task.save(folder)
+            for name, (command, environment) in self.commands.items():
+                running.start(name, [*command, "--task", folder], environment)
+            begun = time.monotonic()
+            np.save(Path(folder) / "expected.npy", self.expected)  # meanwhile they import and build
+            left = max(1.0, patience - (time.monotonic() - begun))
+
+            def heard(name, facts):
+                self.facts[name] = facts
+                save(self.result())
+
+            running.ask_at_once("check", self.sides, left, heard)
+            checked = [name for name in self.sides if "no_time" not in self.facts[name]]
+            longest = 0.0
+            for number in range(rounds if checked else 0):
+                begun = time.monotonic()
+                if begun + longest > until:
+                    break
+                for name, answer in running.round(seconds, number, checked).items():
+                    self.answers[name].append(answer)
+                self.state.unnoted += 1
+                longest = max(longest, time.monotonic() - begun)
+                save(self.result())
+        return self.result()
+
+    def give_up(self, why):
+        """Why the sides that have had no turn have no time."""
+        for name in self.sides:
+            known = self.facts.get(name, NOT_READY)
+            if known == NOT_READY or not ("no_time" in known or self.answers[name]):
+                self.facts[name] = {"no_time": why}
+
     def result(self):
         network, state, near = self.task.network, self.state, self.state.rounds_that_count()
+        expected = [float(loss) for loss in vars(self).get("expected", ())]  # what it gave up without
         rows = [row_of(name, network, self.facts[name], self.answers[name], near) for name in self.sides]
         return {
             "network": str(network),
             "images": len(self.task.images),
             "rate": self.task.rate,
-            "steps_checked": len(self.expected),
-            "expected_losses": [self.expected[0], self.expected[-1]],
+            "steps_checked": len(expected),
+            "expected_losses": [expected[0], expected[-1]] if expected else None,
             "best_peers": compare(rows, near),
             "limits": state.limits,
             "meetings": state.meetings,
-            "shortest_meeting": State.shortest if self.limited else None,
+            "shortest_meeting": State.shortest if state.meetings else None,
             "rounds_far_apart": sum(state.far()),
             "rounds_that_count": near,
             "rows": rows,
         }
 
 
-def in_turns(task, expected, commands, rounds, seconds, state, patience=None, limited=True):
+def in_turns(task, expected, commands, rounds, seconds, state):
     """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
-    ``patience`` as of ``turns.Turns``, ``limited`` as of :func:`measure_all`.
 
     {name: what was found when its losses were held against the ``expected``}, and {name: its turns} of
     those that passed.
     """
-    with tempfile.TemporaryDirectory() as folder, turns.Turns(patience) as running:
+    with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
         task.save(folder)
         np.save(Path(folder) / "expected.npy", expected)
         for name, (command, environment) in commands.items():
@@ -289,14 +340,8 @@ def in_turns(task, expected, commands, rounds, seconds, state, patience=None, li
         for question in "ready", "check":  # they get ready all at once, which takes half as long
             facts = {name: running.ask(name, question) for name in commands}
         checked = [name for name in commands if "no_time" not in facts[name]]
-        answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
-        if not limited:
-            for number in range(rounds):
-                for name in turns.in_order(number, checked):
-                    answers[name].append(running.ask(name, seconds))
-                state.unnoted += 1
-            return facts, answers
         running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
+        answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
         while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
             names, measured = turns.in_order(number, checked), [running.ask(LIMIT, None)]
             for name in names:
@@ -341,7 +386,11 @@ class State:
 def row_of(name, network, facts, answers, chosen):
     """One side's row, from its first steps and its turns, of which the ``chosen`` rounds count."""
     row = {"side": name, "precision": peers.SIDES[name].precision, "used": facts.get("used")}
+    if peers.SIDES[name].precision in TOLERANCES and "loss_differences" in facts:
+        row["loss_differences"] = facts["loss_differences"]  # how they come about is worth to be known
     failed = [found["no_time"] for found in (facts, *answers) if "no_time" in found]
+    if not failed and not answers:
+        failed = ["its time was over before the first round"]
     if failed:
         return {**row, "no_time": failed[0]}
     speeds = [answer["speed"] for answer in answers]

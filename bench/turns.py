@@ -47,8 +47,7 @@ class Turns:
             side.end()
 
     def start(self, name, command, environment=None):
-        patience = PATIENCE if self.patience is None else self.patience
-        self.sides[name] = _Side(command, environment, patience)
+        self.sides[name] = _Side(command, environment, self.patience_of())
 
     def ask(self, name, question):
         return self.sides[name].ask(question)
@@ -59,6 +58,30 @@ class Turns:
         names = list(self.sides) if names is None else list(names)
         found = [self.round(question, number, names) for number in range(-1, rounds)]
         return {name: [answers[name] for answers in found[1:]] for name in names}
+
+    def ask_at_once(self, question, names, patience=None, heard=lambda name, answer: None):
+        """{name: its answer}: all are asked and work at the same time, each until it has answered. Who has
+        not within ``patience`` seconds, by default those of all answers, ends. ``heard`` gets each answer as
+        it comes."""
+        patience = self.patience_of(patience)
+        sides, found, until = {name: self.sides[name] for name in names}, {}, time.monotonic() + patience
+        for side in sides.values():
+            side.send(question)
+        while len(found) < len(sides):
+            missing = {name: side for name, side in sides.items() if name not in found}
+            _wait_for_any(missing.values(), until)
+            late = time.monotonic() >= until
+            for name, side in missing.items():
+                answer = side.answer_within(0, patience) if late else side.answer_so_far()
+                if answer is not None:
+                    found[name] = answer
+                    heard(name, answer)
+        return found
+
+    def patience_of(self, asked=None):
+        """Seconds: those asked for, else those of all answers here."""
+        given = self.patience if asked is None else asked
+        return PATIENCE if given is None else given
 
     def round(self, question, number, names):
         """{name: its answer}: each side is asked once, in every other round in reverse order."""
@@ -85,36 +108,62 @@ class _Side:
             self.ended = f"failed: {error}"
 
     def ask(self, question):
+        self.send(question)
+        return self.answer_within(self.patience, self.patience)
+
+    def send(self, question):
+        """Let it go on, with a question."""
         if self.ended is None:
             try:
                 self._signal(signal.SIGCONT)
                 print(json.dumps(question), file=self.process.stdin, flush=True)
-                answer = self._answer()
+            except (BrokenPipeError, ProcessLookupError):
+                self._end_with(self._last_words())
+
+    def answer_within(self, seconds, patience):
+        """Its answer, after which it stands still. Without one after these seconds it ends, as one that had
+        ``patience`` for it."""
+        answer = self.answer_so_far(time.monotonic() + seconds)
+        if answer is None:
+            self._end_with(f"failed: no answer within {patience:.3g} s")
+            return {"no_time": self.ended}
+        return answer
+
+    def answer_so_far(self, until=0.0):
+        """The same, or None if it works on it until then."""
+        if self.ended is None:
+            try:
+                answer = self._answer(until)
                 if answer is not None:
                     self._signal(signal.SIGSTOP)
                     return answer
-            except (BrokenPipeError, ProcessLookupError):
-                self.ended = self._last_words()
-            self.end()
-        return {"no_time": self.ended}
+            except ProcessLookupError:
+                self._end_with(self._last_words())
+        return None if self.ended is None else {"no_time": self.ended}
 
-    def _answer(self):
-        """The next line of JSON, or None, and ``ended`` says why."""
-        until, output = time.monotonic() + self.patience, self.process.stdout.fileno()
+    def _answer(self, until):
+        """The next line of JSON, or None if there is none until then or, as ``ended`` says, ever."""
         while True:
             line, newline, rest = self.read.partition(b"\n")
             if newline:
                 self.read = rest
                 if line.startswith(b"{"):  # else a library's, printed while it was imported
                     return json.loads(line)
-            elif not select.select([output], [], [], max(0.0, until - time.monotonic()))[0]:
-                self.ended = f"failed: no answer within {self.patience:g} s"
+            elif not select.select([self.output], [], [], max(0.0, until - time.monotonic()))[0]:
                 return None
-            elif more := os.read(output, 65536):
+            elif more := os.read(self.output, 65536):
                 self.read += more
             else:
-                self.ended = self._last_words()
+                self._end_with(self._last_words())
                 return None
+
+    @property
+    def output(self):
+        return self.process.stdout.fileno()
+
+    def _end_with(self, why):
+        self.ended = why
+        self.end()
 
     def end(self):
         if self.process is not None:
@@ -134,6 +183,12 @@ class _Side:
         self.errors.seek(0)
         said = self.errors.read().decode(errors="replace").strip().splitlines()
         return f"failed: {said[-1] if said else f'exit status {status}'}"
+
+
+def _wait_for_any(sides, until):
+    """Until one that lives has said something, if one does; until that time at most."""
+    if outputs := [side.output for side in sides if side.ended is None]:
+        select.select(outputs, [], [], max(0.0, until - time.monotonic()))
 
 
 def answer_all(answer):

@@ -1,7 +1,8 @@
 """What runs on a GPU here: whether it is right, and how fast it is beside cuBLAS and the other libraries.
 
     python -m fastdigit.bench gpu [--out FILE]
-    python -m fastdigit.bench.gpu [PART …] [--budget SECONDS] [--networks small-128 …] [--json FILE]
+    python -m fastdigit.bench.gpu [PART …] [--budget SECONDS] [--seconds-of PART=SECONDS …]
+        [--networks small-128 …] [--json FILE]
     python -m fastdigit.bench.gpu_acceptance FILE …
 
 - ``checks``: every operation of the ``cuda`` backend passes the checks of every backend, from data on the
@@ -16,7 +17,8 @@
   against float64, in some rows where it is large, into an output full of NaN; a wrong one gets no time.
 - ``bandwidth``: what goes over its arrays once, beside a copy of as many bytes.
 - ``train``: images per second of whole steps (``bench.train``): the persistent kernel, graphs of steps in
-  each precision, and torch and JAX on the same GPU, where they are installed.
+  each precision, and torch and JAX on the same GPU, where they are installed. All sides of a network compile
+  at the same time; then they take turns, and each round is in the file when it is over.
 - ``sanitizer``: what compute-sanitizer finds in small checks.
 - ``cupy``: the checks for the ``cupy`` backend.
 

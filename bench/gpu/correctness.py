@@ -75,8 +75,9 @@ def said(error):
 ODD_SHAPES = ((1, 1, 1), (17, 31, 33), (66, 130, 72), (129, 785, 11), (300, 64, 257))
 
 
-def check_products(xp, capability, done=(), save=lambda found: None, odd=ODD_SHAPES):
-    """As :func:`check_all`, of each way to multiply, at odd shapes, plain and with what may follow."""
+def check_products(xp, capability, done=(), save=lambda found: None, odd=ODD_SHAPES, ways=None):
+    """As :func:`check_all`, of each way to multiply, at odd shapes, plain and with what may follow. ``ways``:
+    not all that there are, but these."""
 
     def tried(kind, multiply):
         for shape in odd:
@@ -92,8 +93,8 @@ def check_products(xp, capability, done=(), save=lambda found: None, odd=ODD_SHA
                     what = f"{shape}, {form}, {', '.join(then) or 'plain'}"
                     yield what, partial(check_product, xp, multiply, kind, shape, turned, given, **then)
 
-    ways = techniques(capability).items()
-    return _all_checked({f"product, {name}": tried(*how) for name, how in ways}, done, save)
+    ways = techniques(capability) if ways is None else ways
+    return _all_checked({f"product, {name}": tried(*how) for name, how in ways.items()}, done, save)
 
 
 # --- epochs -----------------------------------------------------------------------------------------
@@ -139,19 +140,30 @@ def trained(side, precision, sizes, images, labels, training, batch):
 
 
 def check_epochs(
-    side, precisions, sizes=(ONE_HIDDEN, TWO_HIDDEN), count=1000, batch=128, save=lambda rows: None
+    side,
+    precisions,
+    sizes=(ONE_HIDDEN, TWO_HIDDEN),
+    count=1000,
+    batch=128,
+    save=lambda rows: None,
+    trainings=None,
+    against_cpu=True,
 ):
     """A row for each training, network and precision: how far its weights end from those of float64
-    and of the ``cpu`` backend in float32, relative to the way they went, and "rejected" if too far."""
+    and, unless it is not asked for, of the ``cpu`` backend in float32, relative to the way they went, and
+    "rejected" if too far. ``trainings``: names of TRAININGS, by default all."""
     rows, random = [], np.random.default_rng(0)
     for layers in sizes:
         pixels = int(np.sqrt(layers[0]))
         images = random.integers(0, 256, (count, pixels, pixels)).astype(np.uint8)
         labels = random.integers(0, layers[-1], count).astype(np.uint8)
-        for name, training in TRAININGS.items():
+        for name in TRAININGS if trainings is None else trainings:
+            training = TRAININGS[name]
             task = layers, images, labels, training, batch
             before, exact, _ = trained("numpy", "float64", *task)
-            near, way = trained("cpu", "float32", *task)[1], np.linalg.norm(exact - before)
+            others, way = {"off_float64": exact}, np.linalg.norm(exact - before)
+            if against_cpu:
+                others["off_cpu"] = trained("cpu", "float32", *task)[1]
             for precision in precisions:
                 row = {"training": name, "network": "-".join(map(str, layers)), "precision": precision}
                 rows.append(row)
@@ -162,10 +174,11 @@ def check_epochs(
                     row["rejected"] = said(error)
                     save(rows)
                     return rows
-                off = [float(np.linalg.norm(found - other) / way) for other in (exact, near)]
-                row |= {"off_float64": off[0], "off_cpu": off[1], "most": most}
-                if not all(each <= most for each in off):  # also if one is not a number
-                    row["rejected"] = f"{off[0]:.2g} from float64, {off[1]:.2g} from cpu: more than {most:g}"
-                    row |= {"off_float64": None, "off_cpu": None} if not np.isfinite(off).all() else {}
+                off = {what: float(np.linalg.norm(found - other) / way) for what, other in others.items()}
+                row |= {**off, "most": most}
+                if not all(each <= most for each in off.values()):  # also if one is not a number
+                    far = ", ".join(f"{each:.2g} from {what[4:]}" for what, each in off.items())
+                    row["rejected"] = f"{far}: more than {most:g}"
+                    row |= dict.fromkeys(off) if not np.isfinite([*off.values()]).all() else {}
                 save(rows)
     return rows

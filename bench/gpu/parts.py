@@ -4,6 +4,7 @@ In the order in which they are measured: what decides most comes first.
 """
 
 import time
+from functools import partial
 
 import fastdigit as fd
 
@@ -12,17 +13,25 @@ from . import bandwidth, correctness, goals, launches, multiplication, products,
 
 FLOAT32_SIDES = (
     *("fastdigit-cuda", "torch-cuda-graph", "torch-cuda-compile", "torch-cuda-compile-graph", "jax-cuda"),
-    *("fastdigit-cuda-tf32", "torch-cuda-tf32"),
 )
+TF32_SIDES = ("fastdigit-cuda-tf32", "torch-cuda-tf32")
 BF16_SIDES = ("fastdigit-cuda-bf16", "torch-cuda-bf16", "torch-cuda-compile-bf16", "jax-cuda-bf16")
 NETWORKS = ("small-128", "deep-512", "deep-4096")  # of latency, and of arithmetic
 PATIENCE = 100  # seconds in which a side must have compiled, or answered
+READY = 0.65  # of a network's time, in which its sides must have compiled
+LEAST = 15  # seconds without which no network is begun
+IN_TIME = 0.95  # of a part's time, in which it ends by itself
 SHARE = 0.8  # of a part's time, in which it begins what nobody asked for, or has what it starts end
 
 
 def sides_of(network):
-    """Those with something asked of them: in float32 or TF32 where latency decides, else in bfloat16."""
+    """Those with something asked of them: in float32 where latency decides, else in bfloat16."""
     return list(BF16_SIDES if network.layer_sizes == train.cases.DEEP else FLOAT32_SIDES)
+
+
+def more_sides_of(network):
+    """Those of which nothing is asked."""
+    return [] if network.layer_sizes == train.cases.DEEP else list(TF32_SIDES)
 
 
 def _checks(name):
@@ -87,19 +96,50 @@ def _bandwidth(options, save):
 
 
 def _train(options, save):
-    data, found = fd.load_mnist().train, []
-    how = options["rounds"], options["seconds"], "cuda", options["python"]
-    more = {"passes": 1, "whole": True, "patience": PATIENCE, "limited": False}
-    for name in options["networks"]:
-        network = train.ALL_NETWORKS[name]
-        (result,) = train.measure_all([(network, sides_of(network))], data, *how, **more)
-        found.append({"name": name, **result})
-        save(found)
-    return found
+    """What is asked for of all networks, each of which gets its share of the time left; then the rest,
+    while there is time. A network's result, as far as it came, stays whatever becomes of the others."""
+    data, found = fd.load_mnist().train, {}
+    until = time.monotonic() + IN_TIME * options["left"]
+    networks = {name: train.ALL_NETWORKS[name] for name in options["networks"]}
+    asked = [(name, sides_of(network)) for name, network in networks.items()]
+    more = [(name, more_sides_of(network)) for name, network in networks.items()]
+
+    def keep(before, name, result):
+        found[name] = _together(before, {"name": name, **result})
+        save(list(found.values()))
+
+    for number, (name, sides) in enumerate([*asked, *((name, sides) for name, sides in more if sides)]):
+        left = (until - time.monotonic()) / max(1, len(asked) - number)
+        kept = partial(keep, found.get(name), name)
+        kept(_compared(networks[name], data, sides, options, left, kept))
+    return list(found.values())
+
+
+def _compared(network, data, sides, options, left, save):
+    """The result of a network in so many seconds, as far as one comes; ``save`` gets it meanwhile."""
+    task = train.task_of(network, data, "cuda", whole=True)
+    comparison = train.Comparison(task, sides, options["python"])
+    if left < LEAST:
+        comparison.give_up("no time was left for it")
+        return comparison.result()
+    until, patience = time.monotonic() + left, min(PATIENCE, READY * left)
+    try:
+        comparison.take_turns_at_once(options["rounds"], options["seconds"], patience, until, save)
+    except Exception as error:  # whatever it is, the other networks are measured
+        comparison.give_up(correctness.said(error))
+    return comparison.result()
+
+
+def _together(before, result):
+    """The results of some sides of a network, if there are such, and of others."""
+    if before is None:
+        return result
+    best = {**before["best_peers"], **result["best_peers"]}
+    return {**before, "rows": before["rows"] + result["rows"], "best_peers": best}
 
 
 def _sanitizer(options, save):
-    return sanitizer.sanitizer(min(sanitizer.SECONDS, SHARE * options["left"]), save=save)
+    return sanitizer.sanitizer(SHARE * options["left"], save=save)
 
 
 PARTS = {

@@ -32,12 +32,14 @@ def measure(
     budget=BUDGET,
     say=lambda line: None,
     save=lambda found: None,
+    longest=None,
 ):
     """{"devices": {backend: device}, part: its result, …}; {"no_time": why} if no backend runs on a GPU.
 
     ``save`` gets what there is whenever a part has found something, and after each part. All takes less than
-    ``budget`` seconds.
+    ``budget`` seconds, and each part no longer than ``longest``, {part: seconds}, says; else LONGEST.
     """
+    longest = LONGEST | (longest or {})
     states, until = fd.backends(), time.monotonic() + budget
     usable = [name for name in BACKENDS if states.get(name) == "ok"]
     if not usable:
@@ -52,7 +54,7 @@ def measure(
     for part in parts:
         say(f"gpu, {part} …")
         begun, why = time.monotonic(), None
-        last = min(until, begun + LONGEST[part])
+        last = min(until, begun + longest[part])
         if last - begun < LEAST:
             found[part] = {"no_time": "no time was left for it"}
         for _ in range(MOST_FAULTS if last - begun >= LEAST else 0):

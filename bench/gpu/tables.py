@@ -151,6 +151,7 @@ def _launches(found):
 def _train(networks):
     for table in each_network(networks):
         table.name, table.title = f"gpu-{table.name}", f"GPU: {table.title}"
+        table.text += " Of the first call: all sides compiled at the same time."
         at = table.columns.index("of the limit")  # the processor's
         table.columns = table.columns[:at] + table.columns[at + 1 :]
         table.rows = [row[:at] + row[at + 1 :] for row in table.rows]
@@ -203,6 +204,7 @@ def _sanitizer(rows):
             table.rows.append((row["tool"], row["no_time"], "", ""))
             continue
         checked = ", ".join(f"{count} {part}" for part, count in row["checked"].items())
+        checked += f"; {len(row['unfinished'])} not finished" if row["unfinished"] else ""
         table.rows.append(
             (row["tool"], f"{row['errors']}", checked, row["lines"][0] if row["errors"] else "")
         )

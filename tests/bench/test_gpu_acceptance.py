@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdigit.bench import acceptance, checks, gpu_acceptance
+from fastdigit.bench.gpu import sanitizer
 from fastdigit.bench.gpu_acceptance import main, read, rows
 
 PAGE = Path(__file__).resolve().parents[2] / "kernels" / "README.md"
@@ -79,6 +80,8 @@ GOOD = {
             "errors": 0,
             "rejected": [],
             "checked": {"epochs": 30, "products": 4, "checks": 18},
+            "done": dict.fromkeys(sanitizer.ALL, ""),
+            "unfinished": {},
             "lines": [],
         }
         for tool in ("memcheck", "racecheck")
@@ -132,7 +135,12 @@ def at(found, *path):
         (("epochs", 1), None, "weights of", "1 of 1; no graph of steps"),
         (("sanitizer", 1, "errors"), 2, "compute-sanitizer, racecheck", "2 errors in 30 epochs"),
         (("sanitizer", 0, "rejected"), ["relu: off"], "compute-sanitizer, memcheck", "wrong under it: relu"),
-        (("sanitizer", 0, "checked", "checks"), None, "compute-sanitizer, memcheck", "time was over"),
+        (
+            ("sanitizer", 0, "done", "product, simt"),
+            None,
+            "compute-sanitizer, memcheck",
+            "not finished: product, simt",
+        ),
         (("goals", "epoch"), [epoch("float32", 8.5)], "an epoch of", "8.50 ms"),
         (("goals", "accuracy", 1, "seconds"), 0.11, "98%", "0.110 s"),
         (("goals", "accuracy", 2, "reached"), False, "99%", "1.500 s"),
@@ -183,12 +191,15 @@ def test_several_files_count_as_one(tmp_path):
         "bandwidth": GOOD["bandwidth"],
         "checks": {"no_time": "lost"},
     }
-    files = [written(tmp_path, f"{number}.json", found) for number, found in enumerate((first, second))]
+    late = {"side": "fastdigit-cuda", "precision": "float32", "no_time": "its time was over"}
+    third = {"devices": second["devices"], "train": [{"name": "small-128", "best_peers": {}, "rows": [late]}]}
+    given = first, second, third  # the last has no time of a network that another has
+    files = [written(tmp_path, f"{number}.json", found) for number, found in enumerate(given)]
     merged, machines = read(files)
     found = list(rows(merged))
     assert all(met for _, _, met, _ in found)
     assert {how for _, _, _, how in found if "bandwidth" in how} == {"bench.gpu bandwidth, NVIDIA H100"}
-    assert [each["gpu"] for each in machines] == [GOOD["devices"], second["devices"]]
+    assert [each["gpu"] for each in machines] == [GOOD["devices"], *[second["devices"]] * 2]
 
 
 def test_the_command_writes_its_table_and_says_what_is_open(tmp_path, capsys):

@@ -355,25 +355,92 @@ def test_a_part_that_finds_nothing_says_why():
     assert (status, why) == (1, found["no_time"])
 
 
-def test_training_is_measured_in_one_pass_for_each_network(monkeypatch):
-    asked, saved = [], []
+TRAINING = {"rounds": 2, "seconds": 0.1, "python": "python", "left": 200}
 
-    def measured(networks, *how, **more):
-        asked.append((networks, how[1:], more))
-        return [{"rows": []}]
 
-    monkeypatch.setattr(train, "measure_all", measured)
+@pytest.fixture
+def compared(monkeypatch):
+    """[(network, sides, rounds, seconds, patience, seconds of all)] of the comparisons that ``train`` has
+    asked for; a side has a time unless its network is named in ``compared.failing``."""
+    asked, failing = [], set()
+
+    def take_turns_at_once(self, rounds, seconds, patience, until, save):
+        asked.append(
+            (str(self.task.network), self.sides, rounds, seconds, patience, until - time.monotonic())
+        )
+        self.facts = dict.fromkeys(self.sides, train.NOT_READY)
+        save(self.result())
+        if str(self.task.network) in failing:
+            raise MemoryError("too large")
+        facts = {"used": "a stand-in", "first_call_seconds": 1, "largest_loss_difference": 0}
+        self.facts = dict.fromkeys(self.sides, facts)
+        self.answers = {name: [{"speed": 5.0, "wall": None, "others": None}] for name in self.sides}
+        self.state.unnoted = 1
+        save(self.result())
+
+    monkeypatch.setattr(train.Comparison, "take_turns_at_once", take_turns_at_once)
     monkeypatch.setattr(fd, "load_mnist", lambda: fd.load_digits())
-    options = {"networks": ["small-64", "deep-4096"], "rounds": 2, "seconds": 0.1, "python": "python"}
-    found = parts.PARTS["train"]({"usable": ["cuda"], **options}, lambda found: saved.append(len(found)))
-    assert [each["name"] for each in found] == options["networks"]
-    assert saved == [1, 2]
-    networks = [
-        (cases.Network(cases.SMALL, 64), list(parts.FLOAT32_SIDES)),
-        (cases.Network(cases.DEEP, 4096), list(parts.BF16_SIDES)),
+    return SimpleNamespace(asked=asked, failing=failing)
+
+
+def test_training_measures_what_is_asked_for_first(compared):
+    saved = []
+    options = {"usable": ["cuda"], "networks": ["small-64", "deep-512"], **TRAINING}
+    found = parts.PARTS["train"](options, lambda found: saved.append(json.dumps(found)))
+    small, deep = str(cases.Network(cases.SMALL, 64)), str(cases.Network(cases.DEEP, 512))
+    assert [each[:4] for each in compared.asked] == [
+        (small, list(parts.FLOAT32_SIDES), 2, 0.1),
+        (deep, list(parts.BF16_SIDES), 2, 0.1),
+        (small, list(parts.TF32_SIDES), 2, 0.1),
     ]
-    more = {"passes": 1, "whole": True, "patience": parts.PATIENCE, "limited": False}
-    assert asked == [([each], (2, 0.1, "cuda", "python"), more) for each in networks]
+    for (*_, patience, left), expected in zip(
+        compared.asked, (95, 190, 190), strict=True
+    ):  # nothing took time
+        assert left == pytest.approx(expected, abs=3)
+        assert patience == pytest.approx(min(parts.PATIENCE, parts.READY * left), abs=3)
+    assert [each["name"] for each in found] == ["small-64", "deep-512"]
+    assert [row["side"] for row in found[0]["rows"]] == [*parts.FLOAT32_SIDES, *parts.TF32_SIDES]
+    assert set(found[0]["best_peers"]) == {"float32", "tf32"}
+    assert json.loads(saved[-1]) == found
+    assert len(json.loads(saved[0])) == 1
+    tables.of_gpu({"devices": {}, "train": json.loads(saved[0])})
+    shown = {table.name: table for table in tables.of_gpu({"devices": {}, "train": found})}
+    assert len(shown["gpu-train-small-64"].rows) == len(found[0]["rows"])
+    assert "at the same time" in shown["gpu-train-small-64"].text
+
+
+def test_a_network_that_fails_leaves_the_others(compared):
+    compared.failing.add(str(cases.Network(cases.DEEP, 512)))
+    options = {"usable": ["cuda"], "networks": ["small-64", "deep-512", "small-128"], **TRAINING}
+    found = {each["name"]: each for each in parts.PARTS["train"](options, lambda found: None)}
+    assert {row["no_time"] for row in found["deep-512"]["rows"]} == {"MemoryError: too large"}
+    assert all("no_time" not in row for name in ("small-64", "small-128") for row in found[name]["rows"])
+
+
+def test_a_network_without_time_for_it_says_so(compared):
+    options = {"usable": ["cuda"], "networks": ["small-64"], **TRAINING, "left": parts.LEAST}
+    (found,) = parts.PARTS["train"](options, lambda found: None)
+    assert not compared.asked
+    assert {row["no_time"] for row in found["rows"]} == {"no time was left for it"}
+    tables.of_gpu({"devices": {}, "train": [found]})
+
+
+def test_parts_get_the_seconds_that_are_asked_for_them(with_a_gpu, monkeypatch, tmp_path, capsys):
+    left = {}
+
+    def part(name, options, until, keep):
+        left[name] = options["left"]
+        return [], 0, None
+
+    monkeypatch.setattr(run, "_in_a_process", part)
+    asked = ["--seconds-of", "train=33", "sanitizer=44.5", "--json", str(tmp_path / "gpu.json")]
+    gpu_main(["train", "sanitizer", "cupy", *asked])
+    assert left == pytest.approx({"train": 33, "sanitizer": 44.5, "cupy": parts.LONGEST["cupy"]}, abs=1)
+    capsys.readouterr()
+    for wrong in ("train", "trains=3", "train=much", "train=-1", "train=nan"):
+        with pytest.raises(SystemExit):
+            gpu_main(["--seconds-of", wrong])
+        assert "is no part and its seconds, such as train=200" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_suite_passes_on_what_was_chosen(monkeypatch):
@@ -392,7 +459,8 @@ def test_launches_become_a_table():
 
 def test_the_sides_of_the_training_exist():
     for name in parts.NETWORKS:
-        sides = parts.sides_of(train.ALL_NETWORKS[name])
+        network = train.ALL_NETWORKS[name]
+        sides = parts.sides_of(network) + parts.more_sides_of(network)
         assert set(sides) <= set(peers.SIDES)
         for precision in {peers.SIDES[side].precision for side in sides}:  # there is something to compare
             assert {peers.SIDES[s].ours for s in sides if peers.SIDES[s].precision == precision} == {0, 1}

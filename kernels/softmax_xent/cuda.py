@@ -124,87 +124,93 @@ _loss = Kernel(
 )
 
 
-# --- few classes ----------------------------------------------------------------------------------
+# --- few classes, a thread for each row -----------------------------------------------------------
 
-FEW = 32  # classes, up to which the registers and the shared memory of enough blocks hold all logits
-# Numbers of one access of shared memory: how they are read, and written.
-ACCESSES = {
-    1: (device(lambda kept, at: (kept[at],)), device(lambda kept, at, one: _keep(kept, at, one[0]))),
-    2: (load2, store2),
-    4: (load4, store4),
-}
+FEW = 32  # classes: up to so many, the registers and the shared memory of several blocks hold all of a row
 
 
 @device
-def _keep(kept, at, value):
-    kept[at] = value
+def _kept1(kept, at):
+    return (kept[at],)
+
+
+@device
+def _keep1(kept, at, values):
+    kept[at] = values[0]
+
+
+# Of shared memory, so many numbers at a time.
+ACCESSES = {1: (_kept1, _keep1), 2: (load2, store2), 4: (load4, store4)}
 
 
 @device
 def _larger(found, logit, c):
-    """(the largest so far, its first place) with one logit more; a NaN stays."""
+    """(the largest so far, its first place), with one logit more; a NaN stays."""
     largest, _ = found
     return (logit, c) if not logit <= largest and largest == largest else found
 
 
 @device
-def _added(sums, logit, c, largest, target):
-    """As of :func:`sums_of`, with one logit more."""
-    total, of_target, depths = sums
+def _added(found, logit, c, largest, target):
+    """As of :func:`sums_of`, with one logit more, whose exponential joins those before it."""
+    total, of_target, depths, powers = found
     depth = logit - largest
-    return total + math.exp(depth), depth if c == target else of_target, depths + depth
+    power = math.exp(depth)
+    one = (power,)
+    return total + power, depth if c == target else of_target, depths + depth, powers + one
 
 
 @device
-def _slope(slopes, logit, c, largest, scale, target, right, each, share):
-    """Of the loss, for one logit more."""
-    p = math.exp(logit - largest) * scale
-    more = ((p - (right if c == target else each)) * share,)
-    return slopes + more
+def _slope(slopes, power, c, scale, target, right, each, share):
+    """The gradient for one logit more, which joins those before it."""
+    one = ((power * scale - (right if c == target else each)) * share,)
+    return slopes + one
 
 
 @cache
 def loss_of_few(classes):
     """The kernel of :func:`softmax_xent` for so many classes, up to FEW, in rows without gaps between them.
 
-    Rows of 40 bytes that threads read from memory themselves would ask for each sector four times. So a block
-    brings THREADS rows, which are one piece of memory, four neighbouring numbers to a thread, and all that a
-    thread brings before it keeps the first. Each thread then has a row of shared memory, where it leaves the
-    gradient, and the block takes the piece back in the same way.
+    A thread that read its row from memory would ask for each sector several times, and with it all others of
+    its warp. So a block brings THREADS rows, one piece of memory, to its shared memory: neighbouring threads
+    have neighbouring fours, and ask for all of them before they keep the first. Then each thread has a row
+    there, in whose place it leaves the gradient, and the block writes the piece as it was read.
 
-    Numbers of a row are read as many at a time as divide it, up to four: then threads side by side meet no
-    bank twice, as the distance of their rows is an odd number of accesses. But for multiples of eight
-    classes: there, fours of a row change places with each other, as the number of the row says.
+    A thread takes as many numbers of its row at a time as divide it, up to four. Rows are then an odd number
+    of such accesses apart, so that no two threads meet at a bank. Where eight classes or more divide them,
+    they are not: there the fours of a row have changed places, in a way that differs from row to row.
     """
     wide = next(width for width in (4, 2, 1) if classes % width == 0)
     load, store = ACCESSES[wide]
     parts = classes // wide  # of a row
-    bits = min(3, (parts & -parts).bit_length() - 1) if wide == 4 else 0
-    exchanged, shift = uint32(2**bits - 1), uint32(3 - bits)
-    in_row, parts, every_part = uint32(max(1, classes // 4)), uint32(parts), uint32(wide)
+    even = (parts & -parts).bit_length() - 1 if wide == 4 else 0  # how often two divides them
+    changed, same = uint32(2 ** min(even, 3) - 1), uint32(3 - min(even, 3))
     fours = THREADS * classes // 4  # of a block
     turns = blocks_for(fours, THREADS)
-    room = 4 * THREADS * turns  # so that the last turn needs no bound for what is kept
-    many, last = uint32(classes), uint32(fours - 1)
+    room = 4 * THREADS * turns  # the last turn keeps what there is no four for, too, behind the others
+    four_numbers, of_part, of_row = uint32(4), uint32(wide), uint32(parts)
 
     @device
-    def place_of_four(four):
-        return uint32(uint32(four) ^ ((uint32(four) // in_row >> shift) & exchanged))
+    def place_of_part(row, part):
+        return uint32(of_part * ((row * of_row + part) ^ ((row >> same) & changed)))
 
     @device
-    def place_of_part(thread, part):
-        return uint32(every_part * ((thread * parts + part) ^ ((thread >> shift) & exchanged)))
+    def place_of(number):
+        """Of one of the block's numbers."""
+        four = uint32(number // four_numbers)
+        row = uint32(number // uint32(classes))
+        return uint32(four_numbers * (four ^ ((row >> same) & changed)) + number % four_numbers)
 
     def bringing(turn):
-        first = uint32(turn * THREADS)
+        first, last = uint32(turn * THREADS), uint32(fours - 1)
 
         @device
         def bring(held, z, at, thread):
             four = uint32(thread + first)
             if turn == turns - 1:
                 four = min(four, last)
-            more = (load4(z, at + uint64(uint32(four * uint32(4)))),)
-            return held + more
+            one = (load4(z, at + uint32(four_numbers * four)),)
+            return held + one
 
         return bring
 
@@ -212,98 +218,92 @@ def loss_of_few(classes):
         first = uint32(turn * THREADS)
 
         @device
-        def keep(held, kept, thread):
-            store4(kept, uint32(4) * place_of_four(thread + first), held[turn])
+        def keep(kept, thread, held):
+            store4(kept, place_of(uint32(four_numbers * uint32(thread + first))), held[turn])
 
         return keep
 
     def taking(turn):
-        first = uint32(turn * THREADS)
+        first, end = uint32(turn * THREADS), uint32(fours)
 
         @device
-        def take(kept, dz, at, thread):
+        def take(kept, thread, dz, at):
             four = uint32(thread + first)
-            if four <= last:
-                values = load4(kept, uint32(4) * place_of_four(four))
-                store4(dz, at + uint64(uint32(four * uint32(4))), values)
+            if four < end:
+                number = uint32(four_numbers * four)
+                store4(dz, at + number, load4(kept, place_of(number)))
 
         return take
 
-    def of_each(function):
-        """Of the numbers of one access."""
+    def of_part_by(function):
+        """What changes what was found, with all numbers of a part: ``(found, numbers, the first's class,
+        arguments…)``"""
 
         def of_one(place):
-            beyond = int32(place)
-
             @device
-            def of_one(found, values, c, *arguments):
-                return function(found, values[place], int32(c + beyond), *arguments)
+            def of_one(found, numbers, c, *arguments):
+                return function(found, numbers[place], int32(c + place), *arguments)
 
             return of_one
 
         return fold([of_one(place) for place in range(wide)])
 
-    bring, keep, take = (
-        fold(list(map(bringing, range(turns)))),
-        *(sequence(list(map(make, range(turns)))) for make in (keeping, taking)),
-    )
-    larger, added, slope = map(of_each, (_larger, _added, _slope))
+    bring = fold([bringing(turn) for turn in range(turns)])
+    keep, take = (sequence([of(turn) for turn in range(turns)]) for of in (keeping, taking))
+    larger, added, slope = map(of_part_by, (_larger, _added, _slope))
 
-    def softmax_xent(z, t, weight, loss, correct, dz, rows, vectors, factor, smoothing):
+    def softmax_xent(z, t, weight, loss, correct, dz, rows, vectors, factor, smoothing, each):
         kept = cuda.shared.array(room, float32, ALIGNED)
         thread, begin = uint32(cuda.threadIdx.x), int64(cuda.blockIdx.x) * THREADS
-        row, at = uint64(begin + thread), uint64(begin * classes)
+        at, row = begin * classes, uint64(begin + thread)
         left = uint32(min(rows - begin, THREADS))
-        count = uint32(left * many)
+        in_fours, count = vectors and left == THREADS, uint32(left * uint32(classes))
         target, own = int32(0), float32(1)
         if thread < left:  # asked for along with the logits
             target = t[row]
             if weight.size > 0:
                 own = weight[row]
-        in_fours = vectors and left == THREADS
         if in_fours:
-            keep(bring((), z, at, thread), kept, thread)
+            keep(kept, thread, bring((), z, at, thread))
         else:
-            i = thread
-            while i < count:
-                kept[uint32(4) * place_of_four(i // uint32(4)) + i % uint32(4)] = z[at + uint64(i)]
-                i = uint32(i + uint32(THREADS))
+            number = thread
+            while number < count:
+                kept[place_of(number)] = z[uint64(at + number)]
+                number = uint32(number + uint32(THREADS))
         cuda.syncthreads()
         if thread < left:
-            each, right = smoothed(smoothing, classes)
             found, part = (float32(-math.inf), int32(0)), 0
             while part < parts:
-                values = load(kept, place_of_part(thread, uint32(part)))
-                found = larger(found, values, int32(part * wide))
+                found = larger(found, load(kept, place_of_part(thread, uint32(part))), part * wide)
                 part += 1
             largest, best = found
-            sums, part = (float32(0), float32(0), float32(0)), 0
+            total, of_target, depths, part = float32(0), float32(0), float32(0), 0
             while part < parts:
-                values = load(kept, place_of_part(thread, uint32(part)))
-                sums = added(sums, values, int32(part * wide), largest, target)
+                place, found = place_of_part(thread, uint32(part)), (total, of_target, depths, ())
+                found = added(found, load(kept, place), part * wide, largest, target)
+                total, of_target, depths, powers = found
+                store(kept, place, powers)
                 part += 1
-            total, of_target, depths = sums
-            scale, share, part = float32(1) / total, factor * own, 0
+            scale, share, right, part = float32(1) / total, factor * own, float32(1) - smoothing + each, 0
             while part < parts:
                 place = place_of_part(thread, uint32(part))
-                values = load(kept, place)
-                slopes = slope((), values, int32(part * wide), largest, scale, target, right, each, share)
+                slopes = slope((), load(kept, place), part * wide, scale, target, right, each, share)
                 store(kept, place, slopes)
                 part += 1
             loss[row] = (math.log(total) - expected_logit(of_target, depths, smoothing, each)) * own
             correct[row] = uint8(1) if best == target else uint8(0)
         cuda.syncthreads()
         if in_fours:
-            take(kept, dz, at, thread)
+            take(kept, thread, dz, at)
         else:
-            i = thread
-            while i < count:
-                dz[at + uint64(i)] = kept[uint32(4) * place_of_four(i // uint32(4)) + i % uint32(4)]
-                i = uint32(i + uint32(THREADS))
+            number = thread
+            while number < count:
+                dz[uint64(at + number)] = kept[place_of(number)]
+                number = uint32(number + uint32(THREADS))
 
     return Kernel(
         softmax_xent,
-        *(FLOATS, INTS, FLOATS, FLOATS, BYTES, FLOATS, int64, int64, float32, float32),
+        *(FLOATS, INTS, FLOATS, FLOATS, BYTES, FLOATS, int64, int64, float32, float32, float32),
         threads=THREADS,
         name=f"softmax_xent, {classes} classes",
     )
@@ -333,11 +333,12 @@ def softmax_xent(z, t, weight, loss, correct, dz, smoothing=0.0):
     rows, classes = z.shape
     distances = row_distance(z), row_distance(dz)
     own = flat(loss)[:0] if weight is None else flat(weight)
-    if classes <= FEW and distances == (classes, classes):
+    if 1 <= classes <= FEW and distances == (classes, classes):
         vectors = address_of(z) % 16 == 0 and address_of(dz) % 16 == 0
         kernel = loss_of_few(classes)
         arguments = flat(z), flat(t), own, flat(loss), flat(correct), flat(dz)
-        kernel(blocks_for(rows, THREADS), *arguments, rows, vectors, 1 / rows, smoothing)
+        numbers = 1 / rows, smoothing, smoothing / classes
+        kernel(blocks_for(rows, THREADS), *arguments, rows, vectors, *numbers)
         return
     _loss(
         blocks_for(rows, ROWS),

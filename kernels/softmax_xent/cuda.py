@@ -170,15 +170,16 @@ def _slope(slopes, power, c, scale, target, right, each, share):
 @cache
 def loss_of_few(classes):
     """The kernel of :func:`softmax_xent` for so many classes, up to FEW, in rows without gaps between them.
+    ``vectors``: whether z and dz begin at multiples of 16 bytes; ``each``: of a target, what every class has.
 
-    A thread that read its row from memory would ask for each sector several times, and with it all others of
-    its warp. So a block brings THREADS rows, one piece of memory, to its shared memory: neighbouring threads
-    have neighbouring fours, and ask for all of them before they keep the first. Then each thread has a row
-    there, in whose place it leaves the gradient, and the block writes the piece as it was read.
+    A thread that read its row from memory by itself would ask for each sector again and again. So a block
+    brings THREADS rows, one piece of memory, to its shared memory: neighbouring threads have neighbouring
+    fours, and ask for all of theirs before they keep the first. Then each thread has a row there, in whose
+    place it leaves the gradient, and the block writes the piece as it was read.
 
     A thread takes as many numbers of its row at a time as divide it, up to four. Rows are then an odd number
-    of such accesses apart, so that no two threads meet at a bank. Where eight classes or more divide them,
-    they are not: there the fours of a row have changed places, in a way that differs from row to row.
+    of such accesses apart, so that no two threads meet at a bank. Not so where eight divides the classes:
+    there the fours of a row have changed places, in a way that differs from row to row.
     """
     wide = next(width for width in (4, 2, 1) if classes % width == 0)
     load, store = ACCESSES[wide]
@@ -187,7 +188,7 @@ def loss_of_few(classes):
     changed, same = uint32(2 ** min(even, 3) - 1), uint32(3 - min(even, 3))
     fours = THREADS * classes // 4  # of a block
     turns = blocks_for(fours, THREADS)
-    room = 4 * THREADS * turns  # the last turn keeps what there is no four for, too, behind the others
+    room = 4 * THREADS * turns  # with what the last turn keeps twice, behind the others: it asks for no bound
     four_numbers, of_part, of_row = uint32(4), uint32(wide), uint32(parts)
 
     @device
@@ -328,7 +329,8 @@ def softmax_xent(z, t, weight, loss, correct, dz, smoothing=0.0):
     Shapes: z and dz [B, C]; t, weight, loss and correct [B]; weight may be None (all ones).
     Dtypes: t int32, in 0 … C - 1 (not checked), correct uint8, the rest float32.
     Writes: loss, correct, dz (which may be z itself).
-    Cost: one exponential and about five flops an element.
+    Cost: one exponential and about five flops an element. The first call with a number of classes up to FEW
+    compiles a kernel for it.
     """
     rows, classes = z.shape
     distances = row_distance(z), row_distance(dz)

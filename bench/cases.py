@@ -113,6 +113,7 @@ LOGITS = (
     Logits(64, 10),
     Logits(96, 10, scale=40.0),
     Logits(128, 10, kind="extreme"),
+    Logits(260, 16),
     Logits(16, 10, kind="apart"),
     Logits(5, 1000),
     Logits(6, 31, kind="extreme"),

@@ -754,6 +754,142 @@ def test_faults_of_losses_are_found(old, new):
         check_all()
 
 
+# --- losses of few classes: a thread for each row -------------------------------------------------
+
+# (rows, classes): whole blocks, what is left of one, several; read one by one, by twos, by fours, by fours
+# that have changed places; the limit.
+OF_FEW = [
+    (1, 1),
+    (300, 1),
+    (129, 2),
+    (200, 3),
+    (256, 8),
+    (128, 10),
+    (300, 10),
+    (130, 12),
+    (257, 16),
+    (20, 31),
+]
+OF_FEW += [(150, softmax_xent.FEW)]
+
+
+def placed(values, shift):
+    """Values in memory that begins ``shift`` numbers behind a multiple of 16 bytes."""
+    whole = np.zeros(values.size + 8, values.dtype)
+    first = -(whole.__array_interface__["data"][0] // values.itemsize) % 4 + shift
+    array = whole[first : first + values.size].reshape(values.shape)
+    array[...] = values
+    return array
+
+
+def compare_losses(operation, z, t, weight=None, smoothing=0.0, shift=0, in_place=False):
+    """With the definition in float64; what the launches counted."""
+    rows = len(z)
+    given = placed(z, shift)
+    dz = given if in_place else placed(np.full_like(z, np.nan), shift)
+    loss, correct = np.full(rows, np.nan, np.float32), np.full(rows, 77, np.uint8)
+    with emulated(metrics=True) as emulator, np.errstate(all="ignore"):
+        operation(given, t, weight, loss, correct, dz, smoothing)
+        exact = [a.astype(np.float64) for a in (loss, dz)]
+        whole = None if weight is None else weight.astype(np.float64)
+        found, right_ones = correct.copy(), np.zeros_like(correct)
+        right.softmax_xent(z.astype(np.float64), t, whole, exact[0], right_ones, exact[1], smoothing)
+    np.testing.assert_array_equal(found, right_ones)
+    np.testing.assert_allclose(loss, exact[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dz, exact[1], rtol=1e-4, atol=1e-6 / rows)
+    if not in_place:
+        np.testing.assert_array_equal(given, z)
+    return emulator.reports
+
+
+def logits_of_few(rows, classes):
+    random = np.random.default_rng(rows)
+    z = random.integers(-9, 9, (rows, classes)).astype(np.float32)  # many of the largest are equal
+    return z, random.integers(0, classes, rows).astype(np.int32), random.random(rows, np.float32)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize(("rows", "classes"), OF_FEW)
+def test_losses_of_few_classes(rows, classes, shift):
+    z, t, weight = logits_of_few(rows, classes)
+    for how in ({}, {"weight": weight}, {"smoothing": 0.1}, {"weight": weight, "smoothing": 0.9}):
+        for in_place in (False, True):
+            ((kernel, _),) = compare_losses(
+                softmax_xent.softmax_xent, z, t, **how, shift=shift, in_place=in_place
+            )
+            assert kernel.name == f"softmax_xent, {classes} classes"
+
+
+def test_losses_of_more_classes_or_of_rows_apart():
+    z, t, _ = logits_of_few(70, softmax_xent.FEW + 1)
+    for logits in (z, np.lib.stride_tricks.as_strided(z, (70, 10), z.strides)):
+        loss, correct, dz = np.zeros(70, np.float32), np.zeros(70, np.uint8), np.zeros_like(logits)
+        expected = [np.zeros_like(a) for a in (loss, correct, dz)]
+        with emulated() as emulator:
+            softmax_xent.softmax_xent(logits, t % logits.shape[1], None, loss, correct, dz)
+        right.softmax_xent(logits, t % logits.shape[1], None, *expected)
+        for found, wanted in zip((loss, correct, dz), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+        assert [kernel.name for kernel, _ in emulator.reports] == ["softmax_xent"]
+
+
+@pytest.mark.parametrize("classes", [5, 6, 8])
+def test_losses_of_logits_that_are_no_numbers(classes):
+    """Of the same rows, each special one at each place, and the target at each."""
+    z = np.zeros((6 * classes * classes, classes), np.float32)
+    t = np.arange(len(z), dtype=np.int32) % classes
+    for row, logits in enumerate(z):
+        kind, place = row // classes % 6, row // (6 * classes)
+        if kind == 5:
+            logits[:] = -np.inf
+        else:
+            logits[place] = (np.nan, np.inf, -np.inf, np.nan, 1)[kind]
+        if kind == 3:
+            logits[(place + 1) % classes] = np.nan
+    compare_losses(softmax_xent.softmax_xent, z, t)
+
+
+def test_losses_of_few_classes_move_fours():
+    """Each warp of a block: three turns for its part of 1280 numbers, the last of which half of them need."""
+    z, t, _ = logits_of_few(128, 10)
+    ((_, report),) = compare_losses(softmax_xent.softmax_xent, z, t)
+    assert report.requests["ld.global"] == 4 * (3 + 1)
+    assert report.requests["st.global"] == 2 * (3 + 2) + 2 * (2 + 2)
+    assert not sum(report.bank_conflicts.values())
+
+
+WHOLE, PARTLY, CHANGED, UNALIGNED = (256, 10, 0), (300, 10, 0), (257, 16, 0), (256, 10, 1)
+FEW_FAULTS = [  # and (rows, classes, shift) of what shows it
+    ("if thread < left:  # asked", "if True:  # asked", PARTLY),
+    ("cuda.syncthreads()\n        if thread < left:", "if thread < left:", WHOLE),
+    ("cuda.syncthreads()\n        if in_fours:\n            take", "if in_fours:\n            take", WHOLE),
+    ("vectors and left == THREADS", "left == THREADS", UNALIGNED),
+    ("vectors and left == THREADS", "vectors", PARTLY),
+    ("four = min(four, last)", "pass", WHOLE),
+    ("if four < end:", "if True:", WHOLE),
+    ("while number < count:\n                dz", "while number < count - 1:\n                dz", PARTLY),
+    ("(four ^ ((row >> same) & changed))", "four", CHANGED),
+    (
+        "place_of_part(thread, uint32(part))), part * wide",
+        "place_of_part(thread, uint32(part))), part",
+        WHOLE,
+    ),
+    ("not logit <= largest and", "logit >= largest and", WHOLE),
+    ("power * scale - (right if c == target else each)", "power * scale - right", WHOLE),
+    ("factor * own, float32(1) - smoothing", "factor, float32(1) - smoothing", WHOLE),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "case"), FEW_FAULTS, ids=[f"{old} → {new}" for old, new, _ in FEW_FAULTS]
+)
+def test_faults_of_losses_of_few_classes_are_found(old, new, case):
+    rows, classes, shift = case
+    faulty = with_fault(softmax_xent, old, new).softmax_xent
+    with pytest.raises((PTXError, AssertionError)):
+        compare_losses(faulty, *logits_of_few(rows, classes), shift=shift)
+
+
 @pytest.mark.parametrize(("old", "new"), DROPOUT_FAULTS, ids=[new for _, new in DROPOUT_FAULTS])
 def test_faults_of_dropout_are_found(old, new):
     multiply, sums = sums_of_columns()

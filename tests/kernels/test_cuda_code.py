@@ -139,7 +139,7 @@ def test_what_kernels_move():
     an operand."""
     found = table.traffic()
     assert sum(name.startswith("matmul") for name in found) == 40
-    assert len(found) == 63
+    assert len(found) == 66
     for name, counted in found.items():
         assert counted["conflicts"] <= CONFLICTS.get(name, 0), name
         if "sectors" in counted:

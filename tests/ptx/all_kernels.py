@@ -11,6 +11,7 @@ from fastdigit.kernels.matmul import cuda as matmul
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 from fastdigit.kernels.matmul.cuda_epilogue import HALVES, MASK, VECTORS, WHOLE
 from fastdigit.kernels.optimizer.cuda import UPDATES
+from fastdigit.kernels.softmax_xent.cuda import FEW, loss_of_few
 
 # (module, what it multiplies) of all kinds of products.
 TECHNIQUES = ((cuda_mma, "bf16"), (cuda_mma, "tf32"), (cuda_simt, "float32"), (cuda_wgmma, "bf16"))
@@ -42,6 +43,8 @@ FORMS = (
     Form(TN, ADAM, False, ("c", "half")),
 )
 
+CLASSES_OF_FEW = 10, 16, FEW  # rows that are read by twos, by fours, and as long as there are
+
 for technique, kind in TECHNIQUES:
     for tile in technique.TILES:
         for form in FORMS:
@@ -51,6 +54,8 @@ for technique, kind in TECHNIQUES:
 for halves in (False, True):
     for epilogue in (PLAIN, ADAM):
         matmul.column_sums(halves, epilogue)
+for classes in CLASSES_OF_FEW:
+    loss_of_few(classes)
 MODULES = "attack", "augment", "gather", "max_norm", "relu", "softmax_xent"
 for module in ("epoch.cuda", "epoch.cuda_steps", *(f"{module}.cuda" for module in MODULES)):
     import_module(f"fastdigit.kernels.{module}")

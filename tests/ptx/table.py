@@ -23,9 +23,10 @@ from fastdigit.kernels.matmul import cuda_mma
 from fastdigit.kernels.matmul.cuda import sum_columns
 from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, updating
 from fastdigit.kernels.relu import cuda as relu
+from fastdigit.kernels.softmax_xent.cuda import THREADS
 
 from . import steps
-from .all_kernels import ADAM, FORMS, KERNELS, TECHNIQUES
+from .all_kernels import ADAM, CLASSES_OF_FEW, FORMS, KERNELS, TECHNIQUES
 from .assembled import assemble
 from .emulated import backend, emulated
 
@@ -106,7 +107,14 @@ def _operations():
     yield partial(side.ascend, x, dy, w, 0.1, 0.1, "linf"), {"ascend, linf": 4 * all_x}
     yield partial(side.log_odds, logits, labels, loss, correct, dz), {"log_odds": every_loss}
     yield partial(side.softmax, logits, dz), {"softmax": 2 * logits.nbytes}
-    yield partial(side.softmax_xent, logits, labels, None, loss, correct, dz), {"softmax_xent": every_loss}
+    apart = zeros((ROWS, 2 * CLASSES), np.float32)[:, :CLASSES]
+    yield partial(side.softmax_xent, apart, labels, None, loss, correct, dz), {"softmax_xent": every_loss}
+    for classes in CLASSES_OF_FEW:
+        logits, dz = (zeros((THREADS, classes), np.float32) for _ in range(2))
+        loss, labels = zeros((THREADS,), np.float32), zeros((THREADS,), np.int32)
+        arrays = logits, labels, None, loss, zeros((THREADS,), np.uint8), dz
+        moved = 2 * logits.nbytes + 9 * THREADS
+        yield partial(side.softmax_xent, *arrays), {f"softmax_xent, {classes} classes": moved}
 
 
 def _trainings():

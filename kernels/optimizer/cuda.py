@@ -5,6 +5,7 @@ stay on the GPU, and whoever needs the whole adds them up again.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import float32, float64, int64
@@ -96,19 +97,61 @@ def step_numbers(plan):
     return result
 
 
-def _pass(p, g, state_0, state_1, states, nesterov, numbers):
-    i, zero = cuda.blockIdx.x * THREADS + cuda.threadIdx.x, float32(0)
-    if i < p.size:
-        s_0 = state_0[i] if states > 0 else zero
-        s_1 = state_1[i] if states > 1 else zero
-        p[i], s_0, s_1 = stepped(p[i], g[i], s_0, s_1, states, nesterov, numbers)
+# How many states there are, and whether the one is of Nesterov's momentum: a kernel for each, as to ask for
+# every four takes longer than what is asked for.
+KINDS = {(0, False): "plain", (1, False): "momentum", (1, True): "Nesterov", (2, False): "Adam"}
+
+
+@cache
+def _four(states, nesterov):
+    """``read(place, p, state_0, state_1)`` four parameters and their states, zeros where there are none, and
+    ``updated(gradients, place, found, now, state_0, state_1)``: the parameters after a step with the numbers
+    ``now``; the states are written. ``place`` as of :class:`..common.fours.Epilogue`."""
+
+    @device
+    def read(place, p, state_0, state_1):
+        at, count, vectors = place[2], place[3], place[4]
+        old, s_0, s_1 = nothing4(), nothing4(), nothing4()
+        if count > 0:
+            old = read4(p, at, count, vectors)
+            if states > 0:
+                s_0 = read4(state_0, at, count, vectors)
+            if states > 1:
+                s_1 = read4(state_1, at, count, vectors)
+        return old, s_0, s_1
+
+    @device
+    def updated(gradients, place, found, now, state_0, state_1):
+        at, count, vectors = place[2], place[3], place[4]
+        old, s_0, s_1 = found
+        new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
+        new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
+        new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
+        new_3 = stepped(old[3], gradients[3], s_0[3], s_1[3], states, nesterov, now)
         if states > 0:
-            state_0[i] = s_0
+            write4(state_0, at, count, vectors, (new_0[1], new_1[1], new_2[1], new_3[1]))
         if states > 1:
-            state_1[i] = s_1
+            write4(state_1, at, count, vectors, (new_0[2], new_1[2], new_2[2], new_3[2]))
+        return new_0[0], new_1[0], new_2[0], new_3[0]
+
+    return read, updated
 
 
-_update = Kernel(_pass, *[FLOATS] * 4, int64, int64, _TUPLE, threads=THREADS, name="sgd, adam")
+@cache
+def update_kernel(states, nesterov):
+    """The kernel for one of KINDS."""
+    read, updated = _four(states, nesterov)
+
+    def update(p, g, state_0, state_1, vectors, now):
+        at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
+        if at < p.size:
+            place = int64(0), at, at, p.size - at, vectors
+            found = read(place, p, state_0, state_1)
+            gradients = read4(g, at, place[3], vectors)
+            write4(p, at, place[3], vectors, updated(gradients, place, found, now, state_0, state_1))
+
+    name = f"update ({KINDS[states, nesterov]})"
+    return Kernel(update, *[FLOATS] * 4, int64, _TUPLE, threads=THREADS, name=name)
 
 
 @for_any_array
@@ -140,9 +183,15 @@ def _padded(state, like):
     return [*map(flat, state), nothing, nothing][:2]
 
 
+def _kind(state, nesterov):
+    """Of KINDS."""
+    return len(state), bool(nesterov and len(state) == 1)
+
+
 def _update_all(p, g, state, nesterov, numbers):
-    counts = len(state), bool(nesterov)
-    _update(blocks_for(p.size, THREADS), flat(p), flat(g), *_padded(state, p), *counts, numbers)
+    vectors = all(address_of(array) % 16 == 0 for array in (p, g, *state))
+    kernel = update_kernel(*_kind(state, nesterov))
+    kernel(blocks_for(p.size, 4 * THREADS), flat(p), flat(g), *_padded(state, p), vectors, numbers)
 
 
 # --- where the gradient comes into being ------------------------------------------------------------
@@ -154,20 +203,11 @@ def _now(numbers):
 
 
 def _epilogue(states, nesterov):
-    """The update with so many states: a kernel for each, as to ask for every four takes longer than it."""
+    read, updated = _four(states, nesterov)
 
     @device
     def before(place, p, numbers):
-        """Four parameters and their states, zeros where there are none."""
-        at, count, vectors = place[2], place[3], place[4]
-        old, s_0, s_1 = nothing4(), nothing4(), nothing4()
-        if count > 0:
-            old = read4(p, at, count, vectors)
-            if states > 0:
-                s_0 = read4(numbers[0], at, count, vectors)
-            if states > 1:
-                s_1 = read4(numbers[1], at, count, vectors)
-        return old, s_0, s_1
+        return read(place, p, numbers[0], numbers[1])
 
     @device
     def expected(p, at, count, numbers):
@@ -178,27 +218,15 @@ def _epilogue(states, nesterov):
             expect(numbers[1], at, count)
 
     @device
-    def updated4(gradients, place, before, now, numbers):
-        """Four parameters beside each other after a step, whose states are written."""
-        at, count, vectors = place[2], place[3], place[4]
-        old, s_0, s_1 = before
-        new_0 = stepped(old[0], gradients[0], s_0[0], s_1[0], states, nesterov, now)
-        new_1 = stepped(old[1], gradients[1], s_0[1], s_1[1], states, nesterov, now)
-        new_2 = stepped(old[2], gradients[2], s_0[2], s_1[2], states, nesterov, now)
-        new_3 = stepped(old[3], gradients[3], s_0[3], s_1[3], states, nesterov, now)
-        if states > 0:
-            write4(numbers[0], at, count, vectors, (new_0[1], new_1[1], new_2[1], new_3[1]))
-        if states > 1:
-            write4(numbers[1], at, count, vectors, (new_0[2], new_1[2], new_2[2], new_3[2]))
-        return new_0[0], new_1[0], new_2[0], new_3[0]
+    def change(gradients, place, found, now, numbers):
+        return updated(gradients, place, found, now, numbers[0], numbers[1])
 
-    what = {0: "plain", 1: "Nesterov" if nesterov else "momentum", 2: "Adam"}[states]
-    return Epilogue(f"update ({what})", updated4, _NUMBERS, _now, before, expected, 1 + states)
+    name = f"update ({KINDS[states, nesterov]})"
+    return Epilogue(name, change, _NUMBERS, _now, before, expected, 1 + states)
 
 
 _NUMBERS = types.Tuple((FLOATS, FLOATS, FLOATS, LONGS))
-# By how many states there are, and whether the one is of Nesterov's momentum.
-UPDATES = {how: _epilogue(*how) for how in ((0, False), (1, False), (1, True), (2, False))}
+UPDATES = {kind: _epilogue(*kind) for kind in KINDS}
 
 
 def updating(state, nesterov, numbers, step):
@@ -221,8 +249,9 @@ def updating(state, nesterov, numbers, step):
         raise ValueError("numbers must begin at a multiple of 16 bytes")
     if len(state) > 2:
         raise ValueError(f"an optimizer has at most two states, got {len(state)}")
-    epilogue = UPDATES[len(state), bool(nesterov and len(state) == 1)]
-    return Then(epilogue, (*_padded(state, numbers), flat(numbers), step), tuple(state))
+    return Then(
+        UPDATES[_kind(state, nesterov)], (*_padded(state, numbers), flat(numbers), step), tuple(state)
+    )
 
 
 # --- the norm -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from fastdigit.kernels.dropout.cuda import DROPOUT
 from fastdigit.kernels.matmul import cuda as matmul
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
 from fastdigit.kernels.matmul.cuda_epilogue import HALVES, MASK, VECTORS, WHOLE
-from fastdigit.kernels.optimizer.cuda import UPDATES
+from fastdigit.kernels.optimizer.cuda import KINDS, UPDATES, update_kernel
 from fastdigit.kernels.softmax_xent.cuda import FEW, loss_of_few
 
 # (module, what it multiplies) of all kinds of products.
@@ -54,6 +54,8 @@ for technique, kind in TECHNIQUES:
 for halves in (False, True):
     for epilogue in (PLAIN, ADAM):
         matmul.column_sums(halves, epilogue)
+for kind in KINDS:
+    update_kernel(*kind)
 for classes in CLASSES_OF_FEW:
     loss_of_few(classes)
 MODULES = "attack", "augment", "gather", "max_norm", "relu", "softmax_xent"

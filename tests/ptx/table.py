@@ -96,7 +96,7 @@ def _operations():
     yield partial(side.gather_values, labels, order, 0, of_batch), {"gather_values int32": 16 * ROWS}
     yield partial(sum_columns, dy, sums), {"column sums": all_x + sums.nbytes}
     state = [array.reshape(-1) for array in (x, y, dy, w)]
-    yield partial(side.adam, *state, 1, 0.1, 0.9, 0.9, 1e-8, 0.0, False), {"sgd, adam": 7 * all_x}
+    yield partial(side.adam, *state, 1, 0.1, 0.9, 0.9, 1e-8, 0.0, False), {"update (Adam)": 7 * all_x}
     clipped = {"largest": all_x, "squares": all_x + chunks, "scale": 2 * all_x + chunks}
     clipped = {f"clip_norm, {kernel}": size for kernel, size in clipped.items()}
     yield partial(side.clip_norm, g.reshape(-1), 1e-3), clipped

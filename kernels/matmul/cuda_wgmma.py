@@ -35,11 +35,11 @@ ROWS = 64 * GROUPS
 DEPTH = 64  # k in a stage: 128 bytes
 BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 CAPABILITY = (9, 0)
-TILES = ((ROWS, 256), (ROWS, 128))
-STAGES = {(ROWS, 256): 4, (ROWS, 128): 6}
-# The time of a tile, in that of the larger: the other has half of its products, and more to copy for each of
-# them. An estimate, to be measured.
-COST = {(ROWS, 256): 1, (ROWS, 128): 0.55}
+TILES = ((ROWS, 256), (ROWS, 128), (ROWS, 64))
+STAGES = {(ROWS, 256): 4, (ROWS, 128): 6, (ROWS, 64): 8}
+# The time of a tile, in that of the largest: the others have fewer products, and more to copy for each.
+# Estimates, to be measured.
+COST = {(ROWS, 256): 1, (ROWS, 128): 0.55, (ROWS, 64): 0.34}
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
 
@@ -212,7 +212,7 @@ def multiply(
 ):
     """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
 
-    Cost: a is read once for every 128 or 256 columns, b once for every 128 rows.
+    Cost: a is read once for every 64, 128 or 256 columns, b once for every 128 rows.
     ``tile``: one of TILES, by default :func:`tile_for` this product. ``band``: how many rows of
     tiles are walked together (:func:`place_of`). ``blocks``: how many blocks share the tiles, by default one
     for each multiprocessor. ``running``: see :func:`kernel`.

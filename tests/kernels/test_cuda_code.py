@@ -138,8 +138,8 @@ def test_what_kernels_move():
     """Where no edge counts: no access of shared memory waits for another's bank, nothing is moved that is not
     an operand."""
     found = table.traffic()
-    assert sum(name.startswith("matmul") for name in found) == 40
-    assert len(found) == 66
+    assert sum(name.startswith("matmul") for name in found) == 45
+    assert len(found) == 71
     for name, counted in found.items():
         assert counted["conflicts"] <= CONFLICTS.get(name, 0), name
         if "sectors" in counted:

@@ -12,7 +12,7 @@ from ..ptx import ptxrun
 from ..ptx.emulated import LIMITS, emulated
 from .test_cuda import from_bfloat16, to_bfloat16, with_fault
 
-LARGE, SMALL = cuda_wgmma.TILES
+LARGE, MIDDLE, SMALL = cuda_wgmma.TILES
 MULTIPROCESSORS = 132  # of an H100 or H200
 
 
@@ -72,7 +72,12 @@ def read_at_a_time(size, tile, band):
 
 @pytest.mark.parametrize(
     ("size", "tile", "by_rows", "by_bands"),
-    [(4096, LARGE, 171, 149), (8192, LARGE, 2311, 1225), (4096, SMALL, 309, 224), (8192, SMALL, 4366, 1736)],
+    [
+        (4096, LARGE, 171, 149),
+        (8192, LARGE, 2311, 1225),
+        (4096, MIDDLE, 309, 224),
+        (8192, MIDDLE, 4366, 1736),
+    ],
 )
 def test_what_the_tiles_of_a_wave_read(size, tile, by_rows, by_bands):
     """By formula, in MB: what has to come from memory if the second-level cache keeps a wave's operands."""
@@ -141,10 +146,11 @@ def test_a_block_for_each_multiprocessor_or_each_tile(shape, how, blocks):
 @pytest.mark.parametrize(
     ("shape", "tile"),
     [
-        ((128, 128), SMALL),  # what is computed of a large one would be half empty
-        ((512, 2500), SMALL),  # 80 blocks, not 40
+        ((128, 64), SMALL),  # what is computed of a larger one would be half empty
+        ((512, 2000), SMALL),  # 128 blocks, not 64
+        ((512, 2500), MIDDLE),  # 80 blocks; 160 tiles would take two turns of 0.34
         ((784, 2500), LARGE),  # 70 blocks; 140 tiles would take two turns
-        ((4096, 2500), SMALL),  # 5 turns of 0.55, not 3
+        ((4096, 2500), MIDDLE),  # 5 turns of 0.55, not 3, nor 10 of 0.34
         ((4096, 4096), LARGE),  # 4 turns, not 8 of 0.55
         ((8192, 8192), LARGE),
     ],

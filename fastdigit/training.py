@@ -214,6 +214,7 @@ class _Training:
         found = arena.allocate(net.backend.zeros)
         self.state = tuple(found[name] for name in options.optimizer.state_names)
         self.average, self.loss, self.correct = found.get("average"), found["loss"], found["correct"]
+        self.losses = np.zeros(self.count)  # the epoch's on the host, as far as there are any
 
     def _adversary(self):
         """The :class:`~fastdigit.attacks.Adversary` of the batches, or None."""
@@ -259,6 +260,7 @@ class _Training:
         if saved.average is not None:
             backend.to_device(net.layout.flatten(saved.average, net.dtype), out=self.average)
         seen = len(saved.epoch_loss)
+        self.losses[:seen] = saved.epoch_loss
         backend.to_device(saved.epoch_loss, out=self.loss[:seen])
         backend.to_device(saved.epoch_correct, out=self.correct[:seen])
         self.epochs_done, self.steps_done = saved.epochs_done, saved.steps_done
@@ -458,7 +460,8 @@ class _Training:
                 if type(options.schedule) in BUILT_IN:
                     self.factors = self.epochs_done + 1, self._scheduled(self.epochs_done + 1)
             first, last = start * options.batch_size, min(stop * options.batch_size, self.count)
-            loss = np.array(backend.to_host(self.loss[first:last]), np.float64)
+            loss = self.losses[first:last]
+            loss[...] = backend.to_host(self.loss[first:last])
         return _means(loss, options.batch_size), rates
 
     def _end_of_epoch(self, rate, seconds, images_per_second, observers):
@@ -468,7 +471,7 @@ class _Training:
         validation = self._validation(averaged) if self.data.validation else None
         record = Epoch(
             epoch=self.epochs_done + 1,
-            loss=float(np.mean(to_host(self.loss), dtype=np.float64)),
+            loss=float(np.mean(self.losses)),
             accuracy=float(np.mean(to_host(self.correct))),
             learning_rate=float(rate),
             seconds=seconds,

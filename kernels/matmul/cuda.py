@@ -53,8 +53,9 @@ def technique_for(precision, capability, shape):
         raise ValueError(f"precision must be one of {', '.join(OFFERED)}, got {precision!r}")
     for name, least in OFFERED[precision].items():
         if name == "wgmma":
-            # Made for this capability alone; small outputs would leave most of its tiles empty.
-            if capability == least and min(shape[:2]) >= cuda_wgmma.ROWS:
+            # Made for this capability alone; few rows leave most of its tiles empty. (So do few columns, but
+            # it goes through many k in the least time.)
+            if capability == least and shape[0] >= cuda_wgmma.ROWS:
                 return name
         elif capability >= least:
             return name

@@ -6,6 +6,7 @@ finds them. (Finished where they are, the code is written out for every register
 each of which would be fetched for one use.)
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +38,11 @@ from ..common.fours import (
 from ..common.ptx import load4
 
 # What becomes of a number, in this order, where it goes, and whether fours of all arrays are aligned.
-BIAS, RELU, MASK, WHOLE, HALVES, VECTORS = 1, 2, 4, 8, 16, 32
-# For each of these, products on tensor cores have kernels of their own: to ask for every four takes too long.
-KNOWN = MASK | WHOLE | HALVES | VECTORS
+# Products on tensor cores have kernels of their own for each of these: to ask for every four takes longer
+# than all else.
+BIAS, RELU, SCALED, MASK, WHOLE, HALVES, VECTORS = (1 << bit for bit in range(7))
 PLAIN = WHOLE | VECTORS
+_NAMES = {BIAS: ", bias", RELU: ", relu", SCALED: ", scaled", MASK: ", where y_below > 0"}
 
 LONGEST = 2**29  # numbers in a row or column, whose bytes are counted in 32 bits
 
@@ -75,7 +77,7 @@ class Finisher(NamedTuple):
 
 def suffix_of(how):
     """Of the names of kernels, what of ``how`` differs from PLAIN."""
-    said = [", where y_below > 0"] if how & MASK else []
+    said = [name for flag, name in _NAMES.items() if how & flag]
     if how & HALVES:
         said.append(", to float32 and bfloat16" if how & WHOLE else ", to bfloat16")
     return "".join(said) + ("" if how & VECTORS else ", one by one")
@@ -85,21 +87,21 @@ def _flags(how):
     """``flags(outputs)``: what becomes of numbers, for the compiler where it is known before."""
     if how is None:
         return device(lambda outputs: outputs[0])
-    known = how & KNOWN
 
     @device
     def flags(outputs):
-        return known | outputs[0] & ~KNOWN
+        return how
 
     return flags
 
 
+@cache
 def finisher(kind, epilogue, at_once=4, how=None):
     """The :class:`Finisher` of products.
 
     ``kind``: "float32", or on tensor cores "tf32" or "bf16", and these may have an output of bfloat16;
-    ``epilogue``: a :class:`..common.fours.Epilogue`; ``at_once``: what registers are there for; ``how``: of
-    the product's ``how`` what is KNOWN, if kernels are made for each.
+    ``epilogue``: a :class:`..common.fours.Epilogue`; ``at_once``: what registers are there for; ``how``: the
+    product's, if a kernel is made for each.
     """
     read_below, below = (read4_halves, WORDS) if kind == "bf16" else (read4, FLOATS)
     halves, change, begin = kind != "float32", epilogue.change, epilogue.begin
@@ -134,7 +136,8 @@ def finisher(kind, epilogue, at_once=4, how=None):
         vectors, relu = how & VECTORS, how & RELU
         v0, v1 = _finished(four[0], added[0], relu), _finished(four[1], added[1], relu)
         v2, v3 = _finished(four[2], added[2], relu), _finished(four[3], added[3], relu)
-        v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
+        if how & SCALED:
+            v0, v1, v2, v3 = v0 * scale, v1 * scale, v2 * scale, v3 * scale
         if masked and how & MASK:
             v0, v1 = v0 if mask[0] > zero else zero, v1 if mask[1] > zero else zero
             v2, v3 = v2 if mask[2] > zero else zero, v3 if mask[3] > zero else zero
@@ -331,7 +334,7 @@ class Product:
             raise ValueError(f"{then.epilogue.name!r} of an output with a mask is not offered")
         halves = kind == "bf16"
         how = BIAS * (bias is not None) + RELU * bool(relu) + MASK * (y_below is not None)
-        how += WHOLE * (c is not None) + HALVES * (half is not None)
+        how += SCALED * (scale != 1) + WHOLE * (c is not None) + HALVES * (half is not None)
         # What may be read or written four numbers at a time.
         wide = [bias, c, half, y_below, *(then.beside or ())]
         wide += [a, b] if kind == "float32" else []
@@ -339,7 +342,7 @@ class Product:
         numbers_of = words_of if halves else flat
         nothing = numbers_of(a)[:0]
         no_floats, no_words = nothing.view(np.float32), nothing.view(np.uint32)
-        self.known = how & KNOWN
+        self.how = how
         self.outputs = (
             *(how, no_floats if bias is None else flat(bias)),
             *((nothing, 0) if y_below is None else (numbers_of(y_below), row_distance(y_below))),

@@ -226,7 +226,7 @@ def multiply(
     kind = "bf16" if a.dtype == np.uint16 else "tf32"
     product = Product(kind, a, b, turned, c, half, bias, relu, y_below, scale, then)
     tile = tile or product.tile(TILES, FEW)
-    kernel(kind, tile, *product.by_k, then.epilogue, product.known)(
+    kernel(kind, tile, *product.by_k, then.epilogue, product.how)(
         product.blocks(tile),
         *(words_of(a), row_of(a), words_of(b), row_of(b)),
         *(product.rows, product.columns, product.depth, product.outputs),

@@ -224,7 +224,7 @@ def multiply(
     tile = tile or tile_for(product, blocks)
     a_by_k, b_by_k = product.by_k
     across, down = product.blocks(tile)
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.known, running)(
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.how, running)(
         min(blocks, across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),

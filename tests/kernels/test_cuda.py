@@ -493,6 +493,7 @@ def test_transposed_products_have_epilogues_too(on_host, monkeypatch, name):
         ("tf32", (9, 0), (4096, 4096), "mma"),
         ("bf16", (8, 9), (4096, 4096), "mma"),
         ("bf16", (9, 0), (4096, 128), "wgmma"),
+        ("bf16", (9, 0), (128, 10), "wgmma"),
         ("bf16", (9, 0), (127, 4096), "mma"),
         ("bf16", (10, 0), (4096, 4096), "mma"),
     ],

@@ -9,7 +9,7 @@ from fastdigit.kernels.common.fours import AS_IT_IS
 from fastdigit.kernels.dropout.cuda import DROPOUT
 from fastdigit.kernels.matmul import cuda as matmul
 from fastdigit.kernels.matmul import cuda_mma, cuda_simt, cuda_wgmma
-from fastdigit.kernels.matmul.cuda_epilogue import HALVES, MASK, VECTORS, WHOLE
+from fastdigit.kernels.matmul.cuda_epilogue import BIAS, HALVES, MASK, RELU, VECTORS, WHOLE
 from fastdigit.kernels.optimizer.cuda import KINDS, UPDATES, update_kernel
 from fastdigit.kernels.softmax_xent.cuda import FEW, loss_of_few
 
@@ -26,21 +26,21 @@ class Form(NamedTuple):
 
     turned: tuple
     epilogue: Any
-    masked: bool
+    changes: int
     outputs: tuple
 
     def how(self, kind):
         written = {"c": WHOLE, "half": HALVES}
         outputs = self.outputs if kind == "bf16" else ("c",)
-        return VECTORS | MASK * self.masked | sum(written[name] for name in outputs)
+        return VECTORS | self.changes | sum(written[name] for name in outputs)
 
 
 FORMS = (
-    Form(NN, PLAIN, False, ("half",)),
-    Form(NT, PLAIN, True, ("half",)),
-    Form(TN, PLAIN, False, ("c",)),
-    Form(NN, DROPOUT, False, ("half",)),
-    Form(TN, ADAM, False, ("c", "half")),
+    Form(NN, PLAIN, BIAS | RELU, ("half",)),
+    Form(NT, PLAIN, MASK, ("half",)),
+    Form(TN, PLAIN, 0, ("c",)),
+    Form(NN, DROPOUT, BIAS | RELU, ("half",)),
+    Form(TN, ADAM, 0, ("c", "half")),
 )
 
 CLASSES_OF_FEW = 10, 16, FEW  # rows that are read by twos, by fours, and as long as there are

@@ -21,6 +21,7 @@ from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
 from fastdigit.kernels.epoch.cuda_steps import POSITION
 from fastdigit.kernels.matmul import cuda_mma
 from fastdigit.kernels.matmul.cuda import sum_columns
+from fastdigit.kernels.matmul.cuda_epilogue import BIAS, MASK, RELU
 from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, updating
 from fastdigit.kernels.relu import cuda as relu
 from fastdigit.kernels.softmax_xent.cuda import THREADS
@@ -49,9 +50,12 @@ def _operands(kind, tile, form):
     b = zeros((columns, DEPTH) if turned[1] else (DEPTH, columns), dtype)
     outputs, dtypes = form.outputs if kind == "bf16" else ("c",), {"c": np.float32, "half": np.uint16}
     named = {name: zeros(tile, dtypes[name]) for name in outputs}
-    if form.masked:
+    if form.changes & MASK:
         named["y_below"] = zeros(tile, dtype)
-    return a, b, named, sum(array.nbytes for array in (a, b, *named.values()))
+    if form.changes & BIAS:
+        named["bias"] = zeros((columns,), np.float32)
+    size = sum(array.nbytes for array in (a, b, *named.values()))
+    return a, b, {**named, "relu": bool(form.changes & RELU)}, size
 
 
 def _then(epilogue, c):

@@ -15,9 +15,9 @@ USABLE_BACKENDS = [name for name, state in fd.backends().items() if state == "ok
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Groups for ``pytest -n 2``: compiled kernels that are interpreted, which takes one core, single ones and
-    whole trainings, and those that are assembled, for who is ready first; and all others, which may use every
-    core and must not be there twice."""
+    """Groups for ``pytest -n 2``: compiled kernels that are interpreted, single ones and whole trainings,
+    each of which takes one core; those that are assembled, for who is ready first; and all others, which may
+    use every core and must not be there twice."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):

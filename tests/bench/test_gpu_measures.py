@@ -196,7 +196,8 @@ def test_a_training_with_another_loss_gets_no_time(digits):
     cpu = fd.get_backend("cpu")
 
     def off(array):
-        return 1.001 * cpu.to_host(array) if array.shape == (24,) and array.dtype == np.float32 else array
+        losses = array.dtype == np.float32 and array.size <= len(digits.images)
+        return 1.001 * cpu.to_host(array) if losses else array
 
     side = replace(cpu, to_host=off)
     (row,) = goals.epoch(side, ["float32"], digits, NETWORK, 2)

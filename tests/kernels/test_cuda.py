@@ -640,7 +640,8 @@ def test_an_attack_is_that_of_the_reference():
 def with_fault(module, old, new):
     """The module again, with one piece of its source replaced."""
     source = importlib.util.find_spec(module.__name__).loader.get_source(module.__name__)
-    assert source.count(old) >= 1, f"{old!r} is not in {module.__name__}"
+    if old not in source:  # no AssertionError: that would pass for the fault having been found
+        raise ValueError(f"{old!r} is not in {module.__name__}")
     spec = importlib.util.spec_from_loader(module.__name__ + "_with_fault", loader=None)
     faulty = importlib.util.module_from_spec(spec)
     faulty.__package__ = module.__package__
@@ -719,10 +720,10 @@ DROPOUT_FAULTS = [
     ("four[3] * scale if words[3]", "four[3] * scale if words[2]"),
 ]
 UPDATE_FAULTS = [
-    ("    if states > 0:\n        write4(", "    if states > 2:\n        write4("),
-    ("    if states > 1:\n        write4(", "    if states > 2:\n        write4("),
+    ("if states > 0:\n            write4(", "if states > 2:\n            write4("),
+    ("if states > 1:\n            write4(", "if states > 2:\n            write4("),
     ("write4(state_1, at, count, vectors, (new_0[2]", "write4(state_1, at, count + 1, vectors, (new_0[2]"),
-    ("numbers_of(table, step[0])", "numbers_of(table, step[1] + 1)"),
+    ("numbers_of(numbers[2], numbers[3][0])", "numbers_of(numbers[2], numbers[3][1] + 1)"),
     ("s_0[3], s_1[3]", "s_0[3], s_1[2]"),
     ("p * numbers[SHRINK]", "p"),
     ("if nesterov else state_0", "if not nesterov else state_0"),

@@ -93,6 +93,7 @@ def column_sums(halves, epilogue=AS_IT_IS.epilogue):
         column_sums,
         *(stored, int64, int64, int64, int64, FLOATS, epilogue.kinds),
         threads=THREADS,
+        resident=4 if epilogue.reads else 8,  # blocks are few: registers for what is read beside
         name=f"column sums{' of bfloat16' if halves else ''}{epilogue.suffix}",
         simulated=not halves,
     )

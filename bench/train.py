@@ -6,7 +6,7 @@
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
 rows apart), on real MNIST. Every side starts from the same weights and trains on the same batches in the
 same order with the same rate. It gets a time only if the loss of each of its first steps is within 1e-3
-(in TF32 and bfloat16 5e-3, peers in bfloat16 2⁻⁷) of what a loop in float64 gives.
+(in bfloat16 and TF32 5e-3) of what a loop in float64 gives.
 
 Each side runs in a process of its own, and the sides take turns (``bench.turns``). The rounds of a network
 are spread over the whole run, in PASSES over all networks, with new processes in each. A turn is one speed,
@@ -61,14 +61,8 @@ RATE, RATE_DEEP = 0.1, 0.01
 CHILD = ("-m", "fastdigit.bench.train", "--child")
 CHECKED_STEPS = 50
 # Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3; those of
-# 11 bits (TF32) get more than that.
+# 11 bits (TF32) get as much.
 TOLERANCE, TOLERANCE_ROUNDED = 1e-3, 5e-3
-# Of peers in bfloat16: a unit in the last of its 8 bits. Libraries choose how they round: with all outputs
-# and gradients of products rounded to the nearest, and added in float32, the deep network's losses are up to
-# 2e-4 off after ten steps; with each rounded twice, or the parts of a sum added in bfloat16, 7e-4; with all
-# cut off, 5.4e-3, and PyTorch's were 5.3e-3 off on an H200. A peer that is refused is not compared with, so
-# less is asked of peers than of ours.
-TOLERANCE_PEERS_BF16 = 2.0**-7
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
 LIMIT = "the processor's limit"  # asked between the turns
@@ -113,7 +107,7 @@ class Answers:
         facts["package"] = str(Path(fd.__file__).parent)
         if np.isfinite(apart).all():  # JSON has no others
             facts["loss_differences"] = [float(f"{each:.3g}") for each in apart]
-        most = tolerance_of(self.side)
+        most = TOLERANCE_ROUNDED if self.side.precision in ("bf16", "tf32") else TOLERANCE
         if not difference <= most:  # also if it is not a number
             facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {most:g}"
             kept = "used", "package", "no_time", "loss_differences"
@@ -154,12 +148,6 @@ class OtherProcesses:
         user, nice, system, _, _, irq, softirq, stolen = map(int, line.split()[1:9])
         ticks = user + nice + system + irq + softirq + stolen
         return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
-
-
-def tolerance_of(side):
-    if side.precision == "bf16" and not side.ours:
-        return TOLERANCE_PEERS_BF16
-    return TOLERANCE_ROUNDED if side.precision in ("bf16", "tf32") else TOLERANCE
 
 
 def differences(losses, expected):

@@ -58,16 +58,19 @@ class Finisher(NamedTuple):
     """What :func:`finisher` returns: device functions, and the type of their ``outputs``
     (see :class:`Product`).
 
-    ``begin(outputs)``: the epilogue's numbers, for a thread to read once.
-    ``one(four, shared, row, column, rows, columns, outputs)``: four sums beside each other, through what is
-    asked for to where it is asked for; ``shared`` are those numbers.
-    ``several(memory, at, further, shared, row, apart, column, rows, columns, outputs)``: ``at_once`` fours of
-    rows that are ``apart``, ``further`` numbers from each other in shared memory. Memory is asked for what
-    all of them need before the first is finished: its answer takes as long as hundreds of instructions.
+    ``begin(outputs)``: the epilogue's numbers, for a thread to read once. ``bias(column, columns, outputs)``:
+    four numbers of the bias, for a thread to read once for all fours below each other.
+    ``one(four, added, shared, row, column, rows, columns, outputs)``: four sums beside each other, through
+    what is asked for to where it is asked for; ``added`` is that bias, ``shared`` are those numbers.
+    ``several(memory, at, further, added, shared, row, apart, column, rows, columns, outputs)``: ``at_once``
+    fours of rows that are ``apart``, ``further`` numbers from each other in shared memory. Memory is asked
+    for what all of them need before the first is finished: its answer takes as long as hundreds of
+    instructions.
     ``expect(row, column, width, rows, columns, outputs)``: so many numbers of a row will be finished soon.
     """
 
     begin: Any
+    bias: Any
     one: Any
     several: Any
     expect: Any
@@ -113,9 +116,9 @@ def finisher(kind, epilogue, at_once=4, how=None):
         return begin(outputs[9])
 
     @device
-    def bias_of(column, count, outputs):
-        if flags(outputs) & BIAS and count > 0:
-            return read4(outputs[1], column, count, flags(outputs) & VECTORS)
+    def bias(column, columns, outputs):
+        if flags(outputs) & BIAS and column < columns:
+            return read4(outputs[1], column, columns - column, flags(outputs) & VECTORS)
         return nothing4()
 
     @device
@@ -149,10 +152,10 @@ def finisher(kind, epilogue, at_once=4, how=None):
             write4_halves(half, row * half_row + column, count, vectors, values)
 
     @device
-    def one(four, shared, row, column, rows, columns, outputs):
+    def one(four, added, shared, row, column, rows, columns, outputs):
         count = columns - column if row < rows else int64(0)
         found = read(row, column, count, outputs)
-        finish(four, bias_of(column, count, outputs), shared, found, row, column, count, outputs)
+        finish(four, added, shared, found, row, column, count, outputs)
 
     def together(fours):
         """``fours`` below each other, each of them whole where there is its row: all are read for before the
@@ -173,14 +176,13 @@ def finisher(kind, epilogue, at_once=4, how=None):
     all_of_them = together(at_once)
 
     @device
-    def several(memory, at, further, shared, row, apart, column, rows, columns, outputs):
+    def several(memory, at, further, added, shared, row, apart, column, rows, columns, outputs):
         # Asked once for all fours: most are within, and each question takes as long as a dozen sums.
         if flags(outputs) & VECTORS and column + 4 <= columns:
-            added = bias_of(column, int64(4), outputs)
             all_of_them(added, shared, memory, at, further, row, apart, column, rows, outputs)
         else:
             for _ in range(at_once):
-                one(load4(memory, at), shared, row, column, rows, columns, outputs)
+                one(load4(memory, at), added, shared, row, column, rows, columns, outputs)
                 at, row = at + further, row + apart
 
     @device
@@ -190,7 +192,7 @@ def finisher(kind, epilogue, at_once=4, how=None):
             expect_beside(outputs[5], row * outputs[6] + column, count, outputs[9])
 
     outputs = int64, FLOATS, below, int64, float32, FLOATS, int64, WORDS, int64, epilogue.kinds
-    return Finisher(begin_with, one, several, expect, at_once, types.Tuple(outputs))
+    return Finisher(begin_with, bias, one, several, expect, at_once, types.Tuple(outputs))
 
 
 def staged(tiles_down, tiles_across, at_once, finishing):
@@ -205,7 +207,8 @@ def staged(tiles_down, tiles_across, at_once, finishing):
     pitch = width + 8
     fours = width // 4
     apart = 32 // fours  # rows, of fours that a lane finishes
-    several, step, begin = finishing.several, finishing.at_once * apart, finishing.begin
+    several, step = finishing.several, finishing.at_once * apart
+    begin, bias = finishing.begin, finishing.bias
 
     def keeper(down, across, place):
         middle, end = place + 2, place + 4
@@ -235,10 +238,11 @@ def staged(tiles_down, tiles_across, at_once, finishing):
             keep(sums, memory, mine + lane // 4 * pitch + lane % 4 * 2)
             cuda.syncwarp()
             across = lane % fours * 4
+            right = column + across
+            added = bias(right, columns, outputs)
             for down in range(lane // fours, 16 * at_once, step):
                 at, below = mine + down * pitch + across, row + top + down
-                right = column + across
-                several(memory, at, apart * pitch, shared, below, apart, right, rows, columns, outputs)
+                several(memory, at, apart * pitch, added, shared, below, apart, right, rows, columns, outputs)
 
         return part
 
@@ -263,7 +267,7 @@ def by_pieces(sums, columns_of_tile, finishing):
     pitch = width + 8  # as in :func:`staged`
     pieces, fours = columns_of_tile // width, width // 4
     apart = 32 // fours  # rows, of fours that a lane finishes
-    several, step = finishing.several, finishing.at_once * apart
+    several, step, bias = finishing.several, finishing.at_once * apart, finishing.bias
     keep = ptx.choose([sums.store(piece, pitch) for piece in range(pieces)])
 
     @device
@@ -278,9 +282,11 @@ def by_pieces(sums, columns_of_tile, finishing):
             cuda.syncwarp()
             keep(piece, to)
             cuda.syncwarp()
+            right = column + piece * width + across
+            added = bias(right, columns, outputs)
             for down in range(lane // fours, 16, step):
-                at, right = mine + down * pitch + across, column + piece * width + across
-                several(memory, at, apart * pitch, shared, row + down, apart, right, rows, columns, outputs)
+                at, below = mine + down * pitch + across, row + down
+                several(memory, at, apart * pitch, added, shared, below, apart, right, rows, columns, outputs)
 
     return finish_tile, 16 * pitch
 

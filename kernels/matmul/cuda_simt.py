@@ -33,9 +33,11 @@ RESIDENT = {(128, 128): 1, (64, 64): 6}
 FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
-def _finisher(finish4, begin, threads):
+def _finisher(finishing, threads):
     """``finish(sums, memory, row, column, rows, columns, outputs)``: a thread's sums, by way of 16 numbers of
     its own in shared memory, where a loop can count through them (see :mod:`.cuda_epilogue`)."""
+
+    begin, bias, finish4 = finishing.begin, finishing.bias, finishing.one
 
     def keeper(place, at):
         end = place + 4
@@ -56,7 +58,9 @@ def _finisher(finish4, begin, threads):
             keep(sums, memory, 4 * thread)
             for item in range(thread, 4 * threads, threads):
                 four, i = load4(memory, 4 * item), item // threads
-                finish4(four, shared, row + down + i // 2, column + i % 2 * 32, rows, columns, outputs)
+                right = column + i % 2 * 32
+                added = bias(right, columns, outputs)
+                finish4(four, added, shared, row + down + i // 2, right, rows, columns, outputs)
 
         return part
 
@@ -77,7 +81,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     threads = tile_rows * tile_columns // 64
     depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
     finishing = finisher(kind, epilogue)
-    finish, outputs = _finisher(finishing.one, finishing.begin, threads), finishing.outputs
+    finish, outputs = _finisher(finishing, threads), finishing.outputs
     fours = depth_at_once // 4
     turn = 128 // depth_at_once
     warps_down = tile_rows // 32

@@ -19,7 +19,7 @@ from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.common.fours import AS_IT_IS
 from fastdigit.kernels.dropout.cuda import DROPOUT, dropping
 from fastdigit.kernels.epoch.cuda_steps import POSITION
-from fastdigit.kernels.matmul import cuda_mma
+from fastdigit.kernels.matmul import cuda_mma, cuda_wgmma
 from fastdigit.kernels.matmul.cuda import sum_columns
 from fastdigit.kernels.matmul.cuda_epilogue import BIAS, MASK, RELU
 from fastdigit.kernels.optimizer.cuda import CHUNK, NUMBERS, updating
@@ -37,11 +37,12 @@ README = PROJECT / "kernels" / "README.md"
 END = "<!-- end of table -->"
 CAPABILITIES = ((7, 5), (8, 0), (9, 0, "a"))
 MULTIPLY = ("FFMA", "FFMA2", "HMMA", "HGMMA")
+AT_ONCE = {cuda_mma: 32, cuda_wgmma: 16}  # rows of sums that a warp has in shared memory at a time
 DEPTH = 64  # of the products whose traffic is counted: one tile of the output
 ROWS, COLUMNS, CLASSES = 64, 256, 16  # of what other operations work on
 
 
-def _operands(kind, tile, form):
+def _operands(technique, kind, tile, form):
     """a, b and what multiply takes by name, of zeros, and the bytes of all: one tile with DEPTH k, aligned as
     arrays of a GPU are."""
     zeros, (rows, columns), turned = backend().zeros, tile, form.turned
@@ -52,10 +53,14 @@ def _operands(kind, tile, form):
     named = {name: zeros(tile, dtypes[name]) for name in outputs}
     if form.changes & MASK:
         named["y_below"] = zeros(tile, dtype)
-    if form.changes & BIAS:
-        named["bias"] = zeros((columns,), np.float32)
     size = sum(array.nbytes for array in (a, b, *named.values()))
-    return a, b, {**named, "relu": bool(form.changes & RELU)}, size
+    if kind != "float32":  # whose kernels are told what becomes of an output at the launch
+        named["relu"] = bool(form.changes & RELU)
+        if form.changes & BIAS:
+            named["bias"] = zeros((columns,), np.float32)
+            # Each warp, or each part of its rows, reads it, from caches: it has registers for no more.
+            size += named["bias"].nbytes * rows // AT_ONCE[technique]
+    return a, b, named, size
 
 
 def _then(epilogue, c):
@@ -160,7 +165,7 @@ def traffic():
         found |= {kernel.name: _counted(report, ideal[kernel.name]) for kernel, report in emulator.reports}
     for technique, kind in TECHNIQUES:
         for tile, form in product(technique.TILES, FORMS):
-            a, b, named, ideal = _operands(kind, tile, form)
+            a, b, named, ideal = _operands(technique, kind, tile, form)
             then, more = _then(form.epilogue, named.get("c"))
             with emulated(race=False, metrics=True) as emulator:
                 technique.multiply(a, b, turned=form.turned, tile=tile, then=then, **named)

@@ -55,6 +55,12 @@ MOST_BELOW = 65_535  # blocks below each other; beside each other there can be 2
 
 KERNELS = []  # all that have been made, for tests and tables that go through them
 
+# Whether kernels that can are launched before what they depend on has ended (CUDA's programmatic dependent
+# launch), from the capability on that has it: each waits for that itself, when it is there and ready.
+# Compiled and interpreted, not run yet, so nobody gets it unasked.
+DEPENDENT_LAUNCHES = False
+DEPENDENT_FROM = (9, 0)
+
 
 class CudaError(RuntimeError):
     """No GPU that can be used, with what was found and what is needed."""
@@ -158,7 +164,9 @@ class Kernel:
     the number of blocks that a multiprocessor should hold at a time, which bounds the registers, ``least``
     the compute capability that it needs, ``only`` the one that it is for, ``shared`` the bytes of shared
     memory that it gets besides what it declares (None: each launch says), ``cooperative`` whether all blocks
-    of a launch must be there at a time, ``simulated`` whether Numba's simulator can run it.
+    of a launch must be there at a time, ``dependent`` whether each of its threads waits for what was launched
+    before by itself (``ptx.wait_for_launches``) before it touches the GPU's memory, ``simulated`` whether
+    Numba's simulator can run it.
     """
 
     def __init__(
@@ -172,12 +180,13 @@ class Kernel:
         only=None,
         shared=0,
         cooperative=False,
+        dependent=False,
         simulated=True,
     ):
         self.function, self.arguments, self.name = function, arguments, name
         self.threads, self.resident, self.shared = threads, resident, shared
         self.least, self.only, self.simulated = only or least, only, simulated
-        self.cooperative = cooperative
+        self.cooperative, self.dependent = cooperative, dependent
         self.allowed = GIVEN  # bytes of shared memory besides what it declares
         KERNELS.append(self)
 
@@ -307,6 +316,9 @@ class Launch:
         first = ctypes.addressof(self.words)
         self.places = (ctypes.c_void_p * (len(words) // WORD))(*range(first, first + len(words), WORD))
         self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
+        self.config = None
+        if kernel.dependent and DEPENDENT_LAUNCHES and limits().capability >= DEPENDENT_FROM:
+            self.config = _dependent(self.size)
         if shared > GIVEN:
             kernel.allow(shared)
 
@@ -316,11 +328,27 @@ class Launch:
 
         function = self.kernel.on_gpu
         stream, places = cupy.cuda.get_current_stream().ptr, ctypes.addressof(self.places)
-        if self.kernel.cooperative:
+        if self.config is not None:
+            self.config.hStream = stream
+            (status,) = driver.cuLaunchKernelEx(self.config, function, places, 0)
+        elif self.kernel.cooperative:
             (status,) = driver.cuLaunchCooperativeKernel(function, *self.size, stream, places)
         else:
             (status,) = driver.cuLaunchKernel(function, *self.size, stream, places, 0)
         _check(status, f"{self.kernel.name} could not be launched")
+
+
+def _dependent(size):
+    """What the driver is told of a launch that need not wait for the one before it."""
+    from cuda.bindings import driver
+
+    allowed, config = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+    allowed.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    allowed.value.programmaticStreamSerializationAllowed = 1
+    config.gridDimX, config.gridDimY, config.gridDimZ = size[:3]
+    config.blockDimX, config.blockDimY, config.blockDimZ = size[3:6]
+    config.sharedMemBytes, config.attrs, config.numAttrs = size[6], [allowed], 1
+    return config
 
 
 def _with_maps(argument):
@@ -540,6 +568,13 @@ def data_of(context, builder, kind, array):
     from numba.cuda.np.arrayobj import make_array
 
     return make_array(kind)(context, builder, array).data
+
+
+def compiled_for():
+    """The capability that code is being compiled for."""
+    from numba.cuda import dispatcher
+
+    return tuple(dispatcher.get_current_device().compute_capability)
 
 
 @contextmanager

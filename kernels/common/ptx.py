@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from .cuda import SIMULATED, data_of, device, types
+from .cuda import DEPENDENT_FROM, SIMULATED, compiled_for, data_of, device, types
 
 FLOAT, WORD, ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
@@ -353,6 +353,31 @@ add_releasing = _instruction(
 load_acquiring = _instruction(
     "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l,~{memory}", types.uint32, types.uint64
 )
+
+# --- launches that depend on each other (9.7.13.13, griddepcontrol) -------------------------------
+
+
+def _of_launches(what):
+    """An intrinsic, to be called by kernels themselves: device functions are compiled for one capability
+    only. No instruction before DEPENDENT_FROM, where no launch begins before the last has ended."""
+
+    @_either(lambda: None)
+    def control(typing_context):
+        def generate(context, builder, signature, arguments):
+            if compiled_for()[:2] >= DEPENDENT_FROM:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                code = ir.InlineAsm(kind, f"griddepcontrol.{what};", "~{memory}", side_effect=True)
+                builder.call(code, [])
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    return control
+
+
+# launch_dependents(): when all blocks have called it, or ended, the next launch may begin, if it is one that
+# waits itself. wait_for_launches(): until all that was launched before has ended and can be seen.
+launch_dependents, wait_for_launches = _of_launches("launch_dependents"), _of_launches("wait")
 
 # --- asynchronous copies (9.7.9.25.3, cp.async) ---------------------------------------------------
 

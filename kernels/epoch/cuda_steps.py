@@ -111,6 +111,7 @@ def _kernel(function, *arguments, name, halves, threads=THREADS, **more):
         threads=threads,
         name=name,
         least=(8, 0) if halves else (7, 5),
+        dependent=True,
         simulated=not halves,
         **more,
     )
@@ -133,6 +134,8 @@ def _taker(images, halves):
 
     def take(images, pixels, order, position, batch, out, out_row, scale, threshold, kept_scale, seed):
         """TAKEN pixels each of the batch's images; zeros where the epoch has ended."""
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         row = cuda.blockIdx.y
         place = _place(position, batch, row)
         live = place < order.size
@@ -158,6 +161,8 @@ def _deformer(halves):
         images, order, position, batch, stream, deformation, out, out_row, scale, threshold, kept_scale, seed
     ):
         """As kernels/augment, a block for each of the batch's images; zeros where the epoch has ended."""
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         knots = cuda.shared.array(MOST_KNOTS, int32)
         lines = cuda.shared.array(MOST_LINES, int32)
         height, width = deformation[:2]
@@ -190,6 +195,8 @@ def _losses(halves):
         z, z_row, classes, labels, weight, order, position, batch, loss, correct, dz, dz_row, smoothing
     ):
         """Loss, gradient and whether it is right, as in kernels/softmax_xent; zeros past the epoch's end."""
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         row, lane = place_of_lane()
         place, at = _place(position, batch, row), row * z_row
         live = row < batch and place < order.size
@@ -226,6 +233,8 @@ def _updates(epilogue):
 
     def update(p, g, rounded, numbers):
         """Four parameters each: gradient descent, and the rounded copy where there is one."""
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         at = 4 * (cuda.blockIdx.x * THREADS + cuda.threadIdx.x)
         if at < p.size:
             place = int64(0), at, at, int64(4), int64(1)
@@ -238,6 +247,8 @@ def _updates(epilogue):
 
 
 def _count_on(position):
+    ptx.launch_dependents()
+    ptx.wait_for_launches()
     if cuda.threadIdx.x == 0:
         position[STEP] += 1
         position[STEP_OF_EPOCH] += 1

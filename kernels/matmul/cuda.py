@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 from numba import float32, int64
 
+from ..common import ptx
 from ..common.cuda import (
     ALIGNED,
     FLOATS,
@@ -69,6 +70,8 @@ def column_sums(halves, epilogue=AS_IT_IS.epilogue):
     begin, read_beside, change = epilogue.begin, epilogue.read, epilogue.change
 
     def column_sums(values, row_distance, rows, columns, vectors, sums, numbers):
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         parts = cuda.shared.array(PARTS, float32, ALIGNED)
         thread = cuda.threadIdx.x
         lane, part = thread % ACROSS, thread // ACROSS
@@ -95,6 +98,7 @@ def column_sums(halves, epilogue=AS_IT_IS.epilogue):
         threads=THREADS,
         resident=4 if epilogue.reads else 8,  # blocks are few: registers for what is read beside
         name=f"column sums{' of bfloat16' if halves else ''}{epilogue.suffix}",
+        dependent=True,
         simulated=not halves,
     )
 

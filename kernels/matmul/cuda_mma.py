@@ -146,6 +146,8 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
         return int64(row) * tile_rows, int64(column) * tile_columns
 
     def matmul_mma(a, a_row, b, b_row, rows, columns, depth, outputs):
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
         from_a, from_b = global_address(a), global_address(b)
@@ -187,6 +189,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
         resident=RESIDENT[tile],
         name=f"matmul_mma {kind} {form} {tile_rows} × {tile_columns}{epilogue.suffix}{suffix_of(how)}",
         least=(8, 0),
+        dependent=True,
         simulated=False,
     )
 

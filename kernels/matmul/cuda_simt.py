@@ -22,6 +22,7 @@ from functools import cache
 
 from numba import float32, int64, uint64
 
+from ..common import ptx
 from ..common.cuda import ALIGNED, FLOATS, Kernel, cuda, device, flat
 from ..common.cuda import row_distance as row_of
 from ..common.fours import AS_IT_IS, THREE, TWO, read4_of
@@ -141,6 +142,8 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     compute = fold([step(i) for i in range(depth_at_once)])
 
     def matmul_simt(a, a_row, b, b_row, rows, columns, depth, outputs):
+        ptx.launch_dependents()
+        ptx.wait_for_launches()
         # Two halves: one is read while the other is filled.
         strip = cuda.shared.array(all_a, float32, ALIGNED)
         panel = cuda.shared.array(all_b, float32, ALIGNED)
@@ -178,6 +181,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         *(FLOATS, int64, FLOATS, int64, int64, int64, int64, outputs),
         threads=threads,
         resident=RESIDENT[tile],
+        dependent=True,
         name=f"matmul_simt {form} {tile_rows} × {tile_columns}{epilogue.suffix}",
     )
 

@@ -101,8 +101,6 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
     @device
     def fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty):
         """Ask for one stage after the other, as they become empty, of all tiles of this block."""
-        map_visible(from_a)
-        map_visible(from_b)
         stage, parity = uint32(0), uint32(1)  # the phase before the first counts as ended
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
@@ -125,6 +123,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
         return uint64(place >> uint32(4)) | operand
 
     def matmul_wgmma(a, b, rows, columns, depth, band, tiles, outputs):
+        ptx.launch_dependents()
         begin()
         counters = cuda.shared.array(barriers, uint64)
         memory = cuda.shared.array(0, float32)
@@ -143,9 +142,13 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
             give()
             if thread == GROUPS * GROUP:
                 from_a, from_b = global_address(a), global_address(b)
+                map_visible(from_a)  # which the launches before have not written
+                map_visible(from_b)
+                ptx.wait_for_launches()
                 fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty)
             return
         take()
+        ptx.wait_for_launches()
         mine = base + uint32(thread // GROUP * BOX)
         warp, lane = thread // 32, thread % 32
         own = int64((base - start) // uint32(4)) + stages * stage_bytes // 4 + warp * part
@@ -178,6 +181,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
         resident=1,
         name=f"matmul_wgmma {kind} {form} {ROWS} × {columns_of_tile}{suffix}",
         only=CAPABILITY,
+        dependent=True,
         shared=stages * stage_bytes + ptx.EIGHT + GROUPS * 4 * part * 4,
         simulated=False,
     )

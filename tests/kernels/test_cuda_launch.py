@@ -161,7 +161,7 @@ def driver(monkeypatch):
 
         return call
 
-    for name in ("cuLaunchKernel", "cuLaunchCooperativeKernel", "cuFuncSetAttribute"):
+    for name in ("cuLaunchKernel", "cuLaunchKernelEx", "cuLaunchCooperativeKernel", "cuFuncSetAttribute"):
         monkeypatch.setattr(driver, name, called(name))
     words = SimpleNamespace(opaque=range(16))
     monkeypatch.setattr(driver, "cuTensorMapEncodeTiled", called("cuTensorMapEncodeTiled", (words,)))
@@ -195,6 +195,36 @@ def test_a_launch_joins_the_current_stream(kernel, driver, cooperative):
     size = 3, 2, 1, 64, 1, 1, 96
     name, end = ("cuLaunchCooperativeKernel", ()) if cooperative else ("cuLaunchKernel", (0,))
     assert driver.list == [(name, ("the function", *size, stream, places, *end)) for stream in (11, 77)]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (10, 0)])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_launches_begin_early_if_they_can_and_are_asked_to(
+    kernel, driver, monkeypatch, asked, capability, dependent
+):
+    from cuda.bindings.driver import CUlaunchAttributeID
+
+    monkeypatch.setattr(cuda, "DEPENDENT_LAUNCHES", asked)
+    monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits(capability, 4, 200_000))
+    kernel.dependent = dependent
+    launch = cuda.Launch(on_gpu(kernel), (3, 2), arguments(), 96)
+    places = ctypes.addressof(launch.places)
+    with cuda.on_stream(SimpleNamespace(cuda_stream=77)):
+        launch()
+    size = 3, 2, 1, 64, 1, 1, 96
+    if not (asked and dependent and capability >= (9, 0)):
+        assert driver.list == [("cuLaunchKernel", ("the function", *size, 77, places, 0))]
+        return
+    ((name, (config, *others)),) = driver.list
+    assert (name, others) == ("cuLaunchKernelEx", ["the function", places, 0])
+    names = [f"{what}Dim{axis}" for what in ("grid", "block") for axis in "XYZ"]
+    assert (*(getattr(config, name) for name in names), config.sharedMemBytes) == size
+    assert int(config.hStream) == 77
+    (attribute,) = config.attrs
+    assert config.numAttrs == 1
+    assert attribute.id == CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert attribute.value.programmaticStreamSerializationAllowed == 1
 
 
 def test_a_launch_that_fails_names_its_kernel(kernel, driver):

@@ -243,6 +243,29 @@ def test_parameters_are_those_of_the_networks_backend_afterwards():
     np.testing.assert_allclose(found, other.predict_proba(images.images), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    ptx.wait_for_launches()\n    if cuda.thr", "    if cuda.thr", "step: count never waits"),
+        (
+            "    ptx.wait_for_launches()\n    if cuda.threadIdx.x == 0:\n",
+            "    if cuda.threadIdx.x == 0:\n        position[STEP] += 1\n        ptx.wait_for_launches()\n",
+            "global memory before griddepcontrol.wait",
+        ),
+        (
+            "    ptx.wait_for_launches()\n    if cuda.threadIdx.x == 0:\n",
+            "    if position.size == 0:\n        ptx.wait_for_launches()\n    if False:\n",
+            "none of its threads has waited",
+        ),
+    ],
+    ids=["never", "too late", "not here"],
+)
+def test_launches_that_begin_early_and_do_not_wait_are_found(old, new, message):
+    tick = with_fault(cuda_steps, old, new)._tick
+    with emulated(), pytest.raises(PTXError, match=message):
+        tick(1, np.zeros(cuda_steps.POSITION, np.int64))
+
+
 SOURCE = inspect.getsource(cuda_steps)
 TO_INPUT, TO_WEIGHTS, END = map(
     SOURCE.index, ("            if layer:  # before", "            self._to_weights(", "    def _to_weights")

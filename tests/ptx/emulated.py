@@ -15,17 +15,23 @@ from fastdigit.kernels import epoch
 from fastdigit.kernels.common import cuda
 
 from .assembled import ptx_of
-from .ptxrun import Device, DeviceArray, launch, numba_args, parse
+from .ptxrun import Device, DeviceArray, PTXError, launch, numba_args, parse
 
 # Of the GPU that is emulated, as kernels look them up that work with any: so few multiprocessors that blocks
 # which stay for several tiles have some.
 LIMITS = cuda.Limits((9, 0), 2, 232_448)
+CAPABILITY = (9, 0, "a")  # that code is compiled for, also where these limits are those of another GPU
 LINE = 256  # bytes: arrays get the place relative to such a line that they have on the host
 
 
 @cache
-def program(kernel, capability):
-    return parse(ptx_of(kernel, capability))
+def program(kernel):
+    """What is run. PTXError where it is launched early and never waits for the launches before."""
+    code = parse(ptx_of(kernel, CAPABILITY))
+    waits = any(instruction.op == "griddepcontrol.wait" for instruction in code.instrs)
+    if waits != kernel.dependent:
+        raise PTXError(f"{kernel.name} {'waits' if waits else 'never waits'} for the launches before it")
+    return code
 
 
 def _placed(device, array):
@@ -50,9 +56,8 @@ def _members(arguments):
 class Emulator:
     """Runs launches; ``reports`` lists (kernel, report) of all of them."""
 
-    def __init__(self, capability=(8, 0), race=True, metrics=False, burst=1):
-        self.capability, self.race, self.metrics = capability, race, metrics
-        self.burst, self.reports = burst, []
+    def __init__(self, race=True, metrics=False, burst=1):
+        self.race, self.metrics, self.burst, self.reports = race, metrics, burst, []
 
     def launch(self, kernel, blocks, arguments, shared):
         members = list(_members(arguments))
@@ -81,7 +86,7 @@ class Emulator:
             return copy_of(argument) if isinstance(argument, np.ndarray) else argument
 
         report = launch(
-            program(kernel, (9, 0, "a") if kernel.only == (9, 0) else self.capability),
+            program(kernel),
             blocks,
             kernel.threads,
             numba_args(*map(given, members)),

@@ -11,6 +11,8 @@ And it checks, as compute-sanitizer would:
              writing, and nothing that orders them: barriers of blocks, of some threads, of warps and
              of the grid, mbarriers, waits; threads that meet at different barriers  (race=True)
     warp     a warp-collective instruction reached by part of its warp              (always on)
+    launch   in a kernel with griddepcontrol.wait, a thread that touches global memory before it, or
+             a block that ends without it                                           (always on)
 
     dev = Device()
     a, c = dev.array(host_a), dev.empty((64, 64), np.float32)
@@ -460,6 +462,8 @@ class Block:
         self.pending = []  # cp.async records
         self.commits = np.zeros(self.T, np.int64)
         self.products = np.zeros(self.T, np.int64)  # groups of wgmma committed
+        # Whether each thread has waited for the launches before, if the kernel does so at all.
+        self.waited = np.zeros(self.T, bool) if prog.waits else None
         self.unsummed = {}  # register of sums that nothing has waited for: of which group, from 1 on, [T]
         x, y, z = (list(block) + [1, 1])[:3]
         gx, gy, gz = (list(grid) + [1, 1])[:3]
@@ -613,6 +617,8 @@ class Block:
         a = addr[act]
         if a.size == 0:
             return
+        if space == "global":
+            self.may_touch_global(act, ins)
         if aligned and (a % total).any():
             self.fault(f"misaligned {total}-byte access at {int(a[(a % total) != 0][0]):#x}", act, ins)
         if space == "global":
@@ -635,6 +641,10 @@ class Block:
         elif space == "local":
             if ((a < 0) | (a + total > self.p.local_size)).any():
                 self.fault("out of bounds local access", act, ins)
+
+    def may_touch_global(self, act, ins):
+        if self.waited is not None and not self.waited[act].all():
+            self.fault("global memory before griddepcontrol.wait", act & ~self.waited, ins)
 
     def fault(self, what, act, ins):
         t = int(self.tid_all[act][0]) if act.any() else -1
@@ -744,6 +754,8 @@ class Block:
             runnable = ~self.done & (self.wait == -1)
             if not runnable.any():
                 if self.done.all():
+                    if self.waited is not None and not self.waited.any():
+                        raise PTXError("a block ends, and none of its threads has waited for what was before")
                     return "done"
                 if not self.release():
                     if (self.wait[~self.done] == -2).all():
@@ -1463,14 +1475,18 @@ def _fence(b, i, act, m):
     "prefetch",
     "prefetchu",
     "discard",
-    "griddepcontrol",
-    "setmaxnreg",
     "pragma",
     "applypriority",
     "createpolicy",
 )
 def _nothing(b, i, act, m):
     return None
+
+
+@op("griddepcontrol")
+def _griddepcontrol(b, i, act, m):
+    if "wait" in i.parts:
+        b.waited[act] = True
 
 
 @op("activemask")
@@ -1667,6 +1683,7 @@ def _bulk(b, i, act, m):
     for t in np.flatnonzero(act):
         one = np.zeros(b.T, bool)
         one[t] = True
+        b.may_touch_global(one, i)
         if "tensor" in s:
             to_shared = s.index("shared") < s.index("global")
             tm_op = i.args[1] if to_shared else i.args[0]
@@ -2078,6 +2095,7 @@ def _prepare(ptx, entry):
     prog = ptx if isinstance(ptx, Program) else parse(ptx, entry)
     if not getattr(prog, "ready", False):
         prog.stops = set(prog.labels.values())
+        prog.waits = any(ins.op == "griddepcontrol.wait" for ins in prog.instrs)
         for ins in prog.instrs:
             ins.run = HANDLERS.get(ins.parts[0])
             if ins.run is None:

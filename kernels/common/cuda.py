@@ -128,17 +128,32 @@ def limits():
     return _limits_of(cupy.cuda.Device().id)
 
 
+def _code_for():
+    """The capability that kernels are compiled for, for the current GPU."""
+    import cupy
+
+    capability = _capability_of(cupy.cuda.Device().id)
+    return (*capability, "a") if capability >= (9, 0) else capability
+
+
 def multiprocessors():
     """How many the current GPU has: so many blocks run at a time of kernels that fill one each."""
     return limits().multiprocessors
 
 
 @cache
-def _limits_of(number):
+def _capability_of(number):
     import cupy
 
     properties = cupy.cuda.runtime.getDeviceProperties(number)
-    capability = properties["major"], properties["minor"]
+    return properties["major"], properties["minor"]
+
+
+@cache
+def _limits_of(number):
+    import cupy
+
+    properties, capability = cupy.cuda.runtime.getDeviceProperties(number), _capability_of(number)
     if capability < (8, 0):
         return None
     return Limits(capability, properties["multiProcessorCount"], properties["sharedMemPerBlockOptin"])
@@ -215,14 +230,25 @@ class Kernel:
 
     @cached_property
     def on_gpu(self):
-        """The driver's function."""
+        """The driver's function: from code that a process before this has kept, else compiled and kept."""
         from cuda.bindings import driver
 
+        from . import cuda_cache
+
+        capability = _code_for()
+        code = cuda_cache.kept(self, capability)
+        function = None if code is None else _loaded(code)
+        if function is not None:
+            return function
         (overload,) = self.compiled.overloads.values()
-        function = overload._codelibrary.get_cufunc().handle
+        library = overload._codelibrary
+        function = library.get_cufunc().handle
         if isinstance(function, driver.CUkernel):
             status, function = driver.cuKernelGetFunction(function)
             _check(status, f"{self.name} could not be loaded")
+        cubin = getattr(library.get_cubin(), "code", None)
+        if isinstance(cubin, bytes):
+            cuda_cache.keep(self, capability, cuda_cache.Code(overload.entry_name, cubin))
         return function
 
     def allow(self, shared):
@@ -272,6 +298,18 @@ def _convert(argument, kind):
             raise TypeError(f"a vector of {wanted} is needed here, not an array of {what}")
         return argument
     return NUMBERS[kind](argument)
+
+
+def _loaded(code):
+    """The driver's function of a :class:`.cuda_cache.Code`, None if it cannot load it."""
+    from cuda.bindings import driver
+
+    status, found = driver.cuLibraryLoadData(code.cubin, [], [], 0, [], [], 0)
+    if status == driver.CUresult.CUDA_SUCCESS:
+        status, found = driver.cuLibraryGetKernel(found, code.entry.encode())
+    if status == driver.CUresult.CUDA_SUCCESS:
+        status, found = driver.cuKernelGetFunction(found)
+    return found if status == driver.CUresult.CUDA_SUCCESS else None
 
 
 def launch(kernel, blocks, arguments, shared):

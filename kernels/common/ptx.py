@@ -5,7 +5,7 @@ instruction, and in plain Python. Tensor cores and asynchronous copies are for t
 Sections in brackets are those of NVIDIA's PTX ISA, version 9.0.
 """
 
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -466,6 +466,7 @@ def scattered(count, offsets, add, xor):
     return load
 
 
+@cache
 def tensor_sums(tiles_down, tiles_across, kind):
     """``zeros()`` and ``add(sums, a, b)`` for a warp's tile of (16 · tiles_down) × (8 · tiles_across).
 
@@ -527,6 +528,37 @@ def tensor_sums(tiles_down, tiles_across, kind):
     return _zeros(count), add
 
 
+def store_pairs(places):
+    """``store(sums, memory, at)``: for each (place, further) of ``places`` two of the sums, from that place
+    on, go to a vector of float32, so much further than ``at``, which makes an even number.
+
+    One function for all: Numba takes a hundred times as long to compile one for each.
+    """
+
+    @intrinsic
+    def store(typing_context, sums, memory, at):
+        if not isinstance(sums, types.UniTuple) or not _is_vector(memory) or memory.dtype != types.float32:
+            return None
+
+        def generate(context, builder, signature, arguments):
+            pair = ir.VectorType(FLOAT, 2)
+            at = context.cast(builder, arguments[2], signature.args[2], types.int64)
+            first = builder.gep(data_of(context, builder, signature.args[1], arguments[1]), [at])
+            for place, further in places:
+                vector = ir.Constant(pair, ir.Undefined)
+                for i in range(2):
+                    vector = builder.insert_element(
+                        vector, builder.extract_value(arguments[0], place + i), WORD(i)
+                    )
+                there = builder.gep(first, [ADDRESS(further)])
+                builder.store(vector, builder.bitcast(there, pair.as_pointer()), align=8)
+            return context.get_dummy_value()
+
+        return types.void(sums, memory, at), generate
+
+    return store
+
+
 # --- tensor cores of capability 9.0: a warpgroup at once, operands in shared memory --------------
 
 LINE = 128  # bytes of a row of a tile in shared memory, in which 16 bytes are exchanged: xor row % 8
@@ -544,28 +576,25 @@ def operand(turned, apart):
 
 
 class WarpgroupSums(NamedTuple):
-    """What :func:`warpgroup_sums` returns: device functions, and how many columns a piece has."""
+    """What :func:`warpgroup_sums` returns."""
 
     begin: Any
     add: Any
     wait: Any
-    store: Any
-    width: int
 
 
+@cache
 def warpgroup_sums(columns, turned_a, turned_b):
     """64 × ``columns`` sums of float32 of a warpgroup, which is four warps, for one use in a kernel.
 
     Tensor cores add to registers while the program goes on, and nothing may touch these meanwhile. So they
-    are none of the compiler's, which could move them, but have names that only the functions here know:
+    are none of the compiler's, which could move them, but have names that only the functions here know, and
+    :func:`store_sums`:
 
     ``begin()``, at the kernel's start, names them.
     ``add(a, b, more)`` begins to add 64 k, 16 by 16, to the sums if ``more``, else to zero. ``a`` and ``b``
     are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows, ``columns`` columns.
     ``wait(running)()`` is until all but so many additions have ended: their operands may be overwritten.
-    ``store(piece, pitch)(address)``, after ``wait(0)``, writes a warp's sums of ``width`` columns to rows of
-    shared memory that are ``pitch`` numbers apart. Warp w has the rows from 16 · w on; lane l rows l / 4 and
-    l / 4 + 8, and of each eight columns 2 · (l % 4) and the next; the address is for the first of these.
 
     A warpgroup calls ``add`` and ``wait`` as one. (9.7.15.6.5.2, wgmma.mma_async; 9.7.15.6.7.3, wait_group)
     """
@@ -596,17 +625,26 @@ def warpgroup_sums(columns, turned_a, turned_b):
     def wait(running):
         return _instruction(f"wgmma.wait_group.sync.aligned {running};", "~{memory}", types.void)
 
-    def store(piece, pitch):
-        def pair(eight, below):
-            first = 4 * (piece * PIECE // 8 + eight) + 2 * below
-            place = 4 * (8 * eight + 8 * below * pitch)
-            return f"st.shared.v2.f32 [$0+{place}], {{%wgs{first}, %wgs{first + 1}}};"
-
-        pairs = [pair(eight, below) for eight in range(PIECE // 8) for below in range(2)]
-        return _instruction(" ".join(pairs), "r,~{memory}", types.void, types.uint32)
-
     begin = _instruction(f".reg .f32 %wgs<{count}>;", "", types.void)
-    return WarpgroupSums(begin, add, wait, store, PIECE)
+    return WarpgroupSums(begin, add, wait)
+
+
+@cache
+def store_sums(piece, pitch):
+    """``store(address)``, after ``wait(0)`` of :func:`warpgroup_sums`, writes a warp's sums of PIECE columns
+    to rows of shared memory that are ``pitch`` numbers apart.
+
+    Warp w has the rows from 16 · w on; lane l rows l / 4 and l / 4 + 8, and of each eight columns 2 · (l % 4)
+    and the next; the address is for the first of these.
+    """
+
+    def pair(eight, below):
+        first = 4 * (piece * PIECE // 8 + eight) + 2 * below
+        place = 4 * (8 * eight + 8 * below * pitch)
+        return f"st.shared.v2.f32 [$0+{place}], {{%wgs{first}, %wgs{first + 1}}};"
+
+    pairs = [pair(eight, below) for eight in range(PIECE // 8) for below in range(2)]
+    return _instruction(" ".join(pairs), "r,~{memory}", types.void, types.uint32)
 
 
 # --- barriers that count (9.7.13.15, mbarrier) and copies of tiles (9.7.9.27, tensor copies) ------

@@ -195,6 +195,7 @@ def finisher(kind, epilogue, at_once=4, how=None):
     return Finisher(begin_with, bias, one, several, expect, at_once, types.Tuple(outputs))
 
 
+@cache
 def staged(tiles_down, tiles_across, at_once, finishing):
     """``finish_tile(sums, memory, mine, lane, row, column, rows, columns, outputs)``: the sums of a warp, of
     ``ptx.tensor_sums``, finished by way of a part of shared memory, from ``finishing``, a :class:`Finisher`.
@@ -210,24 +211,14 @@ def staged(tiles_down, tiles_across, at_once, finishing):
     several, step = finishing.several, finishing.at_once * apart
     begin, bias = finishing.begin, finishing.bias
 
-    def keeper(down, across, place):
-        middle, end = place + 2, place + 4
-        here, below = down * pitch + across, (down + 8) * pitch + across
-
-        @device
-        def keep(sums, memory, at):
-            ptx.store2(memory, at + here, sums[place:middle])
-            ptx.store2(memory, at + below, sums[middle:end])
-
-        return keep
-
     def part(first):
         """Of the tiles from ``first`` on."""
-        keep = ptx.sequence(
+        keep = ptx.store_pairs(
             [
-                keeper(16 * i, 8 * j, 4 * ((first + i) * tiles_across + j))
+                (4 * ((first + i) * tiles_across + j) + 2 * below, (16 * i + 8 * below) * pitch + 8 * j)
                 for i in range(at_once)
                 for j in range(tiles_across)
+                for below in range(2)
             ]
         )
         top = 16 * first
@@ -255,20 +246,21 @@ def staged(tiles_down, tiles_across, at_once, finishing):
     return finish_tile, 16 * at_once * pitch
 
 
-def by_pieces(sums, columns_of_tile, finishing):
+@cache
+def by_pieces(columns_of_tile, finishing):
     """``finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of
-    ``sums``, of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of
+    sums, of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of
     their columns at a time. No other warp has to wait for it.
 
     ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``shared``: what
     ``finishing``, a :class:`Finisher`, begins with. Also returns how many numbers the part needs.
     """
-    width = sums.width
+    width = ptx.PIECE
     pitch = width + 8  # as in :func:`staged`
     pieces, fours = columns_of_tile // width, width // 4
     apart = 32 // fours  # rows, of fours that a lane finishes
     several, step, bias = finishing.several, finishing.at_once * apart, finishing.bias
-    keep = ptx.choose([sums.store(piece, pitch) for piece in range(pieces)])
+    keep = ptx.choose([ptx.store_sums(piece, pitch) for piece in range(pieces)])
 
     @device
     def finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs):

@@ -48,18 +48,53 @@ RESIDENT = {(128, 128): 2, (64, 64): 4}
 FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
+@cache
+def _copies(tile, by_k, size):
+    """Where 16 bytes of an operand's tile lie in a stage, ``moved(row, chunk)``, and ``copy``, which asks for
+    a thread's part of it."""
+    numbers, turned = 16 // size, size == 4 and not by_k
+    row_bytes = ROW if by_k else size * tile
+    chunks = row_bytes // 16  # of 16 bytes, in a row
+    pieces = ROW * tile // 16 // THREADS  # that a thread copies
+    rows_at_once = THREADS // chunks  # after so many the exchange is the same again
+
+    @device
+    def moved(row, chunk):
+        shift = row // 2 % 4 if by_k else 2 * (row % 4) if turned else row % 8
+        return uint32(row * row_bytes + (chunk ^ shift) * 16)
+
+    @device
+    def copy(address, row_distance, start, k, count, depth, shared):
+        """Of the tile that begins at row or column ``start``."""
+        row, chunk = cuda.threadIdx.x // chunks, cuda.threadIdx.x % chunks
+        place = shared + moved(row, chunk)  # the exchange is the same some rows below
+        if by_k:
+            row, column, rows, columns = start + row, k + numbers * chunk, count, depth
+        else:
+            row, column, rows, columns = k + row, start + numbers * chunk, depth, count
+        # In 32 bits, of which a maximum is one instruction.
+        within = uint32(max(min(int32(size * (columns - column)), int32(16)), int32(0)))
+        rows_left = uint32(max(int32(rows - row), int32(0)))
+        source = address + uint64(size * (row * row_distance + column))
+        further = uint64(size * rows_at_once * row_distance)
+        for piece in range(pieces):
+            asked = within if uint32(piece * rows_at_once) < rows_left else uint32(0)
+            ptx.copy_16(place + uint32(piece * rows_at_once * row_bytes), source, asked)
+            source += further
+
+    return moved, copy
+
+
 class _Operand:
     """How the tile of one operand lies in a stage, and how copies and fragments find their way in it."""
 
     def __init__(self, tile, by_k, is_left, size):
         """``size``: bytes of a number, 2 or 4."""
         self.bytes = ROW * tile
-        numbers, turned = 16 // size, size == 4 and not by_k
+        turned = size == 4 and not by_k
         tiles = tile // 2 // 16  # of 16 rows or columns, of a warp
         row_bytes = ROW if by_k else size * tile
-        chunks = row_bytes // 16  # of 16 bytes, in a row
-        pieces = self.bytes // 16 // THREADS  # that a thread copies
-        rows_at_once = THREADS // chunks  # after so many the exchange is the same again
+        moved, self.copy = _copies(tile, by_k, size)
         # From one tile of 16 to the next, and from the k of one multiplication to the next.
         add, xor = (16 * row_bytes, 0) if by_k else (0, 16 * size)
         self.step_add, self.step_xor = (0, 32) if by_k else (32 // size * row_bytes, 0)
@@ -70,31 +105,6 @@ class _Operand:
             self.load = ptx.scattered(tiles, order, add, xor)
         else:
             self.load = ptx.fragments(tiles, add, xor, not by_k)
-
-        @device
-        def moved(row, chunk):
-            """Where 16 bytes lie."""
-            shift = row // 2 % 4 if by_k else 2 * (row % 4) if turned else row % 8
-            return uint32(row * row_bytes + (chunk ^ shift) * 16)
-
-        @device
-        def copy(address, row_distance, start, k, count, depth, shared):
-            """Ask for this thread's part of a tile that begins at row or column ``start``."""
-            row, chunk = cuda.threadIdx.x // chunks, cuda.threadIdx.x % chunks
-            place = shared + moved(row, chunk)  # the exchange is the same some rows below
-            if by_k:
-                row, column, rows, columns = start + row, k + numbers * chunk, count, depth
-            else:
-                row, column, rows, columns = k + row, start + numbers * chunk, depth, count
-            # In 32 bits, of which a maximum is one instruction.
-            within = uint32(max(min(int32(size * (columns - column)), int32(16)), int32(0)))
-            rows_left = uint32(max(int32(rows - row), int32(0)))
-            source = address + uint64(size * (row * row_distance + column))
-            further = uint64(size * rows_at_once * row_distance)
-            for piece in range(pieces):
-                asked = within if uint32(piece * rows_at_once) < rows_left else uint32(0)
-                ptx.copy_16(place + uint32(piece * rows_at_once * row_bytes), source, asked)
-                source += further
 
         @device
         def lane_place(start, lane):
@@ -111,7 +121,24 @@ class _Operand:
                 return moved(start + 8 * along + row, across)
             return moved(8 * across + row, start // 8 + along)
 
-        self.copy, self.lane_place = copy, lane_place
+        self.lane_place = lane_place
+
+
+_operand = cache(_Operand)  # of all kernels, so that its functions are compiled once
+
+
+@cache
+def _corner(tile_rows, tile_columns):
+    """``corner()``: (row, column) where a block's tile begins."""
+
+    @device
+    def corner():
+        across = cuda.gridDim.x
+        number = uint32(cuda.blockIdx.y * across + cuda.blockIdx.x)
+        row, column = place_of(number, uint32(cuda.gridDim.y), uint32(across), uint32(BAND))
+        return int64(row) * tile_rows, int64(column) * tile_columns
+
+    return corner
 
 
 @cache
@@ -122,7 +149,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     tile_rows, tile_columns = tile
     size = 2 if kind == "bf16" else 4
     at_once = ROW // size  # k in a stage
-    left, right = _Operand(tile_rows, a_by_k, True, size), _Operand(tile_columns, b_by_k, False, size)
+    left, right = _operand(tile_rows, a_by_k, True, size), _operand(tile_columns, b_by_k, False, size)
     copy_a, copy_b, place_a, place_b = left.copy, right.copy, left.lane_place, right.lane_place
     load_a, load_b = left.load, right.load
     a_add, a_xor, b_add, b_xor = left.step_add, left.step_xor, right.step_add, right.step_xor
@@ -136,14 +163,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     finish, part = staged(down, across, 2, finishing)
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
-
-    @device
-    def corner():
-        """(row, column) where this block's tile begins."""
-        across = cuda.gridDim.x
-        number = uint32(cuda.blockIdx.y * across + cuda.blockIdx.x)
-        row, column = place_of(number, uint32(cuda.gridDim.y), uint32(across), uint32(BAND))
-        return int64(row) * tile_rows, int64(column) * tile_columns
+    corner = _corner(tile_rows, tile_columns)
 
     def matmul_mma(a, a_row, b, b_row, rows, columns, depth, outputs):
         ptx.launch_dependents()

@@ -34,29 +34,25 @@ RESIDENT = {(128, 128): 1, (64, 64): 6}
 FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
+@cache
 def _finisher(finishing, threads):
     """``finish(sums, memory, row, column, rows, columns, outputs)``: a thread's sums, by way of 16 numbers of
     its own in shared memory, where a loop can count through them (see :mod:`.cuda_epilogue`)."""
 
     begin, bias, finish4 = finishing.begin, finishing.bias, finishing.one
 
-    def keeper(place, at):
-        end = place + 4
-
-        @device
-        def keep(sums, memory, mine):
-            store4(memory, mine + at, sums[place:end])
-
-        return keep
-
     def part(first, down):
         """Two rows of eight numbers, ``down`` rows below the first."""
-        keep = sequence([keeper(first + 4 * i, 4 * threads * i) for i in range(4)])
+        second, third, fourth, end = (first + 4 * i for i in range(1, 5))
 
         @device
         def part(sums, memory, shared, row, column, rows, columns, outputs):
             thread = cuda.threadIdx.x
-            keep(sums, memory, 4 * thread)
+            mine = 4 * thread
+            store4(memory, mine, sums[first:second])
+            store4(memory, mine + 4 * threads, sums[second:third])
+            store4(memory, mine + 8 * threads, sums[third:fourth])
+            store4(memory, mine + 12 * threads, sums[fourth:end])
             for item in range(thread, 4 * threads, threads):
                 four, i = load4(memory, 4 * item), item // threads
                 right = column + i % 2 * 32
@@ -74,20 +70,23 @@ def _finisher(finishing, threads):
     return finish
 
 
+def _threads(tile):
+    return tile[0] * tile[1] // 64
+
+
+def _depth(tile):
+    """The k of a turn: two accesses of 128 bits to each operand, for each thread."""
+    return 16 if tile[0] == 128 else 8
+
+
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
-    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+def _turning(tile):
+    """``fetch``, ``keep`` and ``compute`` of a tile's kernels: an operand's numbers from memory to registers,
+    from there to shared memory, and what is there multiplied."""
     tile_rows, tile_columns = tile
-    threads = tile_rows * tile_columns // 64
-    depth_at_once = 16 if tile_rows == 128 else 8  # two accesses of 128 bits to each operand, for each thread
-    finishing = finisher(kind, epilogue)
-    finish, outputs = _finisher(finishing, threads), finishing.outputs
+    threads, depth_at_once = _threads(tile), _depth(tile)
     fours = depth_at_once // 4
     turn = 128 // depth_at_once
-    warps_down = tile_rows // 32
-    half_a, half_b = depth_at_once * tile_rows, depth_at_once * tile_columns
-    all_a, all_b = 2 * half_a, 2 * half_b
 
     @device
     def fetch(vector, row_distance, by_k, tile, piece, start, k, count, depth, vectors):
@@ -140,6 +139,22 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
         return step
 
     compute = fold([step(i) for i in range(depth_at_once)])
+
+    return fetch, keep, compute
+
+
+@cache
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
+    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns."""
+    tile_rows, tile_columns = tile
+    threads, depth_at_once = _threads(tile), _depth(tile)
+    finishing = finisher(kind, epilogue)
+    finish, outputs = _finisher(finishing, threads), finishing.outputs
+    warps_down = tile_rows // 32
+    half_a, half_b = depth_at_once * tile_rows, depth_at_once * tile_columns
+    all_a, all_b = 2 * half_a, 2 * half_b
+    fetch, keep, compute = _turning(tile)
 
     def matmul_simt(a, a_row, b, b_row, rows, columns, depth, outputs):
         ptx.launch_dependents()

@@ -34,6 +34,7 @@ GROUPS = 2  # that compute; one more copies
 ROWS = 64 * GROUPS
 DEPTH = 64  # k in a stage: 128 bytes
 BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
+A_BYTES = ROWS * ptx.LINE  # of a in a stage
 CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128), (ROWS, 64))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6, (ROWS, 64): 8}
@@ -44,6 +45,11 @@ REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at fir
 RUNNING = 1  # stages whose products run while the next is waited for
 
 
+def _stage_bytes(tile):
+    return A_BYTES + tile[1] * ptx.LINE
+
+
+@cache
 def _copier(tile, by_k):
     """``copy(map, start, k, shared, barrier)``: ask for an operand's tile of one stage."""
     boxes = tile // 64
@@ -60,30 +66,7 @@ def _copier(tile, by_k):
 
 
 @cache
-def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, running=RUNNING):
-    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``how``: as of
-    :func:`.cuda_epilogue.finisher`. ``running``: how many stages, 0 or 1, a warpgroup still multiplies while
-    it waits for the next to arrive. There must be at least one k."""
-    columns_of_tile, stages = tile[1], STAGES[tile]
-    a_bytes = ROWS * ptx.LINE
-    stage_bytes = a_bytes + columns_of_tile * ptx.LINE
-    copy_a, copy_b = _copier(ROWS, a_by_k), _copier(columns_of_tile, b_by_k)
-    of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
-    sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
-    begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
-    # Sums take most registers: few are left for fours that are read for together.
-    at_once = 2 if columns_of_tile == 256 and epilogue.reads > 1 else 4
-    finishing = finisher(kind, epilogue, at_once, how)
-    expect, begin_with, outputs = finishing.expect, finishing.begin, finishing.outputs
-    finish, part = by_pieces(sums, columns_of_tile, finishing)
-    barriers = 2 * stages
-    give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
-    shared_address, global_address = ptx.shared_address, ptx.global_address
-    barrier_init, barriers_visible = ptx.barrier_init, ptx.barriers_visible
-    barrier_arrive, barrier_expect, barrier_wait = ptx.barrier_arrive, ptx.barrier_expect, ptx.barrier_wait
-    map_visible = ptx.map_visible
-
+def _behind(stages):
     @device
     def behind(stage, parity):
         """The stage that follows, and the parity of the phases that are waited for there."""
@@ -91,12 +74,27 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
         again = stage == uint32(stages)
         return uint32(0) if again else stage, uint32(parity ^ uint32(1)) if again else parity
 
+    return behind
+
+
+@cache
+def _corner(columns_of_tile):
     @device
     def corner(number, rows, columns, band):
         """(row, column) where the tile of this number begins."""
         down, across = (rows + ROWS - 1) // ROWS, (columns + columns_of_tile - 1) // columns_of_tile
         row, column = place_of(uint32(number), uint32(down), uint32(across), uint32(band))
         return int64(row) * ROWS, int64(column) * columns_of_tile
+
+    return corner
+
+
+@cache
+def _filler(tile, a_by_k, b_by_k):
+    copy_a, copy_b = _copier(ROWS, a_by_k), _copier(tile[1], b_by_k)
+    a_bytes, stage_bytes = A_BYTES, _stage_bytes(tile)
+    behind, corner = _behind(STAGES[tile]), _corner(tile[1])
+    barrier_expect, barrier_wait = ptx.barrier_expect, ptx.barrier_wait
 
     @device
     def fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty):
@@ -112,15 +110,43 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
                 copy_b(from_b, left, k, place + uint32(a_bytes), arrived)
                 stage, parity = behind(stage, parity)
 
-    @device
-    def release(empty, stage, thread):
-        """One warpgroup has computed with a stage."""
-        if thread % GROUP == 0:
-            barrier_arrive(empty + uint32(8 * stage))
+    return fill
 
-    @device
-    def described(place, operand):
-        return uint64(place >> uint32(4)) | operand
+
+@device
+def _release(empty, stage, thread):
+    """One warpgroup has computed with a stage."""
+    if thread % GROUP == 0:
+        ptx.barrier_arrive(empty + uint32(8 * stage))
+
+
+@device
+def _described(place, operand):
+    return uint64(place >> uint32(4)) | operand
+
+
+@cache
+def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, running=RUNNING):
+    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
+    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``how``: as of
+    :func:`.cuda_epilogue.finisher`. ``running``: how many stages, 0 or 1, a warpgroup still multiplies while
+    it waits for the next to arrive. There must be at least one k."""
+    columns_of_tile, stages = tile[1], STAGES[tile]
+    a_bytes, stage_bytes = A_BYTES, _stage_bytes(tile)
+    of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
+    sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
+    begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
+    # Sums take most registers: few are left for fours that are read for together.
+    at_once = 2 if columns_of_tile == 256 and epilogue.reads > 1 else 4
+    finishing = finisher(kind, epilogue, at_once, how)
+    expect, begin_with, outputs = finishing.expect, finishing.begin, finishing.outputs
+    finish, part = by_pieces(columns_of_tile, finishing)
+    barriers = 2 * stages
+    give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
+    shared_address, global_address = ptx.shared_address, ptx.global_address
+    barrier_init, barriers_visible, barrier_wait = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_wait
+    map_visible, release, described = ptx.map_visible, _release, _described
+    behind, corner, fill = _behind(stages), _corner(columns_of_tile), _filler(tile, a_by_k, b_by_k)
 
     def matmul_wgmma(a, b, rows, columns, depth, band, tiles, outputs):
         ptx.launch_dependents()
@@ -228,7 +254,8 @@ def multiply(
     tile = tile or tile_for(product, blocks)
     a_by_k, b_by_k = product.by_k
     across, down = product.blocks(tile)
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.how, running)(
+    other = () if running == RUNNING else (running,)  # the usual kernel is one, however it was asked for
+    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.how, *other)(
         min(blocks, across * down),
         *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),

@@ -55,10 +55,8 @@ MOST_BELOW = 65_535  # blocks below each other; beside each other there can be 2
 
 KERNELS = []  # all that have been made, for tests and tables that go through them
 
-# Whether kernels that can are launched before what they depend on has ended (CUDA's programmatic dependent
-# launch), from the capability on that has it: each waits for that itself, when it is there and ready.
-# Compiled and interpreted, not run yet, so nobody gets it unasked.
-DEPENDENT_LAUNCHES = False
+# The capability from which on kernels can be launched before what they depend on has ended (CUDA's
+# programmatic dependent launch): each waits for that itself, when it is there and ready.
 DEPENDENT_FROM = (9, 0)
 
 
@@ -317,15 +315,17 @@ def launch(kernel, blocks, arguments, shared):
     prepared(kernel, blocks, arguments, shared)()
 
 
-def prepared(kernel, blocks, arguments, shared):
+def prepared(kernel, blocks, arguments, shared, dependent=False):
     """The same as a function without arguments, to be called any number of times. TypeError for NumPy's
-    arrays: a GPU that looks for them in its own memory is lost to the process."""
+    arrays: a GPU that looks for them in its own memory is lost to the process.
+
+    ``dependent``: whether it may be launched before what it depends on has ended, if kernel and GPU can."""
     if SIMULATED:
         return partial(_simulate, kernel, blocks, arguments)
     for argument in arguments:
         if isinstance(argument, np.ndarray):
             raise TypeError(_not_there(argument))
-    return Launch(kernel, blocks, arguments, shared)
+    return Launch(kernel, blocks, arguments, shared, dependent)
 
 
 def _simulate(kernel, blocks, arguments):
@@ -347,7 +347,7 @@ class Launch:
     Numba's own launch looks at every array anew, and waits for the stream that an array of CuPy names.
     """
 
-    def __init__(self, kernel, blocks, arguments, shared):
+    def __init__(self, kernel, blocks, arguments, shared, dependent=False):
         self.kernel, self.given, self.arguments = kernel, arguments, _with_maps(tuple(arguments))  # in use
         words = kernel.packed.pack(*numbers_of(self.arguments, kernel.arguments))
         self.words = ctypes.create_string_buffer(words, len(words))
@@ -355,7 +355,7 @@ class Launch:
         self.places = (ctypes.c_void_p * (len(words) // WORD))(*range(first, first + len(words), WORD))
         self.size = (*(*blocks, 1, 1)[:3], kernel.threads, 1, 1, shared)
         self.config = None
-        if kernel.dependent and DEPENDENT_LAUNCHES and limits().capability >= DEPENDENT_FROM:
+        if dependent and kernel.dependent and limits().capability >= DEPENDENT_FROM:
             self.config = _dependent(self.size)
         if shared > GIVEN:
             kernel.allow(shared)
@@ -669,6 +669,11 @@ def check_shapes(**shapes):
     for name, (actual, wanted) in shapes.items():
         if tuple(actual) != tuple(wanted):
             raise ValueError(f"{name} has shape {tuple(actual)}, the others ask for {tuple(wanted)}")
+
+
+def places_of(arrays):
+    """Where they are: what must be the same for a launch that was made ready for them."""
+    return tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)
 
 
 def blocks_for(count, each):

@@ -474,7 +474,7 @@ def tensor_sums(tiles_down, tiles_across, kind):
     l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
     operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16" or "f16"; for "tf32" those of
     16 × 8 and 8 × 8, rounded to the nearest: tensor cores would cut them off, always towards zero.
-    (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8; 9.7.9.21, cvt)
+    (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
     """
     count = 4 * tiles_down * tiles_across
     sums_type = types.UniTuple(types.float32, count)
@@ -492,8 +492,12 @@ def tensor_sums(tiles_down, tiles_across, kind):
     def ready(builder, word):
         if kind != "tf32":
             return word
-        rounded = ir.InlineAsm(ir.FunctionType(WORD, [WORD]), "cvt.rna.tf32.f32 $0, $1;", "=r,r")
-        return builder.call(rounded, [word])
+        # Half of the last bit that counts is added, and x · 0, which is NaN where that would make a number of
+        # one. The instruction for it, cvt.rna.tf32, takes as long as four others: more than the products.
+        numbers = builder.bitcast(builder.add(word, WORD(1 << 12)), FLOAT), builder.bitcast(word, FLOAT)
+        function = ir.FunctionType(FLOAT, [FLOAT] * 2)
+        code = ir.InlineAsm(function, "fma.rn.f32 $0, $2, 0f00000000, $1;", "=f,f,f")
+        return builder.bitcast(builder.call(code, numbers), WORD)
 
     @intrinsic
     def add(typing_context, sums, a, b):

@@ -340,7 +340,7 @@ class Product:
         numbers_of = words_of if halves else flat
         nothing = numbers_of(a)[:0]
         no_floats, no_words = nothing.view(np.float32), nothing.view(np.uint32)
-        self.how = how
+        self.how, self.reads = how, then.epilogue.reads
         self.outputs = (
             *(how, no_floats if bias is None else flat(bias)),
             *((nothing, 0) if y_below is None else (numbers_of(y_below), row_distance(y_below))),

@@ -166,7 +166,6 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     corner = _corner(tile_rows, tile_columns)
 
     def matmul_mma(a, a_row, b, b_row, rows, columns, depth, outputs):
-        ptx.launch_dependents()
         ptx.wait_for_launches()
         memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
@@ -198,6 +197,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
                 words_a = load_a((stage + at_a + uint32(step * a_add)) ^ uint32(step * a_xor))
                 words_b = load_b((stage + at_b + uint32(step * b_add)) ^ uint32(step * b_xor))
                 sums = add(sums, words_a, words_b)
+        ptx.launch_dependents()
         cuda.syncthreads()  # all have computed with the last stage
         finish(sums, memory, warp * part, lane, top + lower, left + beside, rows, columns, outputs)
 

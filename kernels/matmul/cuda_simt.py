@@ -157,7 +157,6 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
     fetch, keep, compute = _turning(tile)
 
     def matmul_simt(a, a_row, b, b_row, rows, columns, depth, outputs):
-        ptx.launch_dependents()
         ptx.wait_for_launches()
         # Two halves: one is read while the other is filled.
         strip = cuda.shared.array(all_a, float32, ALIGNED)
@@ -187,6 +186,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue):
                 b_1 = fetch(b, b_row, b_by_k, tile_columns, 1, left, after, columns, depth, vectors)
             sums = compute(sums, strip, half * half_a, row, panel, half * half_b, column)
             half = 1 - half
+        ptx.launch_dependents()
         cuda.syncthreads()  # all have computed with the last half
         finish(sums, strip, top + row, left + column, rows, columns, outputs)
 

@@ -26,7 +26,7 @@ from numba import float32, int64, uint32, uint64
 from ..common import ptx
 from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
 from ..common.fours import AS_IT_IS
-from .cuda_epilogue import PLAIN, Product, by_pieces, finisher, suffix_of
+from .cuda_epilogue import MASK, PLAIN, Product, by_pieces, finisher, suffix_of
 from .cuda_tiles import BAND, place_of
 
 GROUP = 128  # threads of a warpgroup
@@ -38,9 +38,10 @@ A_BYTES = ROWS * ptx.LINE  # of a in a stage
 CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128), (ROWS, 64))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6, (ROWS, 64): 8}
-# The time of a tile, in that of the largest: the others have fewer products, and more to copy for each.
-# Estimates, to be measured.
-COST = {(ROWS, 256): 1, (ROWS, 128): 0.55, (ROWS, 64): 0.34}
+# Microseconds of a tile: of each stage, and of its end, with nothing to read, with a mask, and with
+# parameters and states. From products of the deep network (H200).
+STAGE_COST = {(ROWS, 256): 0.83, (ROWS, 128): 0.46, (ROWS, 64): 0.36}
+END_COST = {(ROWS, 256): (11, 13, 26), (ROWS, 128): (3, 5, 9.5), (ROWS, 64): (2, 2.5, 5.5)}
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168
 RUNNING = 1  # stages whose products run while the next is waited for
 
@@ -216,7 +217,13 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
 def tile_for(product, blocks):
     """The one of TILES with which so many blocks are done first: each computes as many tiles as the one that
     computes most of them."""
-    return min(TILES, key=lambda tile: blocks_for(prod(product.blocks(tile)), blocks) * COST[tile])
+    stages, end = blocks_for(product.depth, DEPTH), 2 if product.reads else 1 if product.how & MASK else 0
+
+    def cost(tile):
+        of_one = stages * STAGE_COST[tile] + END_COST[tile][end]
+        return blocks_for(prod(product.blocks(tile)), blocks) * of_one
+
+    return min(TILES, key=cost)
 
 
 def _map(matrix, by_k, tile):

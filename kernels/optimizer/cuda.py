@@ -151,7 +151,9 @@ def update_kernel(states, nesterov):
             write4(p, at, place[3], vectors, updated(gradients, place, found, now, state_0, state_1))
 
     name = f"update ({KINDS[states, nesterov]})"
-    return Kernel(update, *[FLOATS] * 4, int64, _TUPLE, threads=THREADS, name=name)
+    # Adam waits for four arrays: registers for all that it reads do more for it than more threads.
+    resident = 4 if states > 1 else 8
+    return Kernel(update, *[FLOATS] * 4, int64, _TUPLE, threads=THREADS, name=name, resident=resident)
 
 
 @for_any_array

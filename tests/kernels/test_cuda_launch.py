@@ -205,10 +205,9 @@ def test_launches_begin_early_if_they_can_and_are_asked_to(
 ):
     from cuda.bindings.driver import CUlaunchAttributeID
 
-    monkeypatch.setattr(cuda, "DEPENDENT_LAUNCHES", asked)
     monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits(capability, 4, 200_000))
     kernel.dependent = dependent
-    launch = cuda.Launch(on_gpu(kernel), (3, 2), arguments(), 96)
+    launch = cuda.Launch(on_gpu(kernel), (3, 2), arguments(), 96, asked)
     places = ctypes.addressof(launch.places)
     with cuda.on_stream(SimpleNamespace(cuda_stream=77)):
         launch()

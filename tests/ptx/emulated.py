@@ -107,7 +107,7 @@ def emulated(**options):
     """``with emulated() as emulator``: all launches of kernels of the cuda backend go to the interpreter."""
     emulator, originals = Emulator(**options), (cuda.launch, cuda.prepared, cuda.graph, cuda.limits)
     cuda.launch = emulator.launch
-    cuda.prepared = lambda *launch: partial(emulator.launch, *launch)
+    cuda.prepared = lambda *launch, dependent=False: partial(emulator.launch, *launch)
     cuda.graph = lambda launches: lambda: [launch() for launch in launches]
     cuda.limits = lambda: LIMITS
     try:

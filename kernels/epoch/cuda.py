@@ -47,7 +47,7 @@ from ..common.lanes import ALL, exchanged
 from ..optimizer.cuda import NUMBERS, numbers_of, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
 
-THREADS = 512
+THREADS = 1024
 WARPS = THREADS // 32
 ASKING = WARPS - 1  # warps that ask for images
 PAIR = 128 + 16  # so that what is written of two pairs at once is in different banks

@@ -3,8 +3,9 @@
     python -m fastdigit.bench.gpu_acceptance [FILE …] [--json FILE] [--readme kernels/README.md]
 
 The files are those of one or several runs of ``bench.gpu``, or of ``fastdigit bench gpu``: of a part that
-several have measured the last counts, of ``train`` the last of each network that has any times. What none has
-measured is said to be not measured. Exit status 1 if anything asked is missed or not measured.
+several have measured the last counts, of ``bandwidth`` the last of each operation, of ``train`` the last of
+each network that has any times. What none has measured is said to be not measured. Exit status 1 if anything
+asked is missed or not measured.
 """
 
 import argparse
@@ -64,6 +65,9 @@ def read(files):
                 timed = {name for name, network in named.items() if _any_time(network)}
                 kept = {name: named[name] for name in named if name in timed or name not in before}
                 merged[part] = before | kept, device
+            elif part == "bandwidth":
+                before = {row["operation"]: row for row in merged.get(part, ([], ""))[0]}
+                merged[part] = [*(before | {row["operation"]: row for row in content}).values()], device
             else:
                 merged[part] = content, device
     return merged, machines
@@ -248,7 +252,10 @@ def _product(found, technique, sizes):
         refused = [row["no_time"] for row in results.values() if "no_time" in row]
         return _missing(asked, found.how("products"), ": ".join(["not measured", *refused[:1]]))
     (shape, form), least = min(timed.items(), key=lambda item: item[1]["share"])
-    said = f"least {least['share']:.0%} ({least['tflops']:.0f} TFLOP/s, {shape} {form})"
+    share = f"{least['share']:.0%}"
+    if least["share"] < must and share == f"{must:.0%}":  # rounded it would look as if it were met
+        share = f"{least['share']:.1%}"
+    said = f"least {share} ({least['tflops']:.0f} TFLOP/s, {shape} {form})"
     absent = [" ".join(case) for case in wanted if case not in timed]
     said += f"; without a time: {', '.join(absent)}" if absent else ""
     return asked, said, least["share"] >= must and not absent, found.how("products")

@@ -16,6 +16,8 @@
   of, then at the shapes of the deep network and at other squares while there is time. A product is first held
   against float64, in some rows where it is large, into an output full of NaN; a wrong one gets no time.
 - ``bandwidth``: what goes over its arrays once, beside a copy of as many bytes.
+- ``steps``: microseconds of a step that is a graph of launches, as they are and with launches that begin
+  before the last has ended, to the same weights; of the deep network each launch alone, too.
 - ``train``: images per second of whole steps (``bench.train``): the persistent kernel, graphs of steps in
   each precision, and torch and JAX on the same GPU, where they are installed. All sides of a network compile
   at the same time; then they take turns, and each round is in the file when it is over.

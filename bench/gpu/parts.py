@@ -9,7 +9,7 @@ from functools import partial
 import fastdigit as fd
 
 from .. import train
-from . import bandwidth, correctness, goals, launches, multiplication, products, sanitizer
+from . import bandwidth, correctness, goals, launches, multiplication, products, sanitizer, steps
 
 FLOAT32_SIDES = (
     *("fastdigit-cuda", "torch-cuda-graph", "torch-cuda-compile", "torch-cuda-compile-graph", "jax-cuda"),
@@ -95,6 +95,12 @@ def _bandwidth(options, save):
     return bandwidth.bandwidth(cupy, fd.get_backend("cuda"), save=save)
 
 
+def _steps(options, save):
+    import cupy
+
+    return steps.steps(cupy, fd.get_backend("cuda"), multiplication.capability(), save=save)
+
+
 def _train(options, save):
     """What is asked for of all networks, each of which gets its share of the time left; then the rest,
     while there is time. A network's result, as far as it came, stays whatever becomes of the others."""
@@ -149,11 +155,12 @@ PARTS = {
     "epochs": _of_cuda(_epochs),
     "products": _of_cuda(_products),
     "bandwidth": _of_cuda(_bandwidth),
+    "steps": _of_cuda(_steps),
     "train": _of_cuda(_train),
     "sanitizer": _of_cuda(_sanitizer),
     "cupy": _checks("cupy"),
 }
-# Seconds at most; what the budget leaves is less. The first six fit in a call of ten minutes.
+# Seconds at most; what the budget leaves is less. The first seven fit in a call of ten minutes.
 LONGEST = {
     "checks": 110,
     "launches": 40,
@@ -161,6 +168,7 @@ LONGEST = {
     "epochs": 80,
     "products": 100,
     "bandwidth": 60,
+    "steps": 60,
     "train": 270,
     "sanitizer": 150,
     "cupy": 90,

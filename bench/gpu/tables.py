@@ -71,7 +71,8 @@ def _rows(found):
     for part in "checks", "cupy":
         for backend, operations in _sound(found, part, {}).items():
             yield from ((f"{backend}, {name}", row) for name, row in operations.items())
-    each = [(part, _sound(found, part, [])) for part in ("epochs", "products", "bandwidth", "sanitizer")]
+    parts = "epochs", "products", "bandwidth", "steps", "sanitizer"
+    each = [(part, _sound(found, part, [])) for part in parts]
     for part, rows in [*each, *_sound(found, "goals", {}).items()]:
         for row in rows:
             named = (row.get(name) for name in NAMED)
@@ -197,6 +198,26 @@ def _bandwidth(rows):
     yield table
 
 
+def _steps(rows):
+    columns = "network", "precision", "a step", "launches begin early", "the same weights"
+    table = Table("gpu-steps", "GPU: steps as graphs of launches", columns)
+    for row in rows:
+        about = row["network"], row["precision"]
+        if "no_time" in row:
+            table.rows.append((*about, row["no_time"], "", ""))
+            continue
+        times = microseconds(row["microseconds"]), microseconds(row["microseconds_early"])
+        table.rows.append((*about, *times, "yes" if row["same"] else "no"))
+    yield table
+    for row in rows:
+        if "alone" in row:
+            name = f"{row['network']}, {row['precision']}, launches"
+            columns = "kernel", "blocks", "time"
+            alone = Table(f"gpu-steps-{row['network']}", f"GPU: {name}", columns)
+            alone.rows = [(kernel, blocks, microseconds(time)) for kernel, blocks, time in row["alone"]]
+            yield alone
+
+
 def _sanitizer(rows):
     table = Table("gpu-sanitizer", "GPU: compute-sanitizer", ("tool", "errors", "checked", "its first words"))
     for row in rows:
@@ -218,6 +239,7 @@ PARTS = {
     "epochs": _epochs,
     "products": _products,
     "bandwidth": _bandwidth,
+    "steps": _steps,
     "train": _train,
     "sanitizer": _sanitizer,
     "cupy": _checks,

@@ -243,3 +243,27 @@ def test_the_page_asks_for_what_the_command_asks_for():
     asked = [line.split(" | ")[0].removeprefix("| ") for line in shown.strip().splitlines()[2:]]
     assert asked == [row[0] for row in rows({})]
     assert set(gpu_acceptance.OF_CUBLAS) == set(TECHNIQUES)
+
+
+def test_of_passes_over_memory_the_last_of_each_operation_counts(tmp_path):
+    again = {"operation": "sgd", "share": 0.95, "copy_gigabytes_per_second": 4000.0}
+    files = []
+    for name, found in ("first", GOOD), ("second", {"devices": GOOD["devices"], "bandwidth": [again]}):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps({"machine": {}, "gpu": found}))
+    merged, _ = read(files)
+    shares = {row["operation"]: row["share"] for row in merged["bandwidth"][0]}
+    assert shares == {row["operation"]: 0.9 for row in GOOD["bandwidth"]} | {"sgd": 0.95}
+
+
+def test_a_share_just_below_its_bound_is_not_rounded_to_it():
+    good = copy.deepcopy(GOOD)
+    for row in good["products"]:
+        if row["technique"] == "mma bf16":
+            row["share"] = 0.446
+    merged = {part: (content, "") for part, content in good.items()}
+    merged["train"] = {network["name"]: network for network in good["train"]}, ""
+    said = {what: (measured, met) for what, measured, met, _ in rows(merged)}
+    measured, met = next(line for what, line in said.items() if what.startswith("mma bf16"))
+    assert measured.startswith("least 44.6% (")
+    assert not met

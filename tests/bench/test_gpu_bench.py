@@ -24,6 +24,7 @@ from fastdigit.bench.gpu import (
     products,
     run,
     sanitizer,
+    steps,
     tables,
     timing,
 )
@@ -489,7 +490,7 @@ def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, mon
 
     for module, name in (
         *((launches, "launches"), (goals, "goals"), (correctness, "check_epochs"), (products, "products")),
-        *((bandwidth, "bandwidth"), (sanitizer, "sanitizer")),
+        *((bandwidth, "bandwidth"), (sanitizer, "sanitizer"), (steps, "steps")),
     ):
         instead(module, name)
     options, side = {"usable": ["cuda"], "left": 100}, backend()
@@ -500,6 +501,7 @@ def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, mon
         "epochs": ("check_epochs", ("cuda", [name for name in ("float32",) if name in side.precisions]), {}),
         "products": ("products", (cupy, (9, 0)), {"until": 1080}),
         "bandwidth": ("bandwidth", (cupy, side), {}),
+        "steps": ("steps", (cupy, side, (9, 0)), {}),
         "sanitizer": ("sanitizer", (80,), {}),
     }
 
@@ -522,7 +524,7 @@ def test_parts_measure_the_cuda_backend_with_what_they_are_given(with_a_gpu, mon
     assert len(saved) == 2
 
 
-LOOKED_AT = "launches", "goals", "epochs", "products", "bandwidth", "sanitizer"
+LOOKED_AT = "launches", "goals", "epochs", "products", "bandwidth", "steps", "sanitizer"
 
 
 def test_no_part_is_begun_without_time_for_it(with_a_gpu, monkeypatch):

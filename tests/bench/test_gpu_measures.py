@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import fastdigit as fd
-from fastdigit.bench import accuracy, cases, gpu_acceptance
-from fastdigit.bench.gpu import bandwidth, goals, launches, tables
+from fastdigit.bench import accuracy, cases, gpu_acceptance, train
+from fastdigit.bench.gpu import bandwidth, goals, launches, steps, tables
 from fastdigit.kernels.common import cuda
+from fastdigit.kernels.epoch import cuda_steps
 
 from ..ptx.emulated import backend, emulated
 
@@ -319,3 +320,66 @@ def test_launches_are_timed_and_counted(monkeypatch):
     assert found["barrier_microseconds"] == pytest.approx(1 / 3)
     assert (found["launch_microseconds"], found["graph_node_microseconds"]) == pytest.approx((3, 4 / 3))
     assert found["launch_on_host_microseconds"] > 0
+
+
+# --- steps ------------------------------------------------------------------------------------------
+
+TINY = ("tiny", "bf16", True), ("tiny", "tf32", False)
+
+
+def steps_of_tiny(monkeypatch):
+    """Rows, and how many graphs and single launches were timed at a time."""
+    monkeypatch.setitem(train.ALL_NETWORKS, "tiny", cases.Network((36, 20, 12, 5), 16))
+    monkeypatch.setattr(cuda_steps, "MANY", 2)
+    timed = []
+
+    def seconds(*calls):
+        timed.append(len(calls))
+        for call in calls:
+            call()
+        return [[1e-3 * (number + 1)] * 3 for number in range(len(calls))]
+
+    def prepared(kernel, blocks, arguments, shared, dependent=False):
+        def launch():
+            cuda.launch(kernel, blocks, arguments, shared)
+
+        launch.kernel, launch.size, launch.dependent = kernel, (*blocks, 1), dependent
+        return launch
+
+    with emulated(race=False):
+        cuda.prepared = prepared
+        rows = steps.steps(np, backend(GPU), (8, 0), TINY, seconds)
+    return rows, timed
+
+
+def test_steps_are_timed_as_graphs_and_launch_by_launch(monkeypatch):
+    rows, timed = steps_of_tiny(monkeypatch)
+    assert [(row["network"], row["precision"], row["same"]) for row in rows] == [
+        ("tiny", "bf16", True),
+        ("tiny", "tf32", True),
+    ]
+    for row in rows:  # of two steps, and the other graph takes twice as long
+        assert (row["microseconds"], row["microseconds_early"]) == pytest.approx((500, 1000))
+        assert row["early_share"] == pytest.approx([2, 2, 2])
+    names = [name for name, _, _ in rows[0]["alone"]]
+    assert timed == [2, *[1] * len(names), 2]
+    assert names[0] == "step: images of uint8 to bfloat16"
+    assert sum(name.startswith("matmul_mma bf16") for name in names) == 3 + 2 + 3
+    assert not any(name.endswith("count") for name in names)
+    table, alone = tables.PARTS["steps"](rows)
+    assert table.rows[0] == ("tiny", "bf16", "500.0 µs", "1.00 ms", "yes")
+    assert len(alone.rows) == len(names)
+
+
+def test_other_weights_of_launches_that_begin_early_are_said(monkeypatch):
+    init = steps.Prepared.__init__
+
+    def wrong(self, *about):
+        init(self, *about)
+        self.parameters[0] += about[-1]  # whether they begin early
+
+    monkeypatch.setattr(steps.Prepared, "__init__", wrong)
+    rows, _ = steps_of_tiny(monkeypatch)
+    assert [row["same"] for row in rows] == [False, False]
+    found = {"devices": {"cuda": "a GPU"}, "steps": rows}
+    assert "tiny, bf16: launches that begin early end with other weights" in tables.failures(found)

@@ -143,23 +143,34 @@ def test_a_block_for_each_multiprocessor_or_each_tile(shape, how, blocks):
     assert [launch[1] for launch in launches] == [(blocks,)]
 
 
+# Of products whose outputs have nothing to read, a mask, or parameters and a velocity.
 @pytest.mark.parametrize(
-    ("shape", "tile"),
+    ("shape", "depth", "end", "tile"),
     [
-        ((128, 64), SMALL),  # what is computed of a larger one would be half empty
-        ((512, 2000), SMALL),  # 128 blocks, not 64
-        ((512, 2500), MIDDLE),  # 80 blocks; 160 tiles would take two turns of 0.34
-        ((784, 2500), LARGE),  # 70 blocks; 140 tiles would take two turns
-        ((4096, 2500), MIDDLE),  # 5 turns of 0.55, not 3, nor 10 of 0.34
-        ((4096, 4096), LARGE),  # 4 turns, not 8 of 0.55
-        ((8192, 8192), LARGE),
+        ((128, 64), 8, "plain", SMALL),  # what is computed of a larger one would be half empty
+        # Microseconds by small, middle and large tiles, on an H200.
+        ((512, 2000), 2500, "plain", SMALL),  # 17.6, 22.0, 46.2: 128 blocks, not 64
+        ((512, 500), 1000, "plain", SMALL),  # 9.7, 12.1, 26.3
+        ((512, 2500), 784, "plain", MIDDLE),  # 14.7, 11.1, 24.4: 80 blocks, not two turns of small ones
+        ((512, 2500), 2000, "mask", MIDDLE),  # 28.9, 21.0, 40.6
+        ((512, 2000), 1500, "mask", SMALL),  # 13.3, 17.6, 34.6
+        ((1501, 1000), 512, "update", MIDDLE),  # 16.4, 13.5, 35.5
+        ((1001, 500), 512, "update", SMALL),  # 10.0, 13.0, 34.7
+        ((4096, 4096), 4096, "plain", LARGE),  # middle ones are 8 % slower
+        ((8192, 8192), 8192, "plain", LARGE),
     ],
     ids=str,
 )
-def test_the_tile_with_which_all_blocks_are_done_first(shape, tile):
-    a, b = (np.empty((side, 8), np.uint16) for side in shape)
+def test_the_tile_with_which_all_blocks_are_done_first(shape, depth, end, tile):
+    a, b = (np.empty((side, -(-depth // 8) * 8), np.uint16) for side in shape)
+    c, how = np.empty(shape, np.float32), {"turned": (False, True), "blocks": MULTIPROCESSORS}
+    if end == "mask":
+        how["y_below"] = np.empty((shape[0], -(-shape[1] // 2) * 2), np.uint16)[:, : shape[1]]
+    elif end == "update":
+        numbers = np.zeros((1, optimizer.NUMBERS), np.float32)
+        how["then"] = optimizer.updating((np.empty_like(c),), False, numbers, np.zeros(1, np.int64))
     with emulated(), cuda.recorded() as launches:
-        cuda_wgmma.multiply(a, b, c=np.empty(shape, np.float32), turned=(False, True), blocks=MULTIPROCESSORS)
+        cuda_wgmma.multiply(a, b, c=c, **how)
     assert f"128 × {tile[1]}" in launches[0][0].name
 
 
@@ -177,8 +188,8 @@ FAULTS = [
         id="no wait for an empty stage",
     ),
     pytest.param(
-        "if thread % GROUP == 0:\n            barrier_arrive",
-        "if thread == 0:\n          for _ in range(GROUPS):\n            barrier_arrive",
+        "if thread % GROUP == 0:\n        ptx.barrier_arrive",
+        "if thread == 0:\n      for _ in range(GROUPS):\n        ptx.barrier_arrive",
         "race: shared word at .* was read by wgmma of 128",
         id="one warpgroup's word for both",
     ),

@@ -79,7 +79,7 @@ def _keep_on_disk(compiled, function):
     try:
         compiled._cache = _Cache(function)
     except (RuntimeError, OSError) as error:
-        _warn_once(
+        warn_once(
             f"compiled kernels cannot be kept on disk, so each process compiles its own, which takes up "
             f"to a minute: set NUMBA_CACHE_DIR to a folder that can be written to ({error})"
         )
@@ -90,7 +90,7 @@ class _Cache(FunctionCache):
 
     def __init__(self, function):
         super().__init__(function)
-        stamp = self._impl.locator.get_source_stamp(), _digest_of_sources()
+        stamp = self._impl.locator.get_source_stamp(), digest_of_sources()
         self._cache_file = _CheckedFile(self.cache_path, self._impl.filename_base, stamp)
 
     def _index_key(self, sig, codegen):
@@ -118,7 +118,7 @@ class _Cache(FunctionCache):
                 self._not_used("written", error)
 
     def _not_used(self, what, error):
-        _warn_once(
+        warn_once(
             f"compiled kernels in {self.cache_path} could not be {what}, so some are compiled again "
             f"({type(error).__name__}: {error})"
         )
@@ -146,7 +146,7 @@ class _CheckedFile(IndexDataCacheFile):
 
 
 @cache
-def _digest_of_sources():
+def digest_of_sources():
     """Of all Python files of this package: a kernel can have code of any of them inside."""
     package, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -158,7 +158,7 @@ def _digest_of_sources():
 _warned = False
 
 
-def _warn_once(message):
+def warn_once(message):
     """Say what slows the start; it is so for many kernels at once."""
     global _warned
     if not _warned:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -22,7 +23,7 @@ import numpy as np
 from numba.core import config
 from numba.core.caching import FunctionCache
 
-from .compiling import _digest_of_sources, _warn_once
+from .compiling import digest_of_sources, warn_once
 
 OURS = __name__.rpartition(".common.")[0]
 # Whose functions change with a version that is known, or not at all.
@@ -105,7 +106,7 @@ def folder():
 
 def _not_used(place, what, error):
     where = "" if place is None else f" in {place.parent}"
-    _warn_once(
+    warn_once(
         f"compiled kernels for the GPU{where} could not be {what}, so some are compiled again "
         f"({type(error).__name__}: {error})"
     )
@@ -118,7 +119,7 @@ def _place(kernel, capability):
         return None, None
     import numba_cuda
 
-    label = [_digest_of_sources(), numba.__version__, numba_cuda.__version__, list(capability)]
+    label = [digest_of_sources(), numba.__version__, numba_cuda.__version__, list(capability)]
     label += [kernel.name, str(kernel.signature), kernel.threads, kernel.resident]
     label += [hashlib.sha256(repr(values).encode()).hexdigest(), config.OPT, config.CUDA_DEBUGINFO_DEFAULT]
     label = json.dumps(label, default=str).encode()
@@ -151,7 +152,8 @@ def values_of(function):
         module = inner.__module__ or ""
         if module.partition(".")[0] in OTHERS:
             return True
-        if module != OURS and not module.startswith(OURS + "."):
+        # What has our name and was not imported comes from no file that anybody has looked at.
+        if not module.startswith(OURS + ".") or module not in sys.modules:
             return False
         return all(look(f"{name}.{each}", value) for each, value in _known_to(inner))
 

@@ -292,7 +292,7 @@ def test_code_of_older_sources_is_not_run(function, tmp_path, monkeypatch):
     compiling.jit(function)(4)
     (file,) = files_of(tmp_path, "nbc")
     old = file.read_bytes()
-    monkeypatch.setattr(compiling, "_digest_of_sources", lambda: "newer sources")
+    monkeypatch.setattr(compiling, "digest_of_sources", lambda: "newer sources")
     newer = compiling.jit(function)
     newer(4)
     file.write_bytes(old)
@@ -378,7 +378,7 @@ def test_c_functions_are_found_again(function):
 
 def test_the_digest_is_quick():
     """It is taken whenever the package is imported."""
-    seconds = min(timeit.repeat(compiling._digest_of_sources.__wrapped__, number=1, repeat=5))
+    seconds = min(timeit.repeat(compiling.digest_of_sources.__wrapped__, number=1, repeat=5))
     assert seconds < 0.05
 
 

@@ -87,18 +87,19 @@ def test_of_other_versions_it_is_not_taken(monkeypatch, changed):
 
     keep(cuda_steps._tick, HOPPER, CODE)
     if changed == "sources":
-        monkeypatch.setattr(cuda_cache, "_digest_of_sources", lambda: "other")
+        monkeypatch.setattr(cuda_cache, "digest_of_sources", lambda: "other")
     else:
         monkeypatch.setattr({"numba": numba, "numba_cuda": numba_cuda}[changed], "__version__", "0")
     assert kept(cuda_steps._tick, HOPPER) is None
 
 
-def test_nothing_is_kept_of_what_calls_code_of_others(made_kernel, folder):
-    @njit
+@pytest.mark.parametrize("module", ["other", f"{cuda_steps.__name__}_that_nobody_imported"])
+def test_nothing_is_kept_of_what_calls_code_of_others(made_kernel, folder, module):
     def theirs(x):
         return x
 
-    kernel = made_kernel(1, theirs)
+    theirs.__module__ = module
+    kernel = made_kernel(1, njit(theirs))
     assert not keep(kernel, HOPPER, CODE)
     assert kept(kernel, HOPPER) is None
     assert not folder.exists()

@@ -3,6 +3,7 @@
 ``ptxas`` and ``cuobjdump`` come from packages of PyPI and need no GPU.
 """
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -96,12 +97,13 @@ FOLDER = None  # where processes that test side by side leave their code for eac
 @cache
 def ptx_of(kernel, capability):
     """Its code, compiled once for all tests."""
-    from .all_kernels import KERNELS
+    from fastdigit.kernels.common.cuda_cache import values_of
 
-    numbers = {id(each): number for number, each in enumerate(KERNELS)}
-    if FOLDER is None or id(kernel) not in numbers:  # one that a test has made
+    values = values_of(kernel.function)
+    if FOLDER is None or values is None:  # a test has made something of it
         return kernel.ptx(capability)
-    file = FOLDER / f"{numbers[id(kernel)]}_{''.join(map(str, capability))}.ptx"
+    about = kernel.name, str(kernel.signature), kernel.threads, kernel.resident, values, capability
+    file = FOLDER / f"{hashlib.sha256(repr(about).encode()).hexdigest()}.ptx"
     if not file.exists():
         FOLDER.mkdir(exist_ok=True)
         atomic_write(file, kernel.ptx(capability).encode())

@@ -161,9 +161,6 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     finishing = finisher(kind, epilogue, how=how)
     outputs = finishing.outputs
     finish, part = staged(down, across, 2, finishing)
-    # Numbers that have to be rounded are, while those before them are multiplied. (For bfloat16 there are no
-    # registers for that.)
-    ahead = kind == "tf32"
     copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
     shared_address, global_address = ptx.shared_address, ptx.global_address
     corner = _corner(tile_rows, tile_columns)
@@ -189,23 +186,17 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
             all_but_one()
             # This stage is there for all, and all have computed with the one that is filled next.
             cuda.syncthreads()
-            stage = base + uint32(turn % STAGES * stage_bytes)
-            words_a, words_b = load_a(stage + at_a), load_b(stage + at_b)
-            if ahead:
-                next_a = load_a((stage + at_a + uint32(a_add)) ^ uint32(a_xor))
-                next_b = load_b((stage + at_b + uint32(b_add)) ^ uint32(b_xor))
-            sums = add(sums, words_a, words_b)
-            # While the tensor cores are at work: what asks for copies takes as many instructions as they.
             after = turn + STAGES - 1
             if after < turns:
-                filled = base + uint32(after % STAGES * stage_bytes)
-                copy_a(from_a, a_row, top, after * at_once, rows, depth, filled)
-                copy_b(from_b, b_row, left, after * at_once, columns, depth, filled + uint32(a_bytes))
+                stage = base + uint32(after % STAGES * stage_bytes)
+                copy_a(from_a, a_row, top, after * at_once, rows, depth, stage)
+                copy_b(from_b, b_row, left, after * at_once, columns, depth, stage + uint32(a_bytes))
             copies_end()
-            if not ahead:
-                next_a = load_a((stage + at_a + uint32(a_add)) ^ uint32(a_xor))
-                next_b = load_b((stage + at_b + uint32(b_add)) ^ uint32(b_xor))
-            sums = add(sums, next_a, next_b)
+            stage = base + uint32(turn % STAGES * stage_bytes)
+            for step in range(2):
+                words_a = load_a((stage + at_a + uint32(step * a_add)) ^ uint32(step * a_xor))
+                words_b = load_b((stage + at_b + uint32(step * b_add)) ^ uint32(step * b_xor))
+                sums = add(sums, words_a, words_b)
         ptx.launch_dependents()
         cuda.syncthreads()  # all have computed with the last stage
         finish(sums, memory, warp * part, lane, top + lower, left + beside, rows, columns, outputs)

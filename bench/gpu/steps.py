@@ -22,6 +22,28 @@ CASES = (
 RATE, MOMENTUM = 0.01, 0.9
 
 
+def plan_of(xp, network, layout, parameters, precision, optimizer, dropout=0.0, **more):
+    """A ``fastdigit.backend.TrainPlan`` of plain steps, as far as it takes to make them ready."""
+    return SimpleNamespace(
+        layout=layout,
+        precision=precision,
+        parameters=parameters,
+        gradients=xp.zeros_like(parameters),
+        state=tuple(xp.zeros_like(parameters) for _ in optimizer.state_names),
+        optimizer=optimizer,
+        update=0,
+        batch_size=network.batch,
+        dropout=(dropout,) * (len(network.layer_sizes) - 2),
+        input_dropout=0.0,
+        label_smoothing=0.0,
+        deformation=None,
+        seed=0,
+        clip_norm=None,
+        weight=None,
+        **more,
+    )
+
+
 class Prepared:
     """The steps of a training of random images: ``graph()`` makes ``count`` of them, from the first on."""
 
@@ -35,24 +57,8 @@ class Prepared:
         self.parameters = xp.zeros(layout.size, np.float32)
         for w, _ in layout.layers(self.parameters):
             w[...] = random.standard_normal(w.shape, dtype=np.float32) * np.sqrt(2 / len(w))
-        plan = SimpleNamespace(
-            layout=layout,
-            precision=precision,
-            parameters=self.parameters,
-            gradients=xp.zeros(1, np.float32),  # which nothing is written to
-            state=(xp.zeros_like(self.parameters),),
-            optimizer=fd.SGD(RATE, momentum=MOMENTUM),
-            learning_rates=np.full(self.count, RATE),
-            update=0,
-            batch_size=network.batch,
-            dropout=(0.0,) * (len(network.layer_sizes) - 2),
-            input_dropout=0.0,
-            label_smoothing=0.0,
-            deformation=None,
-            seed=0,
-            clip_norm=None,
-            weight=None,
-        )
+        rates, optimizer = np.full(self.count, RATE), fd.SGD(RATE, momentum=MOMENTUM)
+        plan = plan_of(xp, network, layout, self.parameters, precision, optimizer, learning_rates=rates)
         pixels = random.integers(0, 256, (images, network.layer_sizes[0])).astype(np.uint8)
         labels = random.integers(0, network.layer_sizes[-1], images).astype(np.int32)
         loss, correct = xp.zeros(images, np.float32), xp.zeros(images, np.uint8)
@@ -60,7 +66,7 @@ class Prepared:
         memory = self.steps.memory
         memory["numbers"][...] = xp.asarray(step_numbers(plan))
         memory["order"][...] = xp.arange(images)
-        self.position, self.plan = memory["position"], plan
+        self.position = memory["position"]
         for launch in self.steps.rounding + self.steps.launches:  # all is compiled
             launch()
         self.position.fill(0)
@@ -100,7 +106,9 @@ def steps(xp, backend, capability, cases=CASES, seconds=seconds_on_gpu, save=lam
                 names, blocks, launches = zip(*both[0].alone(), strict=True)
                 times = [1e6 * quartiles(seconds(launch)[0])[1] for launch in launches]
                 row["alone"] = [list(each) for each in zip(names, blocks, times, strict=True)]
-        except Exception as error:  # whatever a GPU or its driver runs into is what was found
+        except (
+            Exception
+        ) as error:  # of a GPU or its driver, of any type: the row's result, others have theirs
             row["no_time"] = said(error)
         save(rows)
     return rows

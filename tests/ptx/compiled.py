@@ -108,4 +108,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.ptx.compiled FOLDER")
+    sys.exit(main(sys.argv[1]))

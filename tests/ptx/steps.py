@@ -2,12 +2,12 @@
 read and write, with dropout and updates in the epilogues of products or alone. Counted, not measured."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 
 import fastdigit as fd
 from fastdigit.bench import cases
+from fastdigit.bench.gpu.steps import plan_of
 from fastdigit.kernels.epoch import cuda_steps
 from fastdigit.layout import Layout
 
@@ -26,22 +26,7 @@ def launches(precision, optimizer, dropout):
     sizes, zeros = NETWORK.layer_sizes, backend().zeros
     layout = Layout(sizes, 64)
     parameters = np.zeros(layout.size, np.float32)  # of which no page is touched
-    plan = SimpleNamespace(
-        layout=layout,
-        precision=precision,
-        parameters=parameters,
-        gradients=np.zeros_like(parameters),
-        state=tuple(np.zeros_like(parameters) for _ in optimizer.state_names),
-        optimizer=optimizer,
-        batch_size=NETWORK.batch,
-        dropout=(dropout,) * (len(sizes) - 2),
-        input_dropout=0.0,
-        label_smoothing=0.0,
-        deformation=None,
-        seed=0,
-        clip_norm=None,
-        weight=None,
-    )
+    plan = plan_of(np, NETWORK, layout, parameters, precision, optimizer, dropout)
     images = zeros((NETWORK.batch, sizes[0]), "uint8")
     labels, correct = zeros((NETWORK.batch,), "int32"), zeros((NETWORK.batch,), "uint8")
     loss = zeros((NETWORK.batch,), "float32")

@@ -391,6 +391,35 @@ copy_16 = _instruction(
     types.uint64,
     types.uint32,
 )
+
+
+def copies_16(count, apart):
+    """``copy(shared, sources, further, asked)``: :func:`copy_16` for each of ``count`` sources, ``further``
+    bytes behind it, of as many as are asked for of each, to places ``apart`` bytes from each other."""
+    template = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+    places, counts = types.UniTuple(types.uint64, count), types.UniTuple(types.uint32, count)
+
+    @intrinsic
+    def copy(typing_context, shared, sources, further, asked):
+        if (sources, asked) != (places, counts):
+            return None
+
+        def generate(context, builder, signature, arguments):
+            kind = ir.FunctionType(ir.VoidType(), [WORD, ADDRESS, WORD])
+            code = ir.InlineAsm(kind, template, "r,l,r,~{memory}", side_effect=True)
+            shared = context.cast(builder, arguments[0], signature.args[0], types.uint32)
+            further = context.cast(builder, arguments[2], signature.args[2], types.uint64)
+            for i in range(count):
+                source = builder.add(builder.extract_value(arguments[1], i), further)
+                place, asked = builder.add(shared, WORD(i * apart)), builder.extract_value(arguments[3], i)
+                builder.call(code, [place, source, asked])
+            return context.get_dummy_value()
+
+        return types.void(shared, sources, further, asked), generate
+
+    return copy
+
+
 # copy_4(shared, address): 4 bytes likewise.
 copy_4 = _instruction(
     "cp.async.ca.shared.global [$0], [$1], 4;", "r,l,~{memory}", types.void, types.uint32, types.uint64
@@ -473,7 +502,7 @@ def tensor_sums(tiles_down, tiles_across, kind):
     ``sums`` are 4 numbers of each piece of 16 × 8, row by row of pieces: lane l has rows l / 4 and
     l / 4 + 8 of its columns 2 · (l % 4) and the next. ``a`` are the 4 words of each 16 × 16 of the left
     operand, ``b`` 2 words of each 16 × 8 of the right one, for ``kind`` "bf16" or "f16"; for "tf32" those of
-    16 × 8 and 8 × 8, rounded to the nearest: tensor cores would cut them off, always towards zero.
+    16 × 8 and 8 × 8, of which tensor cores cut off the last 13 bits: see :func:`ready`.
     (9.7.15.5.8, mma.m16n8k16; 9.7.15.5.4, mma.m16n8k8)
     """
     count = 4 * tiles_down * tiles_across
@@ -489,16 +518,6 @@ def tensor_sums(tiles_down, tiles_across, kind):
         "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
     )
 
-    def ready(builder, word):
-        if kind != "tf32":
-            return word
-        # Half of the last bit that counts is added, and x · 0, which is NaN where that would make a number of
-        # one. The instruction for it, cvt.rna.tf32, takes as long as four others: more than the products.
-        numbers = builder.bitcast(builder.add(word, WORD(1 << 12)), FLOAT), builder.bitcast(word, FLOAT)
-        function = ir.FunctionType(FLOAT, [FLOAT] * 2)
-        code = ir.InlineAsm(function, "fma.rn.f32 $0, $2, 0f00000000, $1;", "=f,f,f")
-        return builder.bitcast(builder.call(code, numbers), WORD)
-
     @intrinsic
     def add(typing_context, sums, a, b):
         if (sums, a, b) != (sums_type, a_type, b_type):
@@ -512,8 +531,8 @@ def tensor_sums(tiles_down, tiles_across, kind):
                 side_effect=True,
             )
             sums, a, b = arguments
-            words_a = [ready(builder, builder.extract_value(a, k)) for k in range(4 * tiles_down)]
-            words_b = [ready(builder, builder.extract_value(b, k)) for k in range(2 * tiles_across)]
+            words_a = [builder.extract_value(a, k) for k in range(4 * tiles_down)]
+            words_b = [builder.extract_value(b, k) for k in range(2 * tiles_across)]
             totals = []
             for i in range(tiles_down):
                 for j in range(tiles_across):
@@ -530,6 +549,32 @@ def tensor_sums(tiles_down, tiles_across, kind):
         return sums_type(sums, a, b), generate
 
     return _zeros(count), add
+
+
+@cache
+def ready(count, kind):
+    """``ready(words)``: so many words for :func:`tensor_sums`, those of "tf32" such that what tensor cores
+    make of them are the nearest numbers: they would cut off, always towards zero."""
+    if kind != "tf32":
+        return device(lambda words: words)
+
+    @intrinsic
+    def ready(typing_context, words):
+        def generate(context, builder, signature, arguments):
+            # Half of the last bit that counts is added, and x · 0, which is NaN where that would make a
+            # number of one. The instruction for it, cvt.rna.tf32, takes as long as four others.
+            function = ir.FunctionType(FLOAT, [FLOAT] * 2)
+            code = ir.InlineAsm(function, "fma.rn.f32 $0, $2, 0f00000000, $1;", "=f,f,f")
+            found = []
+            for i in range(count):
+                word = builder.extract_value(arguments[0], i)
+                numbers = [builder.bitcast(n, FLOAT) for n in (builder.add(word, WORD(1 << 12)), word)]
+                found.append(builder.bitcast(builder.call(code, numbers), WORD))
+            return _pack(builder, ir.ArrayType(WORD, count), found)
+
+        return types.UniTuple(types.uint32, count)(words), generate
+
+    return ready
 
 
 def store_pairs(places):

@@ -48,15 +48,29 @@ RESIDENT = {(128, 128): 2, (64, 64): 4}
 FEW = 128  # large tiles of an output: fewer do not occupy a large GPU
 
 
+def _each(pieces, one):
+    """``each(arguments…)``: (one(0, arguments…), one(1, arguments…), …)."""
+    if pieces == 1:
+        return device(lambda *arguments: (one(0, *arguments),))
+    first, last = _each(pieces - 1, one), pieces - 1
+    return device(lambda *arguments: first(*arguments) + (one(last, *arguments),))
+
+
 @cache
 def _copies(tile, by_k, size):
-    """Where 16 bytes of an operand's tile lie in a stage, ``moved(row, chunk)``, and ``copy``, which asks for
-    a thread's part of it."""
+    """Where 16 bytes of an operand's tile lie in a stage, ``moved(row, chunk)``, and how a thread copies its
+    part: ``begin`` finds out before the first stage what :class:`_Operand` says, ``copy`` asks for a stage.
+
+    Rows of an operand along k that the product has not are copies of its last: what comes of them is not
+    kept. So all that changes from stage to stage is where k is, and where it ends.
+    """
     numbers, turned = 16 // size, size == 4 and not by_k
     row_bytes = ROW if by_k else size * tile
     chunks = row_bytes // 16  # of 16 bytes, in a row
     pieces = ROW * tile // 16 // THREADS  # that a thread copies
-    rows_at_once = THREADS // chunks  # after so many the exchange is the same again
+    apart = THREADS // chunks  # rows between these: after so many the exchange is the same again
+    at_once = ROW // size
+    copy_all = ptx.copies_16(pieces, apart * row_bytes)
 
     @device
     def moved(row, chunk):
@@ -64,29 +78,58 @@ def _copies(tile, by_k, size):
         return uint32(row * row_bytes + (chunk ^ shift) * 16)
 
     @device
-    def copy(address, row_distance, start, k, count, depth, shared):
-        """Of the tile that begins at row or column ``start``."""
-        row, chunk = cuda.threadIdx.x // chunks, cuda.threadIdx.x % chunks
-        place = shared + moved(row, chunk)  # the exchange is the same some rows below
+    def source(piece, address, row_distance, start, count):
+        row, chunk = cuda.threadIdx.x // chunks + piece * apart, cuda.threadIdx.x % chunks
         if by_k:
-            row, column, rows, columns = start + row, k + numbers * chunk, count, depth
+            row, column = min(start + row, count - 1), numbers * chunk
         else:
-            row, column, rows, columns = k + row, start + numbers * chunk, depth, count
-        # In 32 bits, of which a maximum is one instruction.
-        within = uint32(max(min(int32(size * (columns - column)), int32(16)), int32(0)))
-        rows_left = uint32(max(int32(rows - row), int32(0)))
-        source = address + uint64(size * (row * row_distance + column))
-        further = uint64(size * rows_at_once * row_distance)
-        for piece in range(pieces):
-            asked = within if uint32(piece * rows_at_once) < rows_left else uint32(0)
-            ptx.copy_16(place + uint32(piece * rows_at_once * row_bytes), source, asked)
-            source += further
+            column = start + numbers * chunk
+        return address + uint64(size * (row * row_distance + column))
 
-    return moved, copy
+    sources = _each(pieces, source)
+
+    @device
+    def begin(address, row_distance, start, count):
+        row, chunk = cuda.threadIdx.x // chunks, cuda.threadIdx.x % chunks
+        if by_k:
+            first, whole, step = numbers * chunk, int64(16), int64(size * at_once)
+        else:
+            first, whole = row, min(max(size * (count - start - numbers * chunk), 0), 16)
+            step = size * at_once * row_distance
+        found = sources(address, row_distance, start, count)
+        return found, int32(first), uint32(whole), uint64(step), moved(row, chunk)
+
+    if by_k:
+
+        @device
+        def asked(piece, left, whole):
+            return uint32(max(min(size * left, int32(16)), int32(0)))
+
+    else:
+
+        @device
+        def asked(piece, left, whole):
+            return whole if left > int32(piece * apart) else uint32(0)
+
+    each_asked = _each(pieces, asked)
+
+    @device
+    def copy(begun, turn, left, stage):
+        found, first, whole, step, place = begun
+        further = uint64(turn) * step
+        copy_all(stage + place, found, further, each_asked(int32(left - first), whole))
+
+    return moved, begin, copy
 
 
 class _Operand:
-    """How the tile of one operand lies in a stage, and how copies and fragments find their way in it."""
+    """How the tile of one operand lies in a stage, and how copies and fragments find their way in it.
+
+    ``begin(address, row_distance, start, count)``: for the tile that begins at row or column ``start`` of
+    ``count``, what a thread's copies need. ``copy(begun, turn, left, stage)`` asks for the part of a stage,
+    from which on ``left`` k are left, zeros behind these. ``lane_place(start, lane)`` is where a lane reads
+    first, and ``load`` reads.
+    """
 
     def __init__(self, tile, by_k, is_left, size):
         """``size``: bytes of a number, 2 or 4."""
@@ -94,7 +137,7 @@ class _Operand:
         turned = size == 4 and not by_k
         tiles = tile // 2 // 16  # of 16 rows or columns, of a warp
         row_bytes = ROW if by_k else size * tile
-        moved, self.copy = _copies(tile, by_k, size)
+        moved, self.begin, self.copy = _copies(tile, by_k, size)
         # From one tile of 16 to the next, and from the k of one multiplication to the next.
         add, xor = (16 * row_bytes, 0) if by_k else (0, 16 * size)
         self.step_add, self.step_xor = (0, 32) if by_k else (32 // size * row_bytes, 0)
@@ -151,17 +194,19 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
     at_once = ROW // size  # k in a stage
     left, right = _operand(tile_rows, a_by_k, True, size), _operand(tile_columns, b_by_k, False, size)
     copy_a, copy_b, place_a, place_b = left.copy, right.copy, left.lane_place, right.lane_place
-    load_a, load_b = left.load, right.load
+    begin_a, begin_b, load_a, load_b = left.begin, right.begin, left.load, right.load
     a_add, a_xor, b_add, b_xor = left.step_add, left.step_xor, right.step_add, right.step_xor
     a_bytes, stage_bytes = left.bytes, left.bytes + right.bytes
-    words = STAGES * stage_bytes // 4
+    words, last = STAGES * stage_bytes // 4, (STAGES - 1) * stage_bytes
     half_rows, half_columns = tile_rows // 2, tile_columns // 2
     down, across = half_rows // 16, half_columns // 8
     zeros, add = ptx.tensor_sums(down, across, kind)
+    ready_a, ready_b = ptx.ready(4 * down, kind), ptx.ready(2 * across, kind)
     finishing = finisher(kind, epilogue, how=how)
     outputs = finishing.outputs
     finish, part = staged(down, across, 2, finishing)
-    copies_end, all_but_one = ptx.copies_end, ptx.copies_but(1)
+    copies_end, all_copied = ptx.copies_end, ptx.copies_but(0)
+    first_copied, next_copied = ptx.copies_but(STAGES - 1), ptx.copies_but(STAGES - 2)
     shared_address, global_address = ptx.shared_address, ptx.global_address
     corner = _corner(tile_rows, tile_columns)
 
@@ -169,35 +214,43 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
         ptx.wait_for_launches()
         memory = cuda.shared.array(words, float32, 1024)
         base = shared_address(memory)
-        from_a, from_b = global_address(a), global_address(b)
         warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
         top, left = corner()
+        from_a = begin_a(global_address(a), a_row, top, rows)
+        from_b = begin_b(global_address(b), b_row, left, columns)
         lower, beside = warp % 2 * half_rows, warp // 2 * half_columns
         at_a, at_b = place_a(lower, lane), uint32(a_bytes) + place_b(beside, lane)
-        turns = (depth + at_once - 1) // at_once
-        for turn in range(STAGES - 1):
-            if turn < turns:
-                stage = base + uint32(turn * stage_bytes)
-                copy_a(from_a, a_row, top, turn * at_once, rows, depth, stage)
-                copy_b(from_b, b_row, left, turn * at_once, columns, depth, stage + uint32(a_bytes))
+        # Of the next stage to ask for: its number, and what is left of k.
+        asked, rest = uint32(0), int32(depth)
+        while asked < uint32(STAGES):
+            stage = base + asked * uint32(stage_bytes)
+            copy_a(from_a, asked, rest, stage)
+            copy_b(from_b, asked, rest, stage + uint32(a_bytes))
             copies_end()
-        sums = zeros()
-        for turn in range(turns):
-            all_but_one()
-            # This stage is there for all, and all have computed with the one that is filled next.
+            asked, rest = uint32(asked + 1), int32(rest - at_once)
+        first_copied()
+        cuda.syncthreads()
+        sums, stage, to_add = zeros(), base, int32(depth)
+        words_a, words_b = ready_a(load_a(stage + at_a)), ready_b(load_b(stage + at_b))
+        while to_add > 0:
+            # What is multiplied next is read before: its answer takes as long as many products.
+            then_a = load_a((stage + at_a + uint32(a_add)) ^ uint32(a_xor))
+            then_b = load_b((stage + at_b + uint32(b_add)) ^ uint32(b_xor))
+            # The next stage is there for all, and all have read this one, which is filled again; behind the
+            # last one with zeros, as to ask is a matter of a jump.
+            next_copied()
             cuda.syncthreads()
-            after = turn + STAGES - 1
-            if after < turns:
-                stage = base + uint32(after % STAGES * stage_bytes)
-                copy_a(from_a, a_row, top, after * at_once, rows, depth, stage)
-                copy_b(from_b, b_row, left, after * at_once, columns, depth, stage + uint32(a_bytes))
+            copy_a(from_a, asked, rest, stage)
+            copy_b(from_b, asked, rest, stage + uint32(a_bytes))
             copies_end()
-            stage = base + uint32(turn % STAGES * stage_bytes)
-            for step in range(2):
-                words_a = load_a((stage + at_a + uint32(step * a_add)) ^ uint32(step * a_xor))
-                words_b = load_b((stage + at_b + uint32(step * b_add)) ^ uint32(step * b_xor))
-                sums = add(sums, words_a, words_b)
+            asked, rest, to_add = uint32(asked + 1), int32(rest - at_once), int32(to_add - at_once)
+            stage = uint32(stage + stage_bytes if stage < base + uint32(last) else base)
+            sums = add(sums, words_a, words_b)
+            words_a, words_b = load_a(stage + at_a), load_b(stage + at_b)
+            sums = add(sums, ready_a(then_a), ready_b(then_b))
+            words_a, words_b = ready_a(words_a), ready_b(words_b)
         ptx.launch_dependents()
+        all_copied()
         cuda.syncthreads()  # all have computed with the last stage
         finish(sums, memory, warp * part, lane, top + lower, left + beside, rows, columns, outputs)
 

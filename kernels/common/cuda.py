@@ -41,6 +41,7 @@ FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS, MAP = (
 NUMBERS = {
     types.float32: np.float32,
     types.float64: np.float64,
+    types.int32: np.int32,
     types.int64: np.int64,
     types.uint64: np.uint64,
 }
@@ -48,7 +49,7 @@ NUMBERS = {
 DTYPES = {kind.dtype: np.dtype(str(kind.dtype)) for kind in (FLOATS, DOUBLES, BYTES, INTS, WORDS, LONGS, MAP)}
 
 WORD = 8  # bytes of each number that a kernel is given
-PACKED = {types.float32: "f4x", types.float64: "d", types.int64: "q", types.uint64: "Q"}
+PACKED = {types.float32: "f4x", types.int32: "i4x", types.float64: "d", types.int64: "q", types.uint64: "Q"}
 
 GIVEN = 48 * 1024  # bytes of shared memory that a block gets without asking
 MOST_BELOW = 65_535  # blocks below each other; beside each other there can be 2 thousand million

@@ -280,6 +280,8 @@ def _instruction(template, constraints, result, *parameters):
 # divided(a, b) is a // b of uint32: with 64 bits, which Numba takes, a GPU needs some hundred instructions.
 # (9.7.1.8, div)
 divided = _instruction("div.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+# high_product(a, b): the upper half of a · b of uint32. (9.7.1.3, mul)
+high_product = _instruction("mul.hi.u32 $0, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
 # rounded(x): the nearest int32. (9.7.9.21, cvt)
 rounded = _instruction("cvt.rni.s32.f32 $0, $1;", "=r,f", types.int32, types.float32)
 bits_of = _instruction("mov.b32 $0, $1;", "=r,f", types.uint32, types.float32)
@@ -352,6 +354,26 @@ add_releasing = _instruction(
 )
 load_acquiring = _instruction(
     "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l,~{memory}", types.uint32, types.uint64
+)
+
+# tell(address, number, tag): a float32 and a word in one word of 64 bits, which others see as one, at some
+# time. (9.7.9.11, st)
+tell = _instruction(
+    "{ .reg .b64 %told; mov.b64 %told, {$1, $2}; st.relaxed.gpu.global.b64 [$0], %told; }",
+    "l,f,r,~{memory}",
+    types.void,
+    types.uint64,
+    types.float32,
+    types.uint32,
+)
+# hear(address): two of these beside each other, at a multiple of 16 bytes, as they are now: (the bits of a
+# number, its tag, the bits of the other, its tag). (9.7.9.8, ld)
+hear = _instruction(
+    "{ .reg .b64 %first; .reg .b64 %second; ld.relaxed.gpu.global.v2.b64 {%first, %second}, [$4]; "
+    "mov.b64 {$0, $1}, %first; mov.b64 {$2, $3}, %second; }",
+    "=r,=r,=r,=r,l,~{memory}",
+    types.UniTuple(types.uint32, 4),
+    types.uint64,
 )
 
 # --- launches that depend on each other (9.7.13.13, griddepcontrol) -------------------------------

@@ -5,20 +5,27 @@ takes longer. Here every block owns some hidden units: their columns of the firs
 second and what the optimizer keeps for both stay in its shared memory from the first step to the last. In
 each step a block
 
-1. computes its units' outputs for all images of the batch, and what these add to the logits;
-2. meets the others, adds up the logits of its share of the images (in an order that is always the same),
-   writes their loss and the logits' gradient;
-3. meets the others again, reads the gradients of all images, and updates what it owns. The bias of the
-   output layer every block keeps for itself, with the same bits.
+1. computes its units' outputs for all images of the batch, and tells what these add to the logits;
+2. adds up the logits of its share of the images (in an order that is always the same), tells the logits'
+   gradient, and writes the loss;
+3. hears the gradients of all images, and updates what it owns. The bias of the output layer every block
+   keeps for itself, with the same bits.
+
+Blocks do not meet before the end. Each number that one tells the others is one word of 64 bits together with
+a tag, the number of the step, and who needs it reads until the step's is there: one way through memory
+instead of three, which a barrier takes (what was written must be there, then be announced, then be read).
+No place is written again before all have read it: a block tells logits when it has heard all gradients, which
+others tell when they have heard all logits, and these gradients when it has heard all logits.
 
 Pixels stay the bytes that they are: tensor cores multiply them with the weights, and with the gradients of
 the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), and no pixel becomes a float.
 
-While a block waits for the others, it asks for the labels and for the next batch's images; its first warp
-does not, so that it sees at once that all are there. No sum depends on who comes first.
+While some warps of a block wait for the others, the rest asks for the labels and for the next batch's images.
+No sum depends on who comes first.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
-"Persistent RNNs", ICML 2016.
+"Persistent RNNs", ICML 2016; that of words which say by themselves that they have arrived is of NVIDIA's NCCL
+(its protocol LL).
 """
 
 import math
@@ -41,33 +48,33 @@ from ..common.cuda import (
     device,
     places_of,
     recorded,
+    types,
 )
 from ..common.digits import TILE, digits_of, no_sums, size_of, total_of, unit_of
 from ..common.lanes import ALL, exchanged
-from ..optimizer.cuda import NUMBERS, numbers_of, step_numbers, stepped
+from ..optimizer.cuda import NUMBERS, step_numbers, stepped
 from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 1024
 WARPS = THREADS // 32
-ASKING = WARPS - 1  # warps that ask for images
 PAIR = 128 + 16  # so that what is written of two pairs at once is in different banks
-MOST_CLASSES = 32  # one for each lane
+MOST_CLASSES = 31  # one for each lane, and one that there may be behind them
 MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
+LAST_TAG = 2**31 - 1
 
 # Units of a block, where there is room: a tile of the tensor cores has columns for two, and half as many
 # blocks read half as much and meet sooner. (On an H200 1 and 4 were 12 and 8 % slower for 784-128-10.)
 LEAST_UNITS = TILE
 
-# The words of the plan.
+# The words of the plan, which is an argument of the kernel: a GPU has those at hand wherever it computes.
 (
-    STEPS,
-    FIRST_STEP,
     BATCH,
     COUNT,
     PIXELS,
     HIDDEN,
     CLASSES,
     UNITS,  # of a block
+    UNIT_TILES,  # of two units
     W1,  # where in the flat buffer, and how far apart the rows are
     W1_ROW,
     B1,
@@ -86,21 +93,35 @@ LEAST_UNITS = TILE
     W_DIGITS,  # of w1: [tiles of two units, pairs of 32 pixels, 32 lanes, 4], pairs PAIR words apart
     SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
     SMALL_WORDS,
-    SUMS,  # [2, UNITS, Y_ROW] of two halves of the pixels; then in the first the gradients of outputs
+    SLOPES,  # [SMALL_WORDS]: the gradients of these
+    PARTS,  # 2 or 4, of the pixels, a warp for each that multiplies
+    SUMS,  # [PARTS, UNITS, Y_ROW] of these; then in the first the gradients of outputs
     Y,  # [UNITS, Y_ROW]: the units' outputs
     Y_ROW,
     LARGEST,  # [2, UNITS]: the size of the largest of w1's numbers and of the gradients'
-    LARGEST_PARTS,  # of a unit's gradients, a warp for each
     SCALES,  # [2, UNITS]: the units of w1's digits and of the gradients'
     PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
     TARGETS,  # [BATCH]: the labels of this step
-    DZ,  # [BATCH, DZ_ROW], before that logits of its share, after it the digits of gradients
+    NUMBERS_NOW,  # of this step
+    Z,  # [MESSAGE]: logits of its share
+    DZ,  # [BATCH, DZ_ROW], the logits' gradients, after it the digits of the outputs'
     DZ_ROW,
     SHARE,  # of the images, whose logits a block adds up
+    SHARES,  # blocks that have one
+    SHARE_WORDS,  # SHARE · CLASSES
+    MESSAGE,  # of a block to another: SHARE_WORDS, made even
+    HEARING,  # warps that add up logits and so ask for no images
     SHARED_WORDS,
+    PER_CLASSES,  # for _split: by CLASSES, and so on
+    PER_UNITS,
+    PER_UNIT_TILES,
+    PER_FOURS,
+    PER_SHARE_WORDS,
     PLAN_WORDS,
-) = range(39)
-NUMBERS_AT = -(-PLAN_WORDS // 4) * 4  # of the steps, behind the plan: four are read at a time
+) = range(50)
+
+# What is given besides, behind which are the numbers of the steps.
+FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four are read at a time
 
 # Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
 # (So do its loops over a range, in Numba: hence those with while.)
@@ -108,11 +129,12 @@ _ONE = np.int32(1)
 
 _warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
 _arrived, _labels_arrived = ptx.copies_but(0), ptx.copies_but(1)
+_tell, _hear, _float_of, _high_product = ptx.tell, ptx.hear, ptx.float_of, ptx.high_product
 _copies_end, _copy_4, _copy_16 = ptx.copies_end, ptx.copy_4, ptx.copy_16
 _shared_address, _global_address = ptx.shared_address, ptx.global_address
 _byte_sums, _larger, _keep_larger = ptx.byte_sums, ptx.larger, ptx.keep_larger
 _largest_of_warp = ptx.largest_of_warp
-_load2, _store2, _load4, _store4 = ptx.load2, ptx.store2, ptx.load4, ptx.store4
+_load2, _store2, _load4 = ptx.load2, ptx.store2, ptx.load4
 _load2_words, _load4_words = ptx.load2_words, ptx.load4_words
 _divided_by = ptx.divided
 _pixels_of_16 = ptx.fragments(2, 32, 0, False)  # images: 64 bytes of each
@@ -124,6 +146,13 @@ _even_bytes, _odd_bytes = ptx.even_bytes, ptx.odd_bytes
 def _divided(number, by):
     """(number // by, number % by), both of 32 bits and not negative."""
     quotient = int32(_divided_by(number, by))
+    return quotient, int32(number - quotient * by)
+
+
+@device
+def _split(number, by, per):
+    """The same, where ``per`` is :func:`_per` of ``by``, and number · by less than 2³²."""
+    quotient = int32(_high_product(uint32(number + 1), uint32(per)))
     return quotient, int32(number - quotient * by)
 
 
@@ -197,10 +226,9 @@ def _carry(plan, memory, flat, state, back):
 
 
 @device
-def _images_of(plan, step):
-    """How many images a step has, none after the last."""
-    left = int32(plan[COUNT] - (plan[FIRST_STEP] + step) * plan[BATCH])
-    return int32(0) if step >= plan[STEPS] else min(plan[BATCH], left)
+def _images_of(plan, step, last):
+    """How many images a step has, none from the last on."""
+    return int32(0) if step >= last else min(plan[BATCH], int32(plan[COUNT] - step * plan[BATCH]))
 
 
 @device
@@ -210,20 +238,20 @@ def _buffer(plan, step):
 
 
 @device
-def _ask_for_places(plan, base, step, order):
+def _ask_for_places(plan, base, step, last, order):
     """Where the images of a step are: the low halves of whole numbers of 64 bits."""
-    start, here = (plan[FIRST_STEP] + step) * plan[BATCH], plan[PLACES] + _buffer(plan, step) * plan[BATCH]
-    address, image = _global_address(order) + uint64(8 * start), _last_first()
-    while image < _images_of(plan, step):
+    here, image = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]), _last_first()
+    address = _global_address(order) + uint64(uint32(step * plan[BATCH])) * uint64(8)
+    while image < _images_of(plan, step, last):
         _copy_4(uint32(base + 4 * (here + image)), address + uint64(uint32(8 * image)))
         image = int32(image + THREADS)
 
 
 @device
-def _ask_for_labels(plan, words, base, step, labels):
+def _ask_for_labels(plan, words, base, step, count, labels):
     """The labels of a step's images, whose places are there."""
     found, image = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH]), _last_first()
-    while image < _images_of(plan, step):
+    while image < count:
         place = words[uint32(found + image)]
         _copy_4(
             uint32(base + 4 * (plan[TARGETS] + image)), _global_address(labels) + uint64(place) * uint64(4)
@@ -232,21 +260,33 @@ def _ask_for_labels(plan, words, base, step, labels):
 
 
 @device
-def _ask_for_images(plan, words, step, images, base, first, apart):
-    """Copy images of a step, whose places are there, to shared memory: a warp for each, but not the first.
-    ``first`` and ``apart``: which of its images each asks for now."""
-    if _warp() == 0:
+def _ask_for_numbers(plan, base, step, numbers):
+    """Those of a step, ``step`` steps after the first."""
+    if _last_first() < NUMBERS // 4:
+        further = int32(16 * _last_first())
+        address = _global_address(numbers) + uint64(uint32(4 * NUMBERS * step + further))
+        _copy_16(uint32(base + 4 * plan[NUMBERS_NOW] + further), address, uint32(16))
+
+
+@device
+def _ask_for_images(plan, words, step, last, images, base, but):
+    """Copy images of a step, whose places are there, to shared memory: a warp for each, ``but`` for so many
+    warps."""
+    warp = int32(_warp() - but)
+    if warp < 0:
         return
-    pixels, found = plan[PIXELS], int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH])
-    place = uint32(base + 4 * (plan[X] + _buffer(plan, step) * plan[X_WORDS]))
-    address, image = _global_address(images), int32(_warp() - 1 + ASKING * first)
-    while image < _images_of(plan, step):
-        source = address + uint64(words[uint32(found + image)]) * uint64(uint32(pixels))
-        row, byte = uint32(place + 4 * image * plan[X_ROW]), int32(16 * _lane())
-        while byte < pixels:
-            _copy_16(uint32(row + byte), source + uint64(uint32(byte)), uint32(16))
-            byte = int32(byte + 16 * 32)
-        image = int32(image + ASKING * apart)
+    pixels, found = plan[PIXELS], int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH] + warp)
+    row = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS] + warp * plan[X_ROW])
+    row, further = int32(base + 4 * row + 16 * _lane()), int32(4 * (WARPS - but) * plan[X_ROW])
+    address, left = _global_address(images) + uint64(16 * _lane()), int32(pixels - 16 * _lane())
+    image, count = warp, _images_of(plan, step, last)
+    while image < count:
+        source = address + uint64(words[uint32(found)]) * uint64(uint32(pixels))
+        at, bytes_left = row, left
+        while bytes_left > 0:
+            _copy_16(uint32(at), source, uint32(16))
+            at, source, bytes_left = int32(at + 512), source + uint64(512), int32(bytes_left - 512)
+        row, found, image = int32(row + further), int32(found + WARPS - but), int32(image + WARPS - but)
 
 
 # --- numbers as digits ----------------------------------------------------------------------------
@@ -264,26 +304,10 @@ def _find_largest_weight(plan, memory, base):
 
 
 @device
-def _find_largest_slope(plan, memory, base, count):
-    """Of the gradients of each unit's outputs."""
-    parts, item = plan[LARGEST_PARTS], _warp()
-    while item < int32(plan[UNITS] * parts):
-        unit, part = _divided(item, parts)
-        found, image, row = uint32(0), int32(32 * part + _lane()), int32(plan[SUMS] + unit * plan[Y_ROW])
-        while image < count:
-            found = _larger(found, size_of(memory[uint32(row + image)]))
-            image = int32(image + 32 * parts)
-        found = _largest_of_warp(found)
-        if _lane() == 0:
-            _keep_larger(uint32(base + 4 * (plan[LARGEST] + plan[UNITS] + unit)), found)
-        item = int32(item + WARPS)
-
-
-@device
-def _forget_largest(plan, words, first):
-    """Of all units' weights (0) or gradients (1)."""
-    if _thread() < plan[UNITS]:
-        words[uint32(plan[LARGEST] + first * plan[UNITS] + _thread())] = uint32(0)
+def _forget_largest(plan, words):
+    """Of all units' weights and gradients."""
+    if _thread() < 2 * plan[UNITS]:
+        words[uint32(plan[LARGEST] + _thread())] = uint32(0)
 
 
 @device
@@ -292,7 +316,7 @@ def _digits_of_weights(plan, memory, words):
     fours, pairs = int32(plan[PIXELS] >> 2), int32((plan[PIXELS] + 63) >> 6)
     item = _thread()
     while item < int32(plan[UNITS] * fours):
-        unit, four = _divided(item, fours)
+        unit, four = _split(item, fours, plan[PER_FOURS])
         per_unit, scale = unit_of(words[uint32(plan[LARGEST] + unit)])
         if four == 0:
             memory[uint32(plan[SCALES] + unit)] = scale * float32(1 / 255)
@@ -324,8 +348,9 @@ def _digits_of_slopes(plan, memory, words, count):
     """The gradients of the units' outputs, of four images at a time; zeros where there are none."""
     units, steps = plan[UNITS], int32((count + 31) >> 5)
     item = _thread()
-    while item < int32(((units + 1) & ~1) * steps * 8):
-        unit, four = _divided(item, int32(8 * steps))
+    while item < int32(plan[UNIT_TILES] * steps * 16):
+        four, unit = _split(int32(item >> 1), plan[UNIT_TILES], plan[PER_UNIT_TILES])
+        unit = int32(2 * unit + (item & 1))
         step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
         found = uint32(0), uint32(0), uint32(0), uint32(0)
         if unit < units:
@@ -352,28 +377,28 @@ def _digits_of_slopes(plan, memory, words, count):
 
 @device
 def _multiply_pixels(plan, memory, words, x, count, base):
-    """x·w1, in two halves of the pixels: 16 images and two units at a time for a warp."""
-    units, lane = plan[UNITS], _lane()
-    pairs, down = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4)
+    """x·w1, in parts of the pixels: 16 images and two units at a time for a warp."""
+    units, lane, tiles = plan[UNITS], _lane(), plan[UNIT_TILES]
+    pairs, down, parts = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4), plan[PARTS]
     item = _warp()
-    while item < int32(((units + 1) >> 1) * down * 2):
-        half = int32(item & 1)
-        across, tile = _divided(int32(item >> 1), down)
+    while item < int32(tiles * down * parts):
+        part = int32(item & (parts - 1))
+        tile, across = _split(int32(item >> (parts >> 1)), tiles, plan[PER_UNIT_TILES])
         even, odd = no_sums(), no_sums()
         row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
-        place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * half)
-        at = int32(plan[W_DIGITS] + (across * pairs + half) * PAIR + 4 * lane)
-        turn = int32(0)
-        while turn < int32((pairs - half + 1) >> 1):
+        place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * part)
+        at = int32(plan[W_DIGITS] + (across * pairs + part) * PAIR + 4 * lane)
+        pair = part
+        while pair < pairs:
             a, b = _pixels_of_16(place), _load4_words(words, uint32(at))
             even = _byte_sums(a[0:4], b[0], b[1], even)
             odd = _byte_sums(a[4:8], b[2], b[3], odd)
-            place, at = uint32(place + 128), int32(at + 2 * PAIR)
-            turn = int32(turn + 1)
+            place, at = uint32(place + 64 * parts), int32(at + parts * PAIR)
+            pair = int32(pair + parts)
         total = total_of(_added(even, odd), lane)
         image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
         if unit < units and image < count:
-            at = int32(plan[SUMS] + (half * units + unit) * plan[Y_ROW] + image)
+            at = int32(plan[SUMS] + (part * units + unit) * plan[Y_ROW] + image)
             memory[uint32(at)] = total * memory[uint32(plan[SCALES] + unit)]
         item = int32(item + WARPS)
 
@@ -384,65 +409,79 @@ def _added(a, b):
 
 
 @device
-def _place_of_logits(plan, block):
-    """Of a block's part of the logits: [block, class, image]."""
-    return int32(block * plan[BATCH] * plan[CLASSES])
+def _place_of_message(plan, block, other):
+    """Of what a block gets from another, in bytes."""
+    return uint64(uint32(block * int32(cuda.gridDim.x) + other) * uint32(8 * plan[MESSAGE]))
 
 
 @device
-def _logits(plan, memory, count, logits):
-    """The units' outputs, max(x·w1 + b1, 0), and what they add to the logits: a warp for each class, of which
-    the first keeps the outputs."""
-    units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
-    there = _place_of_logits(plan, int32(cuda.blockIdx.x))
-    c = _warp()
-    while c < classes:
-        image = _lane()
-        while image < count:
-            total, at = float32(0), int32(plan[SUMS] + image)
-            unit = int32(0)
-            while unit < units:
-                y = memory[uint32(at)] + memory[uint32(at + units * row)] + memory[uint32(plan[SMALL] + unit)]
-                y = float32(0) if y < float32(0) else y
-                total += y * memory[uint32(plan[SMALL] + units + unit * classes + c)]
-                if c == 0:
-                    memory[uint32(plan[Y] + unit * row + image)] = y
-                at = int32(at + row)
-                unit = int32(unit + 1)
-            logits[uint32(there + c * plan[BATCH] + image)] = total
-            image = int32(image + 32)
-        c = int32(c + WARPS)
+def _tell_logits(plan, memory, told, tag):
+    """The units' outputs, max(x·w1 + b1, 0), which stay here, and what they add to the logits, to who adds
+    these up."""
+    units, classes, row, batch = plan[UNITS], plan[CLASSES], plan[Y_ROW], plan[BATCH]
+    further, me, size = int32(units * row), int32(cuda.blockIdx.x), plan[SHARE_WORDS]
+    item = _thread()
+    while item < int32(plan[SHARES] * size):
+        image, c = _split(item, classes, plan[PER_CLASSES])
+        at, w2 = int32(plan[SUMS] + min(image, int32(batch - 1))), int32(plan[SMALL] + units + c)
+        keeps, total, unit = c == 0 and image < batch, float32(0), int32(0)
+        while unit < units:
+            y = memory[uint32(at)] + memory[uint32(at + further)]
+            if plan[PARTS] > 2:
+                y += memory[uint32(at + 2 * further)] + memory[uint32(at + 3 * further)]
+            y += memory[uint32(plan[SMALL] + unit)]
+            y = float32(0) if y < float32(0) else y
+            total += y * memory[uint32(w2)]
+            if keeps:
+                memory[uint32(plan[Y] + unit * row + image)] = y
+            at, w2, unit = int32(at + row), int32(w2 + classes), int32(unit + 1)
+        block, word = _split(item, size, plan[PER_SHARE_WORDS])
+        place = told + _place_of_message(plan, block, me) + uint64(uint32(8 * word))
+        _tell(place, total, tag)
+        if word == size - 1 and size & 1:
+            _tell(place + uint64(8), float32(0), tag)  # two are heard at a time
+        item = int32(item + THREADS)
 
 
 @device
-def _share(plan, count):
-    """The images of a block, from one to before another."""
-    begin = min(count, int32(int32(cuda.blockIdx.x) * plan[SHARE]))
-    return begin, min(count, int32(begin + plan[SHARE]))
+def _is(found, tag):
+    """Whether both words are there."""
+    return found[1] == tag and found[3] == tag
 
 
 @device
-def _add_up_logits(plan, memory, begin, end, logits):
-    """Of these images: half a warp for each class of one, whose lanes have their loads on the way at once."""
-    blocks, apart = int32(cuda.gridDim.x), int32(plan[BATCH] * plan[CLASSES])
-    count, part = int32(end - begin), int32(_lane() & 15)
-    items, item = int32(count * plan[CLASSES]), int32(2 * _warp() + (_lane() >> 4))
-    while item - (_lane() >> 4) < items:  # both halves of a warp
-        c, image = _divided(item, max(count, _ONE))
-        block, total = part if item < items else blocks, float32(0)
-        at = int32(_place_of_logits(plan, block) + c * plan[BATCH] + begin + image)
-        while block + 48 < blocks:
-            v_0, v_1 = logits[uint32(at)], logits[uint32(at + 16 * apart)]
-            v_2, v_3 = logits[uint32(at + 32 * apart)], logits[uint32(at + 48 * apart)]
-            total += (v_0 + v_1) + (v_2 + v_3)
-            block, at = int32(block + 64), int32(at + 64 * apart)
+def _heard(place, found, tag):
+    """Two numbers, beside each other, of the step with this tag."""
+    while not _is(found, tag):
+        found = _hear(place)
+    return _float_of(found[0]), _float_of(found[2])
+
+
+@device
+def _add_up_logits(plan, memory, told, tag):
+    """Of its share of the images: a warp for two of them, of which each lane hears some blocks."""
+    blocks, me, pair = int32(cuda.gridDim.x), int32(cuda.blockIdx.x), _warp()
+    if me >= plan[SHARES]:
+        return
+    further = uint64(uint32(32 * 8 * plan[MESSAGE]))
+    while 2 * pair < plan[MESSAGE]:
+        first, second, block = float32(0), float32(0), _lane()
+        place = told + _place_of_message(plan, me, block) + uint64(uint32(16 * pair))
         while block < blocks:
-            total += logits[uint32(at)]
-            block, at = int32(block + 16), int32(at + 16 * apart)
-        total = _half_sum(total)
-        if part == 0 and item < items:
-            memory[uint32(plan[DZ] + image * plan[DZ_ROW] + c)] = total
-        item = int32(item + 2 * WARPS)
+            # Two are asked for before the first is there.
+            more = block + 32 < blocks
+            next_place = place + further if more else place
+            found, next_found = _hear(place), _hear(next_place)
+            got = _heard(place, found, tag)
+            next_got = _heard(next_place, next_found, tag)
+            first, second = first + got[0], second + got[1]
+            if more:
+                first, second = first + next_got[0], second + next_got[1]
+            place, block = next_place + further, int32(block + 64)
+        first, second = _warp_sum(first), _warp_sum(second)
+        if _lane() == 0:
+            _store2(memory, uint32(plan[Z] + 2 * pair), (first, second))
+        pair = int32(pair + WARPS)
 
 
 @device
@@ -454,30 +493,32 @@ def _warp_largest(value):
 
 
 @device
-def _loss(plan, memory, words, step, begin, end, count, order, weight, loss, correct, dz, smoothing):
-    """Loss, gradient and whether it is right for a block's share of the images: a warp for each."""
-    classes, lane = plan[CLASSES], _lane()
-    start = (plan[FIRST_STEP] + step) * plan[BATCH]
+def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, correct, told, smoothing):
+    """Of a block's share of the logits; and loss and whether it is right: a warp for each image."""
+    classes, lane, share = plan[CLASSES], _lane(), plan[SHARE]
     each, right = smoothed(smoothing, classes)
-    image = int32(begin + _warp())
+    begin, start = int32(int32(cuda.blockIdx.x) * share), int32(step * plan[BATCH])
+    end, image = min(count, int32(begin + share)), int32(begin + _warp())
     while image < end:
         z = float32(-np.inf)
         if lane < classes:
-            z = memory[uint32(plan[DZ] + (image - begin) * plan[DZ_ROW] + lane)]
+            z = memory[uint32(plan[Z] + (image - begin) * classes + lane)]
             z += memory[uint32(plan[SMALL] + plan[UNITS] * (1 + classes) + lane)]
+        target = int32(words[uint32(plan[TARGETS] + image)])
+        own = weight[uint32(order[uint32(start + image)])] if plan[WEIGHTED] else float32(1)
         largest = _warp_largest(z)
         power = math.exp(z - largest) if lane < classes else float32(0)
         whole = _warp_sum(power)
+        slope = power / whole - (right if lane == target else each)
+        slope = slope * own / float32(count) if lane < classes else float32(0)
+        # To the row's end, and one more behind the last, as two are heard at a time.
+        if lane < plan[DZ_ROW] + (1 if image == count - 1 else 0):
+            _tell(told + uint64(uint32(8 * (image * plan[DZ_ROW] + lane))), slope, tag)
         depths = float32(0)
         if smoothing > float32(0):
             depths = _warp_sum(z - largest if lane < classes else float32(0))
-        target = int32(words[uint32(plan[TARGETS] + image)])
         best = int32(cuda.ffs(cuda.ballot_sync(ALL, lane < classes and z == largest)) - 1)
         of_target = cuda.shfl_sync(ALL, z, target)
-        own = weight[uint32(order[uint32(start + image)])] if plan[WEIGHTED] else float32(1)
-        if lane < classes:
-            slope = power / whole - (right if lane == target else each)
-            dz[uint32(image * plan[DZ_ROW] + lane)] = slope * own / float32(count)
         if lane == 0:
             expected = expected_logit(of_target - largest, depths, smoothing, each)
             loss[uint32(start + image)] = (math.log(whole) - expected) * own
@@ -486,30 +527,58 @@ def _loss(plan, memory, words, step, begin, end, count, order, weight, loss, cor
 
 
 @device
-def _fetch_gradients(plan, memory, count, dz):
-    """Of all logits, as the blocks have written them, four numbers at a time."""
-    at = int32(4 * _thread())
+def _hear_gradients(plan, memory, count, told, tag):
+    """Of all logits, two at a time."""
+    at = int32(2 * _thread())
     while at < count * plan[DZ_ROW]:
-        _store4(memory, uint32(plan[DZ] + at), _load4(dz, uint32(at)))
-        at = int32(at + 4 * THREADS)
+        place = told + uint64(uint32(8 * at))
+        _store2(memory, uint32(plan[DZ] + at), _heard(place, _hear(place), tag))
+        at = int32(at + 2 * THREADS)
 
 
 @device
-def _slopes(plan, memory, count):
-    """The gradients of the units' outputs before ReLU."""
+def _slopes(plan, memory, base, count):
+    """The gradients of the units' outputs before ReLU, a warp for 32 images of a unit, and the size of each
+    unit's largest."""
     units, classes = plan[UNITS], plan[CLASSES]
-    item = _thread()
-    while item < int32(units * count):
-        unit, image = _divided(item, count)
-        further, total = int32(unit * plan[Y_ROW] + image), float32(0)
-        if memory[uint32(plan[Y] + further)] > float32(0):
-            at, w2 = int32(plan[DZ] + image * plan[DZ_ROW]), int32(plan[SMALL] + units + unit * classes)
-            c = int32(0)
-            while c < classes:
-                total += memory[uint32(at + c)] * memory[uint32(w2 + c)]
-                c = int32(c + 1)
-        memory[uint32(plan[SUMS] + further)] = total
-        item = int32(item + THREADS)
+    item = _warp()
+    while item < int32(units * ((count + 31) >> 5)):
+        part, unit = _split(item, units, plan[PER_UNITS])
+        image, total = int32(32 * part + _lane()), float32(0)
+        if image < count:
+            further = int32(unit * plan[Y_ROW] + image)
+            if memory[uint32(plan[Y] + further)] > float32(0):
+                at, w2 = int32(plan[DZ] + image * plan[DZ_ROW]), int32(plan[SMALL] + units + unit * classes)
+                c = int32(0)
+                while c < classes:
+                    total += memory[uint32(at + c)] * memory[uint32(w2 + c)]
+                    c = int32(c + 1)
+            memory[uint32(plan[SUMS] + further)] = total
+        found = _largest_of_warp(size_of(total))
+        if _lane() == 0:
+            _keep_larger(uint32(base + 4 * (plan[LARGEST] + units + unit)), found)
+        item = int32(item + WARPS)
+
+
+@device
+def _small_slopes(plan, memory, count):
+    """The gradients of w2 and b2, which are sums over the images: half a warp for each, from the last on."""
+    units, classes = plan[UNITS], plan[CLASSES]
+    half = int32(_lane() >> 4)
+    part, item = int32(_lane() & 15), int32(2 * (WARPS - 1 - _warp()) + half)
+    count_of = int32(plan[SMALL_WORDS] - units)
+    while item - half < count_of:  # both halves of a warp
+        unit, c = _split(item, classes, plan[PER_CLASSES])
+        at, y = int32(plan[DZ] + c + part * plan[DZ_ROW]), int32(plan[Y] + unit * plan[Y_ROW])
+        total, image = float32(0), part if item < count_of else count
+        while image < count:
+            slope = memory[uint32(at)]
+            total += slope * memory[uint32(y + image)] if unit < units else slope
+            at, image = int32(at + 16 * plan[DZ_ROW]), int32(image + 16)
+        total = _half_sum(total)
+        if part == 0 and item < count_of:
+            memory[uint32(plan[SLOPES] + units + item)] = total
+        item = int32(item + 2 * WARPS)
 
 
 @device
@@ -549,23 +618,19 @@ def _update2(memory, at, states, g_0, g_1, plan, numbers):
 
 @device
 def _update_small(plan, memory, count, numbers):
-    """b1, w2 and b2 in turn, by their gradients, which are sums over the images: half a warp for each."""
-    units, classes, row = plan[UNITS], plan[CLASSES], plan[Y_ROW]
-    part, item = int32(_lane() & 15), int32(2 * _warp() + (_lane() >> 4))
-    while item - (_lane() >> 4) < plan[SMALL_WORDS]:  # both halves of a warp
-        first, apart, second = int32(plan[SUMS] + item * row), _ONE, int32(-1)
-        if item >= units:
-            unit, c = _divided(int32(item - units), classes)
-            first, apart = int32(plan[DZ] + c), plan[DZ_ROW]
-            second = int32(plan[Y] + unit * row) if unit < units else second
-        total, image = float32(0), part if item < plan[SMALL_WORDS] else count
-        first, further = int32(first + image * apart), int32(16 * apart)
+    """b1, w2 and b2 in turn, by their gradients, of which those of b1 are added up here: half a warp for
+    each, from the last on."""
+    units, half = plan[UNITS], int32(_lane() >> 4)
+    part, item = int32(_lane() & 15), int32(2 * (WARPS - 1 - _warp()) + half)
+    while item - half < plan[SMALL_WORDS]:  # both halves of a warp
+        at, total, image = int32(plan[SUMS] + item * plan[Y_ROW]), float32(0), part if item < units else count
         while image < count:
-            slope = memory[uint32(first)]
-            total += slope * memory[uint32(second + image)] if second >= 0 else slope
-            first, image = int32(first + further), int32(image + 16)
+            total += memory[uint32(at + image)]
+            image = int32(image + 16)
         total = _half_sum(total)
         if part == 0 and item < plan[SMALL_WORDS]:
+            if item >= units:
+                total = memory[uint32(plan[SLOPES] + item)]
             _update(memory, int32(plan[SMALL] + item), plan[SMALL_WORDS], total, plan, numbers)
         item = int32(item + 2 * WARPS)
 
@@ -581,11 +646,11 @@ def _pixels_of_32(place):
 def _update_weights(plan, memory, words, x, count, base, numbers):
     """w1, by x turned · dy, used up as soon as it is there: 32 pixels of two units at a time for a warp, of
     which a lane gets two pixels of one unit."""
-    units, lane, pixels = plan[UNITS], _lane(), plan[PIXELS]
+    units, lane, pixels, tiles = plan[UNITS], _lane(), plan[PIXELS], plan[UNIT_TILES]
     down, steps = int32((pixels + 31) >> 5), int32((count + 31) >> 5)
     item = _warp()
-    while item < int32(((units + 1) >> 1) * down):
-        across, tile = _divided(item, down)
+    while item < int32(tiles * down):
+        tile, across = _split(item, tiles, plan[PER_UNIT_TILES])
         place = uint32(base + 4 * (x + lane * plan[X_ROW]) + 32 * tile)
         further = uint32(16 if 32 * tile + 16 < pixels else 0)
         at, step = int32(plan[DZ] + across * steps * 64 + 2 * lane), int32(0)
@@ -614,7 +679,16 @@ def _update_weights(plan, memory, words, x, count, base, numbers):
         item = int32(item + WARPS)
 
 
+@device
+def _carry_all(plan, memory, parameters, state_0, state_1, back):
+    for state in range(3):
+        if state <= plan[STATES]:
+            flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
+            _carry(plan, memory, flat, int32(state), back)
+
+
 def _steps(
+    plan,
     given,
     images,
     labels,
@@ -626,95 +700,85 @@ def _steps(
     numbers,
     smoothing,
     logits,
-    dz,
+    gradients,
     loss,
     correct,
     counter,
 ):
-    plan = cuda.shared.array(PLAN_WORDS, int32)
     memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
-    base, met = _shared_address(words), _global_address(counter)
-    if cuda.threadIdx.x < PLAN_WORDS:
-        plan[cuda.threadIdx.x] = given[cuda.threadIdx.x]
-    cuda.syncthreads()
+    base, told, answers = _shared_address(words), _global_address(logits), _global_address(gradients)
+    first, last, tag = given[FIRST_STEP], given[LAST_STEP], uint32(given[TAG])
     # Tensor cores multiply what lies beside the images, and units that there are not, with zero.
     word = _thread()
     while word < plan[SHARED_WORDS]:
         words[uint32(word)] = uint32(0)
         word = int32(word + THREADS)
     cuda.syncthreads()
-    for step in range(plan[X_BUFFERS]):
-        _ask_for_places(plan, base, int32(step), order)
+    for further in range(plan[X_BUFFERS]):
+        _ask_for_places(plan, base, int32(first + further), last, order)
     _copies_end()
-    for state in range(3):
-        if state <= plan[STATES]:
-            flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
-            _carry(plan, memory, flat, int32(state), False)
+    _carry_all(plan, memory, parameters, state_0, state_1, False)
     _arrived()
     cuda.syncthreads()
-    _ask_for_images(plan, words, int32(0), images, base, 0, 1)
+    _ask_for_images(plan, words, first, last, images, base, 0)
     _copies_end()
     _find_largest_weight(plan, memory, base)
-    step = int32(0)
+    step = first
     while True:
         cuda.syncthreads()
-        if step == plan[STEPS]:
+        if step == last:
             break
         _digits_of_weights(plan, memory, words)
-        count, next_step = _images_of(plan, step), int32(step + 1)
+        count, next_step = _images_of(plan, step, last), int32(step + 1)
         x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
         _arrived()
         cuda.syncthreads()
+        _forget_largest(plan, words)
         _multiply_pixels(plan, memory, words, x, count, base)
         cuda.syncthreads()
-        _logits(plan, memory, count, logits)
-        before = grid.arrive(met)
-        _ask_for_labels(plan, words, base, step, labels)
+        _tell_logits(plan, memory, told, tag)
+        _ask_for_labels(plan, words, base, step, count, labels)
         # Each thread where it has looked up a label.
-        _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), order)
+        _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), last, order)
+        _ask_for_numbers(plan, base, int32(step - first), numbers)
         _copies_end()
         if plan[X_BUFFERS] > 1:
-            _ask_for_images(plan, words, next_step, images, base, 0, 2)
+            _ask_for_images(plan, words, next_step, last, images, base, plan[HEARING])
         _copies_end()
+        _add_up_logits(plan, memory, told, tag)
         _labels_arrived()
-        grid.wait(met, before)
-        of_step = numbers_of(numbers, step)
-        begin, end = _share(plan, count)
-        _add_up_logits(plan, memory, begin, end, logits)
         cuda.syncthreads()
-        _loss(plan, memory, words, step, begin, end, count, order, weight, loss, correct, dz, smoothing)
-        before = grid.arrive(met)
-        if plan[X_BUFFERS] > 1:
-            _ask_for_images(plan, words, next_step, images, base, 1, 2)
-        _copies_end()
-        grid.wait(met, before)
-        _fetch_gradients(plan, memory, count, dz)
+        _tell_gradients(
+            plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing
+        )
+        _hear_gradients(plan, memory, count, answers, tag)
         cuda.syncthreads()
-        _slopes(plan, memory, count)
-        _forget_largest(plan, words, 0)
-        _forget_largest(plan, words, 1)
-        cuda.syncthreads()
-        _update_small(plan, memory, count, of_step)
-        _find_largest_slope(plan, memory, base, count)
+        _slopes(plan, memory, base, count)
+        _small_slopes(plan, memory, count)
+        now = int32(plan[NUMBERS_NOW])
+        of_step = (
+            _load4(memory, uint32(now)) + _load4(memory, uint32(now + 4)) + _load4(memory, uint32(now + 8))
+        )
         cuda.syncthreads()
         _digits_of_slopes(plan, memory, words, count)
+        _update_small(plan, memory, count, of_step)
         cuda.syncthreads()
         _update_weights(plan, memory, words, x, count, base, of_step)
         if plan[X_BUFFERS] == 1:
             cuda.syncthreads()
-            _ask_for_images(plan, words, next_step, images, base, 0, 1)
+            _ask_for_images(plan, words, next_step, last, images, base, 0)
             _copies_end()
-        step = next_step
-    for state in range(3):
-        if state <= plan[STATES]:
-            flat = parameters if state == 0 else (state_0 if state == 1 else state_1)
-            _carry(plan, memory, flat, int32(state), True)
+        step, tag = next_step, uint32(tag + uint32(1))
+    # All have read what one of them writes: the bias of the output layer.
+    met = _global_address(counter)
+    grid.wait(met, grid.arrive(met))
+    _carry_all(plan, memory, parameters, state_0, state_1, True)
 
 
 persistent = Kernel(
     _steps,
-    *(INTS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
-    *(FLOATS, FLOATS, FLOATS, BYTES, WORDS),
+    *(types.UniTuple(int32, PLAN_WORDS), INTS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS),
+    *(float32, LONGS, LONGS, FLOATS, BYTES, WORDS),
     threads=THREADS,
     resident=1,
     name="epoch, persistent",
@@ -747,12 +811,16 @@ barriers = Kernel(
 # --- for the backend ------------------------------------------------------------------------------
 
 
+def _per(by):
+    """For :func:`_split`."""
+    return np.uint32((2**32 - 1) // by).view(np.int32)
+
+
 def _layout(sizes, batch, blocks, states, shared):
     """The words of the plan that say where things are in ``shared`` bytes, and how blocks share the work;
     None if they do not fit."""
     hidden = sizes[1]
     least = blocks_for(hidden, blocks)
-    shared -= 4 * PLAN_WORDS
     for units, buffers in ((max(least, min(LEAST_UNITS, hidden)), 2), (least, 2), (least, 1)):
         words = _layout_of(sizes, batch, units, buffers, states)
         if 4 * words[SHARED_WORDS] <= shared:
@@ -771,25 +839,36 @@ def _layout_of(sizes, batch, units, buffers, states):
     y_row = batch + (16 - batch) % 32  # half of them between two units' outputs for 16 images
     small = units + units * classes + classes
     share = blocks_for(batch, blocks)
-    words = {SHARE: share, LARGEST_PARTS: max(1, min(blocks_for(batch, 32), WARPS // units))}
-    at = 0
+    message = share * classes + share * classes % 2
+    parts = 4 if 2 * tiles * blocks_for(batch, 16) < WARPS else 2
+    at, words = 0, {PARTS: parts, SHARE: share, SHARES: blocks_for(batch, share)}
     for name, count in (
         (X, buffers * x_words),
         (OWN, (1 + states) * units * own_row),
         (W_DIGITS, tiles * blocks_for(pixels, 64) * PAIR),
         (SMALL, (1 + states) * small),
-        (SUMS, 2 * units * y_row),
+        (SLOPES, small),
         (Y, units * y_row),
         (LARGEST, 2 * units),
         (SCALES, 2 * units),
         (PLACES, buffers * batch),
         (TARGETS, batch),
-        (DZ, max(batch * dz_row, tiles * padded * 2)),
+        (NUMBERS_NOW, NUMBERS),
+        (Z, message),
+        (SUMS, units * y_row),  # of the first part; the others' lie where the gradients are later
+        (DZ, max(batch * dz_row + 1, tiles * padded * 2, (parts - 1) * units * y_row)),
     ):
         words[name] = at
         at += -(-count // 4) * 4  # four words are read at a time
-    words |= {UNITS: units, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: x_words, OWN_ROW: own_row}
-    return words | {SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
+    words |= {UNITS: units, UNIT_TILES: tiles, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: x_words}
+    words |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
+    words |= {SHARE_WORDS: share * classes, MESSAGE: message, HEARING: min(message // 2, WARPS // 2)}
+    for per, by in (
+        *((PER_CLASSES, classes), (PER_UNITS, units), (PER_UNIT_TILES, tiles)),
+        *((PER_FOURS, pixels // 4), (PER_SHARE_WORDS, share * classes)),
+    ):
+        words[per] = _per(by)
+    return words
 
 
 def unsuited(plan, images, blocks, shared):
@@ -845,16 +924,15 @@ class Persistent:
             B2: tensors[3].offset,
             STATES: len(plan.state),
         }
-        self.words = np.zeros(NUMBERS_AT, np.int32)
-        self.words[list(words)] = list(words.values())
         self.blocks = blocks_for(hidden, words[UNITS])  # those that have a unit
+        self.words, self.shared = words, 4 * words[SHARED_WORDS]
         arena = Arena()
         arena.array("given", (NUMBERS_AT + blocks_for(count, batch) * NUMBERS,), np.int32)
         arena.array("order", (count,), np.int64)
-        arena.array("logits", (self.blocks * batch * classes,), np.float32)
-        arena.array("dz", (-(-batch * words[DZ_ROW] // 4) * 4,), np.float32)
+        arena.array("logits", (words[SHARES] * self.blocks * words[MESSAGE],), np.int64)
+        arena.array("gradients", (batch * words[DZ_ROW] + 1,), np.int64)
         arena.array("counter", (1,), np.uint32)
-        self.memory, self.ready = arena.allocate(zeros), (None, None)
+        self.memory, self.ready, self.tag = arena.allocate(zeros), (None, None), 1
 
     @staticmethod
     def settings(plan, images):
@@ -867,13 +945,15 @@ class Persistent:
         Shapes: images [N, I], labels, loss and correct [N], order [N]; all contiguous.
         Dtypes: images uint8, labels int32, order int64, correct uint8, all else float32.
         Writes: parameters, the optimizer's state, and loss and correct at the places of the plan's steps.
-        Cost: for each step two barriers of the whole GPU, and for each block the batch's pixels once
-        from memory. The blocks must be able to be there all at a time.
+        Cost: for each step twice the time that a number takes from one block to another, and for each block
+        the batch's pixels once from memory. The blocks must be able to be there all at a time.
         """
-        numbers = step_numbers(plan).reshape(-1).view(np.int32)
-        given = np.concatenate([self.words, numbers])  # one copy to the GPU instead of two
-        given[STEPS], given[FIRST_STEP] = len(plan.learning_rates), plan.first_step
-        given[NESTEROV], given[WEIGHTED] = getattr(plan.optimizer, "nesterov", False), plan.weight is not None
+        numbers, steps = step_numbers(plan).reshape(-1).view(np.int32), len(plan.learning_rates)
+        if self.tag + steps > LAST_TAG:
+            self.tag = 1  # what is left of so long ago is of later ones
+        head = np.array([plan.first_step, plan.first_step + steps, self.tag, 0], np.int32)
+        given = np.concatenate([head, numbers])  # one copy to the GPU instead of two
+        self.tag += steps
         to_device(given, out=self.memory["given"][: given.size])
         self.memory["order"][...] = order
         self._launch(plan, images, labels, loss, correct)()
@@ -881,18 +961,21 @@ class Persistent:
     def _launch(self, plan, images, labels, loss, correct):
         """What was made ready for the last call, if it was for the same arrays: half of a launch's time."""
         places = places_of([plan.parameters, *plan.state, plan.weight, images, labels, loss, correct])
-        asked = places, plan.label_smoothing
+        nesterov = bool(getattr(plan.optimizer, "nesterov", False))
+        asked = places, plan.label_smoothing, nesterov
         if self.ready[0] != asked:
             memory, nothing = self.memory, plan.parameters[:0]
+            words = self.words | {NESTEROV: nesterov, WEIGHTED: plan.weight is not None}
             with recorded() as launches:
                 persistent(
                     self.blocks,
-                    *(memory["given"][:PLAN_WORDS], images.reshape(-1), labels, memory["order"]),
+                    *(tuple(words[name] for name in range(PLAN_WORDS)), memory["given"]),
+                    *(images.reshape(-1), labels, memory["order"]),
                     nothing if plan.weight is None else plan.weight,
                     *(plan.parameters, *[*plan.state, nothing, nothing][:2]),
                     *(memory["given"][NUMBERS_AT:].view(np.float32), plan.label_smoothing),
-                    *(memory["logits"], memory["dz"], loss, correct, memory["counter"]),
-                    shared=4 * int(self.words[SHARED_WORDS]),
+                    *(memory["logits"], memory["gradients"], loss, correct, memory["counter"]),
+                    shared=self.shared,
                 )
             self.ready = asked, gpu.prepared(*launches[0])
         return self.ready[1]

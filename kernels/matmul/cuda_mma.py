@@ -53,7 +53,7 @@ def _each(pieces, one):
     if pieces == 1:
         return device(lambda *arguments: (one(0, *arguments),))
     first, last = _each(pieces - 1, one), pieces - 1
-    return device(lambda *arguments: first(*arguments) + (one(last, *arguments),))
+    return device(lambda *arguments: (*first(*arguments), one(last, *arguments)))
 
 
 @cache

@@ -60,7 +60,7 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
     assert {kernel.name for kernel, _ in emulator.reports} == used
     whole = [report for kernel, report in emulator.reports if kernel.name == "epoch, persistent"]
     arrived = sum(report.instructions["atom"] for report in whole)
-    assert arrived == BLOCKS * 2 * 2 * 3  # barriers, epochs, steps
+    assert arrived == BLOCKS * len(whole)  # blocks meet at the end of each launch, and never before
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     for name, expected in weights[1].items():
         np.testing.assert_allclose(weights[0][name], expected, atol=1e-5, err_msg=name)
@@ -100,7 +100,7 @@ def test_memory_is_kept_from_epoch_to_epoch_and_made_anew_for_another_training(m
         ((64, 10, 9, 5), {}, "one hidden layer, there are 2"),
         ((64, 10, 5), {"input_dropout": 0.5}, "no dropout"),
         ((36, 10, 5), {}, "multiple of 16 pixels, there are 36"),
-        ((64, 10, 40), {}, "at most 32 classes, there are 40"),
+        ((64, 10, 40), {}, "at most 31 classes, there are 40"),
         ((64, 3_000, 5), {}, "do not fit in 200,000 bytes"),
     ],
 )

@@ -706,6 +706,12 @@ class Block:
                 np.ascontiguousarray(v).view(np.uint8).reshape(-1, nb)
             )
 
+    def is_relaxed(self, ins):
+        """Whether an access may meet others' of its kind: each sees a word as one of these has left it."""
+        if "relaxed" in ins.parts and "gpu" not in ins.parts and "sys" not in ins.parts:
+            raise UnsupportedPTX(ins.text)
+        return "relaxed" in ins.parts
+
     def acquire(self, addr, act, ins):
         """These threads may rely on all that was released at the address that each reads."""
         if "gpu" not in ins.parts and "sys" not in ins.parts:
@@ -1355,6 +1361,7 @@ def _ld(b, i, act, m):
     races = b.races
     if "acquire" in i.parts:
         b.acquire(addr, act, i)
+    if "acquire" in i.parts or b.is_relaxed(i):
         b.races = None  # it may meet what others do there
     vals = [b.load(space, addr, bits, act, i, k * bits // 8) for k in range(len(dst))]
     b.races = races
@@ -1383,8 +1390,12 @@ def _st(b, i, act, m):
     b.check(space, addr, bits // 8, act, i, True, bits // 8 * len(src))
     if b.metrics:
         b.count("st", space, addr, bits // 8 * len(src), act)
+    races = b.races
+    if b.is_relaxed(i):
+        b.races = None
     for k, s in enumerate(src):
         b.store(space, addr, b.raw(s, bits), bits, act, i, k * bits // 8)
+    b.races = races
 
 
 @op("atom", "red")

@@ -20,7 +20,7 @@ others tell when they have heard all logits, and these gradients when it has hea
 Pixels stay the bytes that they are: tensor cores multiply them with the weights, and with the gradients of
 the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), and no pixel becomes a float.
 
-While some warps of a block wait for the others, the rest asks for the labels and for the next batch's images.
+While gradients are on their way, each block asks for the next batch's images.
 No sum depends on who comes first.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
@@ -57,6 +57,7 @@ from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 1024
 WARPS = THREADS // 32
+PARTS = 2  # of the pixels, a warp for each that multiplies
 PAIR = 128 + 16  # so that what is written of two pairs at once is in different banks
 MOST_CLASSES = 31  # one for each lane, and one that there may be behind them
 MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
@@ -94,7 +95,6 @@ LEAST_UNITS = TILE
     SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
     SMALL_WORDS,
     SLOPES,  # [SMALL_WORDS]: the gradients of these
-    PARTS,  # 2 or 4, of the pixels, a warp for each that multiplies
     SUMS,  # [PARTS, UNITS, Y_ROW] of these; then in the first the gradients of outputs
     Y,  # [UNITS, Y_ROW]: the units' outputs
     Y_ROW,
@@ -108,28 +108,33 @@ LEAST_UNITS = TILE
     DZ_ROW,
     SHARE,  # of the images, whose logits a block adds up
     SHARES,  # blocks that have one
-    SHARE_WORDS,  # SHARE · CLASSES
-    MESSAGE,  # of a block to another: SHARE_WORDS, made even
-    HEARING,  # warps that add up logits and so ask for no images
+    MESSAGE,  # words of a block to another: SHARE · CLASSES, made even
     SHARED_WORDS,
+    ONE,  # 1
     PER_CLASSES,  # for _split: by CLASSES, and so on
+    PER_HALF,  # of the classes
     PER_UNITS,
     PER_UNIT_TILES,
     PER_FOURS,
-    PER_SHARE_WORDS,
+    PER_SHARE,
     PLAN_WORDS,
-) = range(50)
+) = range(49)
 
 # What is given besides, behind which are the numbers of the steps.
 FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four are read at a time
 
 # Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
-# (So do its loops over a range, in Numba: hence those with while.)
+# (So do its loops over a range, in Numba: hence those with while. Where these go on by plan[ONE], a number
+# that the compiler does not know, it writes no turns out that most blocks do not have: a GPU fetches the code
+# of a whole step in each.)
 _ONE = np.int32(1)
 
 _warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
-_arrived, _labels_arrived = ptx.copies_but(0), ptx.copies_but(1)
-_tell, _hear, _float_of, _high_product = ptx.tell, ptx.hear, ptx.float_of, ptx.high_product
+_arrived = ptx.copies_but(0)
+_tell, _hear, _float_of, _high_product = (
+    *(ptx.tell, ptx.hear, ptx.float_of),
+    ptx.high_product,
+)
 _copies_end, _copy_4, _copy_16 = ptx.copies_end, ptx.copy_4, ptx.copy_16
 _shared_address, _global_address = ptx.shared_address, ptx.global_address
 _byte_sums, _larger, _keep_larger = ptx.byte_sums, ptx.larger, ptx.keep_larger
@@ -244,7 +249,7 @@ def _ask_for_places(plan, base, step, last, order):
     address = _global_address(order) + uint64(uint32(step * plan[BATCH])) * uint64(8)
     while image < _images_of(plan, step, last):
         _copy_4(uint32(base + 4 * (here + image)), address + uint64(uint32(8 * image)))
-        image = int32(image + THREADS)
+        image = int32(image + THREADS * plan[ONE])
 
 
 @device
@@ -256,7 +261,7 @@ def _ask_for_labels(plan, words, base, step, count, labels):
         _copy_4(
             uint32(base + 4 * (plan[TARGETS] + image)), _global_address(labels) + uint64(place) * uint64(4)
         )
-        image = int32(image + THREADS)
+        image = int32(image + THREADS * plan[ONE])
 
 
 @device
@@ -269,24 +274,25 @@ def _ask_for_numbers(plan, base, step, numbers):
 
 
 @device
-def _ask_for_images(plan, words, step, last, images, base, but):
-    """Copy images of a step, whose places are there, to shared memory: a warp for each, ``but`` for so many
-    warps."""
-    warp = int32(_warp() - but)
-    if warp < 0:
-        return
-    pixels, found = plan[PIXELS], int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH] + warp)
-    row = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS] + warp * plan[X_ROW])
-    row, further = int32(base + 4 * row + 16 * _lane()), int32(4 * (WARPS - but) * plan[X_ROW])
+def _ask_for_images(plan, words, step, last, images, base):
+    """Copy images of a step, whose places are there, to shared memory: a warp for each."""
+    pixels, image = plan[PIXELS], _warp()
+    found = int32(plan[PLACES] + _buffer(plan, step) * plan[BATCH] + image)
+    row = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS] + image * plan[X_ROW])
+    row, further = int32(base + 4 * row + 16 * _lane()), int32(4 * WARPS * plan[X_ROW])
     address, left = _global_address(images) + uint64(16 * _lane()), int32(pixels - 16 * _lane())
-    image, count = warp, _images_of(plan, step, last)
-    while image < count:
+    end = int32(found + _images_of(plan, step, last) - image)
+    while found < end:
         source = address + uint64(words[uint32(found)]) * uint64(uint32(pixels))
         at, bytes_left = row, left
         while bytes_left > 0:
             _copy_16(uint32(at), source, uint32(16))
-            at, source, bytes_left = int32(at + 512), source + uint64(512), int32(bytes_left - 512)
-        row, found, image = int32(row + further), int32(found + WARPS - but), int32(image + WARPS - but)
+            at, source, bytes_left = (
+                int32(at + 512),
+                source + uint64(512),
+                int32(bytes_left - 512 * plan[ONE]),
+            )
+        row, found = int32(row + further), int32(found + WARPS * plan[ONE])
 
 
 # --- numbers as digits ----------------------------------------------------------------------------
@@ -379,11 +385,11 @@ def _digits_of_slopes(plan, memory, words, count):
 def _multiply_pixels(plan, memory, words, x, count, base):
     """x·w1, in parts of the pixels: 16 images and two units at a time for a warp."""
     units, lane, tiles = plan[UNITS], _lane(), plan[UNIT_TILES]
-    pairs, down, parts = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4), plan[PARTS]
+    pairs, down = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4)
     item = _warp()
-    while item < int32(tiles * down * parts):
-        part = int32(item & (parts - 1))
-        tile, across = _split(int32(item >> (parts >> 1)), tiles, plan[PER_UNIT_TILES])
+    while item < int32(tiles * down * PARTS):
+        part = int32(item & (PARTS - 1))
+        tile, across = _split(int32(item >> (PARTS >> 1)), tiles, plan[PER_UNIT_TILES])
         even, odd = no_sums(), no_sums()
         row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
         place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * part)
@@ -393,8 +399,8 @@ def _multiply_pixels(plan, memory, words, x, count, base):
             a, b = _pixels_of_16(place), _load4_words(words, uint32(at))
             even = _byte_sums(a[0:4], b[0], b[1], even)
             odd = _byte_sums(a[4:8], b[2], b[3], odd)
-            place, at = uint32(place + 64 * parts), int32(at + parts * PAIR)
-            pair = int32(pair + parts)
+            place, at = uint32(place + 64 * PARTS), int32(at + PARTS * PAIR)
+            pair = int32(pair + PARTS)
         total = total_of(_added(even, odd), lane)
         image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
         if unit < units and image < count:
@@ -417,29 +423,34 @@ def _place_of_message(plan, block, other):
 @device
 def _tell_logits(plan, memory, told, tag):
     """The units' outputs, max(x·w1 + b1, 0), which stay here, and what they add to the logits, to who adds
-    these up."""
+    these up: two classes of an image for a thread."""
     units, classes, row, batch = plan[UNITS], plan[CLASSES], plan[Y_ROW], plan[BATCH]
-    further, me, size = int32(units * row), int32(cuda.blockIdx.x), plan[SHARE_WORDS]
+    further, share, half = int32(units * row), plan[SHARE], int32((classes + 1) >> 1)
     item = _thread()
-    while item < int32(plan[SHARES] * size):
-        image, c = _split(item, classes, plan[PER_CLASSES])
+    while item < int32(plan[SHARES] * share * half):
+        image, c = _split(item, half, plan[PER_HALF])
+        block, within = _split(image, share, plan[PER_SHARE])
+        c, word = int32(2 * c), int32(within * classes + 2 * c)
         at, w2 = int32(plan[SUMS] + min(image, int32(batch - 1))), int32(plan[SMALL] + units + c)
-        keeps, total, unit = c == 0 and image < batch, float32(0), int32(0)
+        keep_at = int32(plan[Y] + image if c == 0 and image < batch else -1)
+        even, odd, unit = float32(0), float32(0), int32(0)
         while unit < units:
             y = memory[uint32(at)] + memory[uint32(at + further)]
-            if plan[PARTS] > 2:
+            if PARTS > 2:
                 y += memory[uint32(at + 2 * further)] + memory[uint32(at + 3 * further)]
             y += memory[uint32(plan[SMALL] + unit)]
             y = float32(0) if y < float32(0) else y
-            total += y * memory[uint32(w2)]
-            if keeps:
-                memory[uint32(plan[Y] + unit * row + image)] = y
-            at, w2, unit = int32(at + row), int32(w2 + classes), int32(unit + 1)
-        block, word = _split(item, size, plan[PER_SHARE_WORDS])
-        place = told + _place_of_message(plan, block, me) + uint64(uint32(8 * word))
-        _tell(place, total, tag)
-        if word == size - 1 and size & 1:
-            _tell(place + uint64(8), float32(0), tag)  # two are heard at a time
+            even += y * memory[uint32(w2)]
+            odd += y * memory[uint32(w2 + 1)]  # of no class behind the last one, and told to nobody
+            if keep_at >= 0:
+                memory[uint32(keep_at)] = y
+                keep_at = int32(keep_at + row)
+            at, w2, unit = int32(at + row), int32(w2 + classes), int32(unit + plan[ONE])
+        place = told + _place_of_message(plan, block, int32(cuda.blockIdx.x)) + uint64(uint32(8 * word))
+        _tell(place, even, tag)
+        # Two are heard at a time: the last message may have one more, of anything.
+        if c + 1 < classes or (within == share - 1 and plan[MESSAGE] > share * classes):
+            _tell(place + uint64(8), odd, tag)
         item = int32(item + THREADS)
 
 
@@ -498,6 +509,7 @@ def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, 
     classes, lane, share = plan[CLASSES], _lane(), plan[SHARE]
     each, right = smoothed(smoothing, classes)
     begin, start = int32(int32(cuda.blockIdx.x) * share), int32(step * plan[BATCH])
+    per_image = float32(1) / float32(count)
     end, image = min(count, int32(begin + share)), int32(begin + _warp())
     while image < end:
         z = float32(-np.inf)
@@ -510,7 +522,7 @@ def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, 
         power = math.exp(z - largest) if lane < classes else float32(0)
         whole = _warp_sum(power)
         slope = power / whole - (right if lane == target else each)
-        slope = slope * own / float32(count) if lane < classes else float32(0)
+        slope = slope * (own * per_image) if lane < classes else float32(0)
         # To the row's end, and one more behind the last, as two are heard at a time.
         if lane < plan[DZ_ROW] + (1 if image == count - 1 else 0):
             _tell(told + uint64(uint32(8 * (image * plan[DZ_ROW] + lane))), slope, tag)
@@ -617,22 +629,28 @@ def _update2(memory, at, states, g_0, g_1, plan, numbers):
 
 
 @device
-def _update_small(plan, memory, count, numbers):
-    """b1, w2 and b2 in turn, by their gradients, of which those of b1 are added up here: half a warp for
-    each, from the last on."""
-    units, half = plan[UNITS], int32(_lane() >> 4)
-    part, item = int32(_lane() & 15), int32(2 * (WARPS - 1 - _warp()) + half)
-    while item - half < plan[SMALL_WORDS]:  # both halves of a warp
-        at, total, image = int32(plan[SUMS] + item * plan[Y_ROW]), float32(0), part if item < units else count
+def _slopes_of_b1(plan, memory, count):
+    """The same of b1: a warp for each, from the last on."""
+    unit = int32(WARPS - 1 - _warp())
+    while unit < plan[UNITS]:
+        at, total, image = int32(plan[SUMS] + unit * plan[Y_ROW]), float32(0), _lane()
         while image < count:
             total += memory[uint32(at + image)]
-            image = int32(image + 16)
-        total = _half_sum(total)
-        if part == 0 and item < plan[SMALL_WORDS]:
-            if item >= units:
-                total = memory[uint32(plan[SLOPES] + item)]
-            _update(memory, int32(plan[SMALL] + item), plan[SMALL_WORDS], total, plan, numbers)
-        item = int32(item + 2 * WARPS)
+            image = int32(image + 32)
+        total = _warp_sum(total)
+        if _lane() == 0:
+            memory[uint32(plan[SLOPES] + unit)] = total
+        unit = int32(unit + WARPS * plan[ONE])
+
+
+@device
+def _update_small(plan, memory, numbers):
+    """b1, w2 and b2 in turn, by their gradients: a thread for each, from the last on."""
+    item, words = _last_first(), plan[SMALL_WORDS]
+    while item < words:
+        slope = memory[uint32(plan[SLOPES] + item)]
+        _update(memory, int32(plan[SMALL] + item), words, slope, plan, numbers)
+        item = int32(item + THREADS * plan[ONE])
 
 
 @device
@@ -720,7 +738,7 @@ def _steps(
     _carry_all(plan, memory, parameters, state_0, state_1, False)
     _arrived()
     cuda.syncthreads()
-    _ask_for_images(plan, words, first, last, images, base, 0)
+    _ask_for_images(plan, words, first, last, images, base)
     _copies_end()
     _find_largest_weight(plan, memory, base)
     step = first
@@ -742,31 +760,32 @@ def _steps(
         _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), last, order)
         _ask_for_numbers(plan, base, int32(step - first), numbers)
         _copies_end()
-        if plan[X_BUFFERS] > 1:
-            _ask_for_images(plan, words, next_step, last, images, base, plan[HEARING])
-        _copies_end()
         _add_up_logits(plan, memory, told, tag)
-        _labels_arrived()
+        _arrived()
         cuda.syncthreads()
         _tell_gradients(
             plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing
         )
+        if plan[X_BUFFERS] > 1:
+            _ask_for_images(plan, words, next_step, last, images, base)
+        _copies_end()
         _hear_gradients(plan, memory, count, answers, tag)
         cuda.syncthreads()
         _slopes(plan, memory, base, count)
         _small_slopes(plan, memory, count)
+        cuda.syncthreads()
+        _digits_of_slopes(plan, memory, words, count)
+        _slopes_of_b1(plan, memory, count)
         now = int32(plan[NUMBERS_NOW])
         of_step = (
             _load4(memory, uint32(now)) + _load4(memory, uint32(now + 4)) + _load4(memory, uint32(now + 8))
         )
         cuda.syncthreads()
-        _digits_of_slopes(plan, memory, words, count)
-        _update_small(plan, memory, count, of_step)
-        cuda.syncthreads()
+        _update_small(plan, memory, of_step)
         _update_weights(plan, memory, words, x, count, base, of_step)
         if plan[X_BUFFERS] == 1:
             cuda.syncthreads()
-            _ask_for_images(plan, words, next_step, last, images, base, 0)
+            _ask_for_images(plan, words, next_step, last, images, base)
             _copies_end()
         step, tag = next_step, uint32(tag + uint32(1))
     # All have read what one of them writes: the bias of the output layer.
@@ -839,9 +858,7 @@ def _layout_of(sizes, batch, units, buffers, states):
     y_row = batch + (16 - batch) % 32  # half of them between two units' outputs for 16 images
     small = units + units * classes + classes
     share = blocks_for(batch, blocks)
-    message = share * classes + share * classes % 2
-    parts = 4 if 2 * tiles * blocks_for(batch, 16) < WARPS else 2
-    at, words = 0, {PARTS: parts, SHARE: share, SHARES: blocks_for(batch, share)}
+    at, words = 0, {ONE: 1, SHARE: share, SHARES: blocks_for(batch, share)}
     for name, count in (
         (X, buffers * x_words),
         (OWN, (1 + states) * units * own_row),
@@ -854,18 +871,18 @@ def _layout_of(sizes, batch, units, buffers, states):
         (PLACES, buffers * batch),
         (TARGETS, batch),
         (NUMBERS_NOW, NUMBERS),
-        (Z, message),
+        (Z, share * classes + 1),
         (SUMS, units * y_row),  # of the first part; the others' lie where the gradients are later
-        (DZ, max(batch * dz_row + 1, tiles * padded * 2, (parts - 1) * units * y_row)),
+        (DZ, max(batch * dz_row + 1, tiles * padded * 2, (PARTS - 1) * units * y_row)),
     ):
         words[name] = at
         at += -(-count // 4) * 4  # four words are read at a time
     words |= {UNITS: units, UNIT_TILES: tiles, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: x_words}
     words |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
-    words |= {SHARE_WORDS: share * classes, MESSAGE: message, HEARING: min(message // 2, WARPS // 2)}
+    words |= {MESSAGE: share * classes + share * classes % 2}
     for per, by in (
-        *((PER_CLASSES, classes), (PER_UNITS, units), (PER_UNIT_TILES, tiles)),
-        *((PER_FOURS, pixels // 4), (PER_SHARE_WORDS, share * classes)),
+        *((PER_CLASSES, classes), (PER_HALF, (classes + 1) // 2), (PER_UNITS, units)),
+        *((PER_UNIT_TILES, tiles), (PER_FOURS, pixels // 4), (PER_SHARE, share)),
     ):
         words[per] = _per(by)
     return words

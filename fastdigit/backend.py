@@ -293,15 +293,14 @@ def _cuda_epochs(limits, memory):
 
     to_device, zeros = memory["to_device"], memory["zeros"]
     small, ready, deformed = _Kept(), _Kept(), _Kept()
-    gpu = {"blocks": limits.multiprocessors, "shared": limits.shared}
 
     def train_epoch(plan, images, labels, order, loss, correct):
-        reason = persistent.unsuited(plan, images, **gpu)
+        reason = persistent.unsuited(plan, images, limits)
         if reason is None:
             if plan.deformation is not None:
                 images = _deformed(plan, images, order, deformed, zeros)
             settings = persistent.Persistent.settings(plan, images)
-            make = partial(persistent.Persistent, plan, len(images), zeros, **gpu)
+            make = partial(persistent.Persistent, plan, len(images), zeros, limits)
             small.of(plan, settings, make).run(plan, images, labels, order, loss, correct, to_device)
             return "one persistent kernel"
         arrays = images, labels, loss, correct

@@ -768,6 +768,17 @@ copy_tile = _instruction(
     types.int32,
     types.uint32,
 )
+# copy_row(shared, address, bytes, barrier): so many bytes, a multiple of 16 as both places are, which the
+# barrier counts as they arrive. (9.7.9.25.4.1, cp.async.bulk)
+copy_row = _instruction(
+    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$0], [$1], $2, [$3];",
+    "r,l,r,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint64,
+    types.uint32,
+    types.uint32,
+)
 # map_visible(map): a tensor map in the GPU's memory that the host has written, to copies. (9.7.13.4, fence)
 map_visible = _instruction(
     "fence.proxy.tensormap::generic.acquire.sys [$0], 128;", "l,~{memory}", types.void, types.uint64

@@ -29,6 +29,7 @@ Source: the idea of weights that stay in registers or shared memory across steps
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import float32, int32, int64, uint8, uint32, uint64
@@ -103,6 +104,7 @@ LEAST_UNITS = TILE
     PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
     TARGETS,  # [BATCH]: the labels of this step
     NUMBERS_NOW,  # of this step
+    BARRIERS,  # of 8 bytes, for each of the buffers, that count the bytes of bulk copies
     Z,  # [MESSAGE]: logits of its share
     DZ,  # [BATCH, DZ_ROW], the logits' gradients, after it the digits of the outputs'
     DZ_ROW,
@@ -118,7 +120,7 @@ LEAST_UNITS = TILE
     PER_FOURS,
     PER_SHARE,
     PLAN_WORDS,
-) = range(49)
+) = range(50)
 
 # What is given besides, behind which are the numbers of the steps.
 FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four are read at a time
@@ -131,6 +133,8 @@ _ONE = np.int32(1)
 
 _warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
 _arrived = ptx.copies_but(0)
+_barrier_init, _barriers_visible, _barrier_expect = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_expect
+_barrier_wait, _copy_row = ptx.barrier_wait, ptx.copy_row
 _tell, _hear, _float_of, _high_product = (
     *(ptx.tell, ptx.hear, ptx.float_of),
     ptx.high_product,
@@ -293,6 +297,73 @@ def _ask_for_images(plan, words, step, last, images, base):
                 int32(bytes_left - 512 * plan[ONE]),
             )
         row, found = int32(row + further), int32(found + WARPS * plan[ONE])
+
+
+@device
+def _make_no_barriers(plan, base):
+    pass
+
+
+@device
+def _wait_for_copies(plan, base, step, turn):
+    """For all that this thread has asked for."""
+    _arrived()
+
+
+# The same where a GPU copies an image by one instruction (capability 9.0): no thread has to ask for each 16
+# bytes of it. A barrier for each buffer counts the bytes as they come.
+
+
+@device
+def _barrier_of(plan, base, buffer):
+    return uint32(base + 4 * plan[BARRIERS] + 8 * buffer)
+
+
+@device
+def _make_barriers(plan, base):
+    if _thread() < plan[X_BUFFERS]:
+        _barrier_init(_barrier_of(plan, base, _thread()), uint32(1))
+    cuda.syncthreads()
+    _barriers_visible()
+
+
+@device
+def _wait_for_bulk(plan, base, step, turn):
+    """For the images of a step, which is ``turn`` steps after the first, and for what this thread has asked
+    for besides."""
+    _arrived()
+    parity = uint32(turn >> (plan[X_BUFFERS] - 1) & 1)
+    _barrier_wait(_barrier_of(plan, base, _buffer(plan, step)), parity)
+
+
+@device
+def _ask_for_bulk(plan, words, step, last, images, base):
+    """Copy images of a step, whose places are there, to shared memory: a lane of the last warp for each."""
+    image, count, pixels = _lane(), _images_of(plan, step, last), plan[PIXELS]
+    if _warp() < WARPS - 1 or count == 0:
+        return
+    buffer = _buffer(plan, step)
+    barrier = _barrier_of(plan, base, buffer)
+    if image == 0:
+        _barrier_expect(barrier, uint32(count * pixels))
+    cuda.syncwarp()
+    found, row = int32(plan[PLACES] + buffer * plan[BATCH]), int32(plan[X] + buffer * plan[X_WORDS])
+    while image < count:
+        source = _global_address(images) + uint64(words[uint32(found + image)]) * uint64(uint32(pixels))
+        _copy_row(uint32(base + 4 * (row + image * plan[X_ROW])), source, uint32(pixels), barrier)
+        image = int32(image + 32 * plan[ONE])
+
+
+class _Copies(NamedTuple):
+    """How images come: device functions. ``begin`` once, ``ask`` for a step's, ``wait`` for a step's."""
+
+    begin: Any
+    ask: Any
+    wait: Any
+
+
+COPIES = _Copies(_make_no_barriers, _ask_for_images, _wait_for_copies)
+BULK_COPIES = _Copies(_make_barriers, _ask_for_bulk, _wait_for_bulk)
 
 
 # --- numbers as digits ----------------------------------------------------------------------------
@@ -705,107 +776,130 @@ def _carry_all(plan, memory, parameters, state_0, state_1, back):
             _carry(plan, memory, flat, int32(state), back)
 
 
-def _steps(
-    plan,
-    given,
-    images,
-    labels,
-    order,
-    weight,
-    parameters,
-    state_0,
-    state_1,
-    numbers,
-    smoothing,
-    logits,
-    gradients,
-    loss,
-    correct,
-    counter,
-):
-    memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
-    base, told, answers = _shared_address(words), _global_address(logits), _global_address(gradients)
-    first, last, tag = given[FIRST_STEP], given[LAST_STEP], uint32(given[TAG])
-    # Tensor cores multiply what lies beside the images, and units that there are not, with zero.
-    word = _thread()
-    while word < plan[SHARED_WORDS]:
-        words[uint32(word)] = uint32(0)
-        word = int32(word + THREADS)
-    cuda.syncthreads()
-    for further in range(plan[X_BUFFERS]):
-        _ask_for_places(plan, base, int32(first + further), last, order)
-    _copies_end()
-    _carry_all(plan, memory, parameters, state_0, state_1, False)
-    _arrived()
-    cuda.syncthreads()
-    _ask_for_images(plan, words, first, last, images, base)
-    _copies_end()
-    _find_largest_weight(plan, memory, base)
-    step = first
-    while True:
+def _kernel(copies, **more):
+    """The kernel with one of the ways in which images come."""
+    begin_copies, ask_for_images, wait_for_images = copies
+
+    def _steps(
+        plan,
+        given,
+        images,
+        labels,
+        order,
+        weight,
+        parameters,
+        state_0,
+        state_1,
+        numbers,
+        smoothing,
+        logits,
+        gradients,
+        loss,
+        correct,
+        counter,
+    ):
+        memory, words = cuda.shared.array(0, float32), cuda.shared.array(0, uint32)
+        base, told, answers = _shared_address(words), _global_address(logits), _global_address(gradients)
+        first, last, tag = given[FIRST_STEP], given[LAST_STEP], uint32(given[TAG])
+        # Tensor cores multiply what lies beside the images, and units that there are not, with zero.
+        word = _thread()
+        while word < plan[SHARED_WORDS]:
+            words[uint32(word)] = uint32(0)
+            word = int32(word + THREADS)
         cuda.syncthreads()
-        if step == last:
-            break
-        _digits_of_weights(plan, memory, words)
-        count, next_step = _images_of(plan, step, last), int32(step + 1)
-        x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
+        begin_copies(plan, base)
+        for further in range(plan[X_BUFFERS]):
+            _ask_for_places(plan, base, int32(first + further), last, order)
+        _copies_end()
+        _carry_all(plan, memory, parameters, state_0, state_1, False)
         _arrived()
         cuda.syncthreads()
-        _forget_largest(plan, words)
-        _multiply_pixels(plan, memory, words, x, count, base)
-        cuda.syncthreads()
-        _tell_logits(plan, memory, told, tag)
-        _ask_for_labels(plan, words, base, step, count, labels)
-        # Each thread where it has looked up a label.
-        _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), last, order)
-        _ask_for_numbers(plan, base, int32(step - first), numbers)
+        ask_for_images(plan, words, first, last, images, base)
         _copies_end()
-        _add_up_logits(plan, memory, told, tag)
-        _arrived()
-        cuda.syncthreads()
-        _tell_gradients(
-            plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing
-        )
-        if plan[X_BUFFERS] > 1:
-            _ask_for_images(plan, words, next_step, last, images, base)
-        _copies_end()
-        _hear_gradients(plan, memory, count, answers, tag)
-        cuda.syncthreads()
-        _slopes(plan, memory, base, count)
-        _small_slopes(plan, memory, count)
-        cuda.syncthreads()
-        _digits_of_slopes(plan, memory, words, count)
-        _slopes_of_b1(plan, memory, count)
-        now = int32(plan[NUMBERS_NOW])
-        of_step = (
-            _load4(memory, uint32(now)) + _load4(memory, uint32(now + 4)) + _load4(memory, uint32(now + 8))
-        )
-        cuda.syncthreads()
-        _update_small(plan, memory, of_step)
-        _update_weights(plan, memory, words, x, count, base, of_step)
-        if plan[X_BUFFERS] == 1:
+        _find_largest_weight(plan, memory, base)
+        step = first
+        while True:
             cuda.syncthreads()
-            _ask_for_images(plan, words, next_step, last, images, base)
+            if step == last:
+                break
+            _digits_of_weights(plan, memory, words)
+            count, next_step = _images_of(plan, step, last), int32(step + 1)
+            x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
+            wait_for_images(plan, base, step, int32(step - first))
+            cuda.syncthreads()
+            _forget_largest(plan, words)
+            _multiply_pixels(plan, memory, words, x, count, base)
+            cuda.syncthreads()
+            _tell_logits(plan, memory, told, tag)
+            _ask_for_labels(plan, words, base, step, count, labels)
+            # Each thread where it has looked up a label.
+            _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), last, order)
+            _ask_for_numbers(plan, base, int32(step - first), numbers)
             _copies_end()
-        step, tag = next_step, uint32(tag + uint32(1))
-    # All have read what one of them writes: the bias of the output layer.
-    met = _global_address(counter)
-    grid.wait(met, grid.arrive(met))
-    _carry_all(plan, memory, parameters, state_0, state_1, True)
+            _add_up_logits(plan, memory, told, tag)
+            _arrived()
+            cuda.syncthreads()
+            _tell_gradients(
+                plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing
+            )
+            if plan[X_BUFFERS] > 1:
+                ask_for_images(plan, words, next_step, last, images, base)
+            _copies_end()
+            _hear_gradients(plan, memory, count, answers, tag)
+            cuda.syncthreads()
+            _slopes(plan, memory, base, count)
+            _small_slopes(plan, memory, count)
+            cuda.syncthreads()
+            _digits_of_slopes(plan, memory, words, count)
+            _slopes_of_b1(plan, memory, count)
+            now = int32(plan[NUMBERS_NOW])
+            of_step = (
+                _load4(memory, uint32(now))
+                + _load4(memory, uint32(now + 4))
+                + _load4(memory, uint32(now + 8))
+            )
+            cuda.syncthreads()
+            _update_small(plan, memory, of_step)
+            _update_weights(plan, memory, words, x, count, base, of_step)
+            if plan[X_BUFFERS] == 1:
+                cuda.syncthreads()
+                ask_for_images(plan, words, next_step, last, images, base)
+                _copies_end()
+            step, tag = next_step, uint32(tag + uint32(1))
+        # All have read what one of them writes: the bias of the output layer.
+        met = _global_address(counter)
+        grid.wait(met, grid.arrive(met))
+        _carry_all(plan, memory, parameters, state_0, state_1, True)
+
+    return Kernel(
+        _steps,
+        *(
+            types.UniTuple(int32, PLAN_WORDS),
+            INTS,
+            BYTES,
+            INTS,
+            LONGS,
+            FLOATS,
+            FLOATS,
+            FLOATS,
+            FLOATS,
+            FLOATS,
+        ),
+        *(float32, LONGS, LONGS, FLOATS, BYTES, WORDS),
+        threads=THREADS,
+        resident=1,
+        shared=None,
+        cooperative=True,
+        simulated=False,
+        **more,
+    )
 
 
-persistent = Kernel(
-    _steps,
-    *(types.UniTuple(int32, PLAN_WORDS), INTS, BYTES, INTS, LONGS, FLOATS, FLOATS, FLOATS, FLOATS, FLOATS),
-    *(float32, LONGS, LONGS, FLOATS, BYTES, WORDS),
-    threads=THREADS,
-    resident=1,
-    name="epoch, persistent",
-    least=(8, 0),
-    shared=None,
-    cooperative=True,
-    simulated=False,
-)
+# By the least compute capability, the newest first.
+PERSISTENT = {
+    (9, 0): _kernel(BULK_COPIES, name="epoch, persistent, bulk copies", least=(9, 0)),
+    (8, 0): _kernel(COPIES, name="epoch, persistent", least=(8, 0)),
+}
 
 
 def _barriers(count, counter):
@@ -835,14 +929,14 @@ def _per(by):
     return np.uint32((2**32 - 1) // by).view(np.int32)
 
 
-def _layout(sizes, batch, blocks, states, shared):
-    """The words of the plan that say where things are in ``shared`` bytes, and how blocks share the work;
+def _layout(sizes, batch, states, limits):
+    """The words of the plan that say where things are in shared memory, and how blocks share the work;
     None if they do not fit."""
     hidden = sizes[1]
-    least = blocks_for(hidden, blocks)
+    least = blocks_for(hidden, limits.multiprocessors)
     for units, buffers in ((max(least, min(LEAST_UNITS, hidden)), 2), (least, 2), (least, 1)):
         words = _layout_of(sizes, batch, units, buffers, states)
-        if 4 * words[SHARED_WORDS] <= shared:
+        if 4 * words[SHARED_WORDS] <= limits.shared:
             return words
     return None
 
@@ -871,6 +965,7 @@ def _layout_of(sizes, batch, units, buffers, states):
         (PLACES, buffers * batch),
         (TARGETS, batch),
         (NUMBERS_NOW, NUMBERS),
+        (BARRIERS, 4),
         (Z, share * classes + 1),
         (SUMS, units * y_row),  # of the first part; the others' lie where the gradients are later
         (DZ, max(batch * dz_row + 1, tiles * padded * 2, (PARTS - 1) * units * y_row)),
@@ -888,10 +983,10 @@ def _layout_of(sizes, batch, units, buffers, states):
     return words
 
 
-def unsuited(plan, images, blocks, shared):
+def unsuited(plan, images, limits):
     """Why :class:`Persistent` cannot do what a ``fastdigit.backend.TrainPlan`` asks for; None if it can.
 
-    ``blocks`` is how many can be there at a time, ``shared`` the bytes of shared memory that each can have.
+    ``limits``: a :class:`..common.cuda.Limits`.
     """
     sizes, batch = plan.layout.layer_sizes, min(plan.batch_size, len(images))
     if len(sizes) != 3:
@@ -910,8 +1005,9 @@ def unsuited(plan, images, blocks, shared):
         return f"it needs at most {MOST_IMAGES:,} images"
     if sizes[2] > MOST_CLASSES:
         return f"it needs at most {MOST_CLASSES} classes, there are {sizes[2]}"
-    if _layout(sizes, batch, blocks, len(plan.state), shared) is None:
-        return f"a block's share of {sizes[1]} hidden units and {batch} images do not fit in {shared:,} bytes"
+    if _layout(sizes, batch, len(plan.state), limits) is None:
+        what = f"a block's share of {sizes[1]} hidden units and {batch} images"
+        return f"{what} do not fit in {limits.shared:,} bytes"
     return None
 
 
@@ -923,11 +1019,11 @@ class Persistent:
     the order, and little else.
     """
 
-    def __init__(self, plan, count, zeros, *, blocks, shared):
-        """For ``count`` images. ``blocks`` and ``shared`` as of :func:`unsuited`, ``zeros`` of a backend."""
+    def __init__(self, plan, count, zeros, limits):
+        """For ``count`` images. ``limits`` as of :func:`unsuited`, ``zeros`` of a backend."""
         sizes, tensors = plan.layout.layer_sizes, plan.layout.tensors
         (pixels, hidden, classes), batch = sizes, min(plan.batch_size, count)
-        words = _layout(sizes, batch, blocks, len(plan.state), shared) | {
+        words = _layout(sizes, batch, len(plan.state), limits) | {
             BATCH: batch,
             COUNT: count,
             PIXELS: pixels,
@@ -943,6 +1039,7 @@ class Persistent:
         }
         self.blocks = blocks_for(hidden, words[UNITS])  # those that have a unit
         self.words, self.shared = words, 4 * words[SHARED_WORDS]
+        self.kernel = next(kernel for least, kernel in PERSISTENT.items() if limits.capability >= least)
         arena = Arena()
         arena.array("given", (NUMBERS_AT + blocks_for(count, batch) * NUMBERS,), np.int32)
         arena.array("order", (count,), np.int64)
@@ -984,7 +1081,7 @@ class Persistent:
             memory, nothing = self.memory, plan.parameters[:0]
             words = self.words | {NESTEROV: nesterov, WEIGHTED: plan.weight is not None}
             with recorded() as launches:
-                persistent(
+                self.kernel(
                     self.blocks,
                     *(tuple(words[name] for name in range(PLAN_WORDS)), memory["given"]),
                     *(images.reshape(-1), labels, memory["order"]),

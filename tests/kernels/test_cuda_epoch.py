@@ -24,23 +24,35 @@ def long_stretches(monkeypatch):
     monkeypatch.setattr(training, "STRETCH_SECONDS", 1e9)
 
 
-def with_persistent_epochs(shared=SHARED):
+NAMES = {(8, 0): "epoch, persistent", (9, 0): "epoch, persistent, bulk copies"}
+
+
+def with_persistent_epochs(shared=SHARED, capability=(9, 0)):
     """The emulated backend of a GPU with so much shared memory for each block."""
-    return backend(Limits((8, 0), BLOCKS, shared))
+    return backend(Limits(capability, BLOCKS, shared))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "shared", "weighted", "more"),
+    ("optimizer", "shared", "capability", "weighted", "more"),
     [
-        (fd.SGD(0.1), SHARED, False, {}),
-        (fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01), SHARED, True, {"label_smoothing": 0.2}),
-        (fd.SGD(0.1, momentum=0.9), 9_000, False, {"augment": AUGMENT}),
-        (fd.Adam(0.01), SHARED, False, {}),
-        (fd.AdamW(0.01, weight_decay=0.1), SHARED, False, {}),
+        (fd.SGD(0.1), SHARED, (8, 0), False, {}),
+        (
+            fd.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+            SHARED,
+            (9, 0),
+            True,
+            {"label_smoothing": 0.2},
+        ),
+        (fd.SGD(0.1, momentum=0.9), 9_000, (9, 0), False, {"augment": AUGMENT}),
+        (fd.Adam(0.01), 9_000, (8, 0), False, {}),
+        (fd.AdamW(0.01, weight_decay=0.1), SHARED, (9, 0), False, {}),
     ],
-    ids=["sgd", "nesterov, L2, weighted, smoothed", "momentum, one buffer, deformed", "adam", "adamw"],
+    ids=[
+        *("sgd", "nesterov, L2, weighted, smoothed", "momentum, one buffer, deformed"),
+        *("adam, one buffer", "adamw"),
+    ],
 )
-def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
+def test_weights_as_of_the_reference(optimizer, shared, capability, weighted, more):
     random = np.random.default_rng(5)
     images = fd.Images(
         random.integers(0, 256, (37, 8, 8)).astype(np.uint8), random.integers(0, 5, 37).astype(np.uint8)
@@ -49,16 +61,16 @@ def test_weights_as_of_the_reference(optimizer, shared, weighted, more):
     options = {"epochs": 2, "batch_size": 16, "seed": 1, "sample_weight": weight, **more}
     weights, losses, paths = [], [], []
     with emulated() as emulator:
-        for each in (with_persistent_epochs(shared), "numpy"):
+        for each in (with_persistent_epochs(shared, capability), "numpy"):
             net = fd.Network([64, 10, 5], backend=each, seed=3)
             log = fd.fit(net, images, optimizer=optimizer, **options)
             weights.append(net.get_parameters())
             losses.append([entry.loss for entry in log.epochs])
             paths.append(log.path)
     assert paths[0] == "epoch: one persistent kernel"
-    used = {"epoch, persistent"} | ({"augment, steps"} if "augment" in more else set())
+    used = {NAMES[capability]} | ({"augment, steps"} if "augment" in more else set())
     assert {kernel.name for kernel, _ in emulator.reports} == used
-    whole = [report for kernel, report in emulator.reports if kernel.name == "epoch, persistent"]
+    whole = [report for kernel, report in emulator.reports if kernel.name == NAMES[capability]]
     arrived = sum(report.instructions["atom"] for report in whole)
     assert arrived == BLOCKS * len(whole)  # blocks meet at the end of each launch, and never before
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
@@ -135,12 +147,12 @@ def test_networks_of_real_size_fit_or_are_told_why_not(limits, hidden, batch, bu
     layout, images = fd.Layout([784, hidden, 10], 64), np.zeros((1000, 784), np.uint8)
     plan = SimpleNamespace(layout=layout, batch_size=batch, precision="float32", state=(None,))
     plan.dropout, plan.input_dropout, plan.clip_norm = (0,), 0, None
-    reason = persistent.unsuited(plan, images, limits.multiprocessors, limits.shared)
+    reason = persistent.unsuited(plan, images, limits)
     if buffers is None:
         assert "do not fit" in reason
         return
     assert reason is None
-    words = persistent._layout(layout.layer_sizes, batch, limits.multiprocessors, 1, limits.shared)
+    words = persistent._layout(layout.layer_sizes, batch, 1, limits)
     assert words[persistent.X_BUFFERS] == buffers
     assert 4 * words[persistent.SHARED_WORDS] <= limits.shared
 

@@ -235,7 +235,9 @@ def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32
     Compiled: the whole step, update included, as one graph. ``graph``: as a CUDA graph, captured once.
     ``tf32``: products of float32 may look at 19 bits of each number. ``bf16``: products and outputs as
     autocast has them, weights, their update and the loss in float32; how cuBLAS adds up parts of a product is
-    left as it is, in bfloat16 if it likes. All batches are on the device before any time is taken."""
+    left as it is, in bfloat16 if it likes. Autocast keeps no rounded weights for later uses, of which a step
+    has none: with its cache, losses of a captured graph are up to 0.0052 off, without as near as eager ones.
+    All batches are on the device before any time is taken."""
     import torch
     from torch.nn import functional
 
@@ -249,7 +251,7 @@ def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32
         parameters += [torch.from_numpy(array).to(device) for array in (np.ascontiguousarray(w.T), b)]
 
     def loss_of(parameters, x, target):
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
             for i in range(0, len(parameters), 2):
                 x = functional.linear(functional.relu(x) if i else x, parameters[i], parameters[i + 1])
         return functional.cross_entropy(x.float(), target)

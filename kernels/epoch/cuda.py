@@ -338,20 +338,18 @@ def _wait_for_bulk(plan, base, step, turn):
 
 @device
 def _ask_for_bulk(plan, words, step, last, images, base):
-    """Copy images of a step, whose places are there, to shared memory: a lane of the last warp for each."""
-    image, count, pixels = _lane(), _images_of(plan, step, last), plan[PIXELS]
-    if _warp() < WARPS - 1 or count == 0:
-        return
+    """Copy images of a step, whose places are there, to shared memory: as few as possible for each warp,
+    whose lanes have to take turns to ask."""
+    image, count, pixels = int32(_warp() + WARPS * _lane()), _images_of(plan, step, last), plan[PIXELS]
     buffer = _buffer(plan, step)
     barrier = _barrier_of(plan, base, buffer)
-    if image == 0:
+    if image == 0 and count > 0:
         _barrier_expect(barrier, uint32(count * pixels))
-    cuda.syncwarp()
     found, row = int32(plan[PLACES] + buffer * plan[BATCH]), int32(plan[X] + buffer * plan[X_WORDS])
     while image < count:
         source = _global_address(images) + uint64(words[uint32(found + image)]) * uint64(uint32(pixels))
         _copy_row(uint32(base + 4 * (row + image * plan[X_ROW])), source, uint32(pixels), barrier)
-        image = int32(image + 32 * plan[ONE])
+        image = int32(image + THREADS * plan[ONE])
 
 
 class _Copies(NamedTuple):
@@ -471,7 +469,7 @@ def _multiply_pixels(plan, memory, words, x, count, base):
             even = _byte_sums(a[0:4], b[0], b[1], even)
             odd = _byte_sums(a[4:8], b[2], b[3], odd)
             place, at = uint32(place + 64 * PARTS), int32(at + PARTS * PAIR)
-            pair = int32(pair + PARTS)
+            pair = int32(pair + PARTS * plan[ONE])
         total = total_of(_added(even, odd), lane)
         image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
         if unit < units and image < count:
@@ -873,19 +871,9 @@ def _kernel(copies, **more):
 
     return Kernel(
         _steps,
-        *(
-            types.UniTuple(int32, PLAN_WORDS),
-            INTS,
-            BYTES,
-            INTS,
-            LONGS,
-            FLOATS,
-            FLOATS,
-            FLOATS,
-            FLOATS,
-            FLOATS,
-        ),
-        *(float32, LONGS, LONGS, FLOATS, BYTES, WORDS),
+        *(types.UniTuple(int32, PLAN_WORDS), INTS, BYTES, INTS, LONGS),
+        *(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
+        *(LONGS, LONGS, FLOATS, BYTES, WORDS),
         threads=THREADS,
         resident=1,
         shared=None,

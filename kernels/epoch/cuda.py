@@ -20,8 +20,12 @@ others tell when they have heard all logits, and these gradients when it has hea
 Pixels stay the bytes that they are: tensor cores multiply them with the weights, and with the gradients of
 the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), and no pixel becomes a float.
 
-While gradients are on their way, each block asks for the next batch's images.
-No sum depends on who comes first.
+While gradients are on their way, each block asks for the next batch's images. No sum depends on who comes
+first.
+
+What a step takes is above all its instructions, each of which is executed by all warps that have a share in
+it and fetched anew in every step: 2,000 of them are more than a multiprocessor keeps near. So there are no
+64-bit indices, no divisions but by multiplication, and no loops written out that have few turns.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
 "Persistent RNNs", ICML 2016; that of words which say by themselves that they have arrived is of NVIDIA's NCCL
@@ -58,7 +62,7 @@ from ..softmax_xent.cuda import expected_logit, smoothed
 
 THREADS = 1024
 WARPS = THREADS // 32
-PARTS = 2  # of the pixels, a warp for each that multiplies
+PARTS = 2  # of the pixels, a warp for each that multiplies (with 4 all is there sooner, but more to add up)
 PAIR = 128 + 16  # so that what is written of two pairs at once is in different banks
 MOST_CLASSES = 31  # one for each lane, and one that there may be behind them
 MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
@@ -127,9 +131,7 @@ FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four ar
 
 # Whole numbers of 32 bits, as far as possible: a GPU needs two instructions or more for each of 64.
 # (So do its loops over a range, in Numba: hence those with while. Where these go on by plan[ONE], a number
-# that the compiler does not know, it writes no turns out that most blocks do not have: a GPU fetches the code
-# of a whole step in each.)
-_ONE = np.int32(1)
+# that the compiler does not know, it does not write them out.)
 
 _warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
 _arrived = ptx.copies_but(0)
@@ -457,8 +459,8 @@ def _multiply_pixels(plan, memory, words, x, count, base):
     pairs, down = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4)
     item = _warp()
     while item < int32(tiles * down * PARTS):
-        part = int32(item & (PARTS - 1))
-        tile, across = _split(int32(item >> (PARTS >> 1)), tiles, plan[PER_UNIT_TILES])
+        part = int32(item & 1)
+        tile, across = _split(int32(item >> 1), tiles, plan[PER_UNIT_TILES])
         even, odd = no_sums(), no_sums()
         row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
         place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * part)
@@ -505,8 +507,6 @@ def _tell_logits(plan, memory, told, tag):
         even, odd, unit = float32(0), float32(0), int32(0)
         while unit < units:
             y = memory[uint32(at)] + memory[uint32(at + further)]
-            if PARTS > 2:
-                y += memory[uint32(at + 2 * further)] + memory[uint32(at + 3 * further)]
             y += memory[uint32(plan[SMALL] + unit)]
             y = float32(0) if y < float32(0) else y
             even += y * memory[uint32(w2)]
@@ -778,7 +778,7 @@ def _kernel(copies, **more):
     """The kernel with one of the ways in which images come."""
     begin_copies, ask_for_images, wait_for_images = copies
 
-    def _steps(
+    def steps(
         plan,
         given,
         images,
@@ -870,7 +870,7 @@ def _kernel(copies, **more):
         _carry_all(plan, memory, parameters, state_0, state_1, True)
 
     return Kernel(
-        _steps,
+        steps,
         *(types.UniTuple(int32, PLAN_WORDS), INTS, BYTES, INTS, LONGS),
         *(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
         *(LONGS, LONGS, FLOATS, BYTES, WORDS),

@@ -1746,6 +1746,8 @@ def _bulk(b, i, act, m):
             nbytes = n
             if to_shared:
                 d = d - SHARED if d >= SHARED else d
+                if d % 16 or n % 16:
+                    b.fault(f"misaligned copy of {n} bytes to shared offset {d}: not in pieces of 16", one, i)
                 b.check("global", np.full(b.T, g), 16, one, i, False)
                 b.look(one, i, "copy_writes", np.arange(d, d + n), t, _mbar_address(b, i.args[3], t))
                 b.look(one, i, "piece", g - GLOBAL, g - GLOBAL + n, t, False)

@@ -236,8 +236,7 @@ def torch_loop(task, compiled=False, bf16=False, device="cpu", graph=False, tf32
     ``tf32``: products of float32 may look at 19 bits of each number. ``bf16``: products and outputs as
     autocast has them, weights, their update and the loss in float32; how cuBLAS adds up parts of a product is
     left as it is, in bfloat16 if it likes. Autocast keeps no rounded weights for later uses, of which a step
-    has none: with its cache, losses of a captured graph are up to 0.0052 off, without as near as eager ones.
-    All batches are on the device before any time is taken."""
+    has none, as PyTorch asks for where it is captured. All batches are on the device before it is timed."""
     import torch
     from torch.nn import functional
 

@@ -37,8 +37,7 @@ def drawn(xp, kind, random, rows, columns):
         rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
         whole, meant = rounded, rounded.astype(np.uint32) << 16
     elif kind == "tf32":
-        # One of the two neighbours, as kernels.common.ptx has it, by NumPy or CuPy.
-        meant = (whole * np.float32(1 + np.log(2) / 2**11)).view(np.uint32) & 0xFFFFE000
+        meant = bits + 0x1000 & 0xFFFFE000  # rounded to the nearest
     return whole[:, :columns], meant.view(np.float32)[:, :columns].astype(np.float64)
 
 

@@ -23,8 +23,8 @@ the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), an
 While gradients are on their way, each block asks for the next batch's images. No sum depends on who comes
 first.
 
-What a step takes is above all its instructions, each of which is executed by all warps that have a share in
-it and fetched anew in every step: 2,000 of them are more than a multiprocessor keeps near. So there are no
+What a step takes is above all its instructions, some 2,000, of which each takes about as long wherever it
+is: presumably they are more than a multiprocessor keeps near, and fetched anew in every step. So there are no
 64-bit indices, no divisions but by multiplication, and no loops written out that have few turns.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
@@ -33,6 +33,7 @@ Source: the idea of weights that stay in registers or shared memory across steps
 """
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -917,6 +918,7 @@ def _per(by):
     return np.uint32((2**32 - 1) // by).view(np.int32)
 
 
+@cache
 def _layout(sizes, batch, states, limits):
     """The words of the plan that say where things are in shared memory, and how blocks share the work;
     None if they do not fit."""
@@ -993,7 +995,7 @@ def unsuited(plan, images, limits):
         return f"it needs at most {MOST_IMAGES:,} images"
     if sizes[2] > MOST_CLASSES:
         return f"it needs at most {MOST_CLASSES} classes, there are {sizes[2]}"
-    if _layout(sizes, batch, len(plan.state), limits) is None:
+    if _layout(tuple(sizes), batch, len(plan.state), limits) is None:
         what = f"a block's share of {sizes[1]} hidden units and {batch} images"
         return f"{what} do not fit in {limits.shared:,} bytes"
     return None
@@ -1011,7 +1013,7 @@ class Persistent:
         """For ``count`` images. ``limits`` as of :func:`unsuited`, ``zeros`` of a backend."""
         sizes, tensors = plan.layout.layer_sizes, plan.layout.tensors
         (pixels, hidden, classes), batch = sizes, min(plan.batch_size, count)
-        words = _layout(sizes, batch, len(plan.state), limits) | {
+        words = _layout(tuple(sizes), batch, len(plan.state), limits) | {
             BATCH: batch,
             COUNT: count,
             PIXELS: pixels,

@@ -231,7 +231,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
         first_copied()
         cuda.syncthreads()
         sums, stage, to_add = zeros(), base, int32(depth)
-        words_a, words_b = ready_a(load_a(stage + at_a)), ready_b(load_b(stage + at_b))
+        words_a, words_b = ready_a(load_a(stage + at_a)), load_b(stage + at_b)
         while to_add > 0:
             # What is multiplied next is read before: its answer takes as long as many products.
             then_a = load_a((stage + at_a + uint32(a_add)) ^ uint32(a_xor))
@@ -245,10 +245,10 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
             copies_end()
             asked, rest, to_add = uint32(asked + 1), int32(rest - at_once), int32(to_add - at_once)
             stage = uint32(stage + stage_bytes if stage < base + uint32(last) else base)
-            sums = add(sums, words_a, words_b)
+            sums = add(sums, words_a, ready_b(words_b))
             words_a, words_b = load_a(stage + at_a), load_b(stage + at_b)
             sums = add(sums, ready_a(then_a), ready_b(then_b))
-            words_a, words_b = ready_a(words_a), ready_b(words_b)
+            words_a = ready_a(words_a)
         ptx.launch_dependents()
         all_copied()
         cuda.syncthreads()  # all have computed with the last stage

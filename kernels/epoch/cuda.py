@@ -134,7 +134,7 @@ FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four ar
 # (So do its loops over a range, in Numba: hence those with while. Where these go on by plan[ONE], a number
 # that the compiler does not know, it does not write them out.)
 
-_warp_sum, _half_sum = lanes.summing(32), lanes.summing(16)
+_warp_sum = lanes.summing(32)
 _arrived = ptx.copies_but(0)
 _barrier_init, _barriers_visible, _barrier_expect = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_expect
 _barrier_wait, _copy_row = ptx.barrier_wait, ptx.copy_row
@@ -423,31 +423,33 @@ def _slope(memory, at, image, count):
 
 @device
 def _digits_of_slopes(plan, memory, words, count):
-    """The gradients of the units' outputs, of four images at a time; zeros where there are none."""
-    units, steps = plan[UNITS], int32((count + 31) >> 5)
-    item = _thread()
-    while item < int32(plan[UNIT_TILES] * steps * 16):
-        four, unit = _split(int32(item >> 1), plan[UNIT_TILES], plan[PER_UNIT_TILES])
-        unit = int32(2 * unit + (item & 1))
-        step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
-        found = uint32(0), uint32(0), uint32(0), uint32(0)
+    """The gradients of the units' outputs, of four images at a time, a warp for each unit; zeros where there
+    are none."""
+    units, steps, unit = plan[UNITS], int32((count + 31) >> 5), _warp()
+    while unit < 2 * plan[UNIT_TILES]:
+        per_unit, scale, four = float32(0), float32(0), _lane()
         if unit < units:
             per_unit, scale = unit_of(words[uint32(plan[LARGEST] + units + unit)])
             if four == 0:
                 memory[uint32(plan[SCALES] + units + unit)] = scale * float32(1 / 255)
-            image, row = _first_image(step, half, lane), int32(plan[SUMS] + unit * plan[Y_ROW])
-            found = digits_of(
-                _slope(memory, row, image, count),
-                _slope(memory, row, int32(image + 1), count),
-                _slope(memory, row, int32(image + 8), count),
-                _slope(memory, row, int32(image + 9), count),
-                per_unit,
-            )
-        of_lane = (unit & 1) * 16 + lane
-        at = int32(plan[DZ] + ((unit >> 1) * steps + step) * 64 + 2 * of_lane + half)
-        words[uint32(at)], words[uint32(at + 8)] = found[0], found[1]
-        words[uint32(at + 16)], words[uint32(at + 24)] = found[2], found[3]
-        item = int32(item + THREADS)
+        row = int32(plan[SUMS] + unit * plan[Y_ROW])
+        while four < 8 * steps:
+            step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
+            found, image = (uint32(0), uint32(0), uint32(0), uint32(0)), _first_image(step, half, lane)
+            if unit < units:
+                found = digits_of(
+                    _slope(memory, row, image, count),
+                    _slope(memory, row, int32(image + 1), count),
+                    _slope(memory, row, int32(image + 8), count),
+                    _slope(memory, row, int32(image + 9), count),
+                    per_unit,
+                )
+            of_lane = (unit & 1) * 16 + lane
+            at = int32(plan[DZ] + ((unit >> 1) * steps + step) * 64 + 2 * of_lane + half)
+            words[uint32(at)], words[uint32(at + 8)] = found[0], found[1]
+            words[uint32(at + 16)], words[uint32(at + 24)] = found[2], found[3]
+            four = int32(four + 32 * plan[ONE])
+        unit = int32(unit + WARPS * plan[ONE])
 
 
 # --- a step ---------------------------------------------------------------------------------------
@@ -644,23 +646,20 @@ def _slopes(plan, memory, base, count):
 
 @device
 def _small_slopes(plan, memory, count):
-    """The gradients of w2 and b2, which are sums over the images: half a warp for each, from the last on."""
-    units, classes = plan[UNITS], plan[CLASSES]
-    half = int32(_lane() >> 4)
-    part, item = int32(_lane() & 15), int32(2 * (WARPS - 1 - _warp()) + half)
-    count_of = int32(plan[SMALL_WORDS] - units)
-    while item - half < count_of:  # both halves of a warp
+    """The gradients of w2 and b2, which are sums over the images: a warp for each, from the last on."""
+    units, classes, item = plan[UNITS], plan[CLASSES], int32(WARPS - 1 - _warp())
+    while item < int32(plan[SMALL_WORDS] - units):
         unit, c = _split(item, classes, plan[PER_CLASSES])
-        at, y = int32(plan[DZ] + c + part * plan[DZ_ROW]), int32(plan[Y] + unit * plan[Y_ROW])
-        total, image = float32(0), part if item < count_of else count
+        total, image, y = float32(0), _lane(), int32(plan[Y] + unit * plan[Y_ROW])
+        at = int32(plan[DZ] + c + image * plan[DZ_ROW])
         while image < count:
             slope = memory[uint32(at)]
             total += slope * memory[uint32(y + image)] if unit < units else slope
-            at, image = int32(at + 16 * plan[DZ_ROW]), int32(image + 16)
-        total = _half_sum(total)
-        if part == 0 and item < count_of:
+            at, image = int32(at + 32 * plan[DZ_ROW]), int32(image + 32)
+        total = _warp_sum(total)
+        if _lane() == 0:
             memory[uint32(plan[SLOPES] + units + item)] = total
-        item = int32(item + 2 * WARPS)
+        item = int32(item + WARPS)
 
 
 @device

@@ -134,7 +134,7 @@ ASKED_FOR_AGAIN = {
     "step: loss, gradient in bfloat16": 1.85,
 }
 # Where half warps add up two classes, at the batch's end, and where gradients become digits.
-CONFLICTS = {"epoch, persistent": 0.05}
+CONFLICTS = {"epoch, persistent": 0.02}
 
 
 def test_what_kernels_move():

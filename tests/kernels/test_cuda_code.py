@@ -133,7 +133,7 @@ ASKED_FOR_AGAIN = {
     "step: loss, gradient in float32": 1.65,
     "step: loss, gradient in bfloat16": 1.85,
 }
-# Where half warps add up two classes, at the batch's end, and where gradients become digits.
+# Where gradients become digits, and at a batch's end.
 CONFLICTS = {"epoch, persistent": 0.02}
 
 

@@ -70,7 +70,7 @@ MOST_IMAGES = 2**31 - 1  # that are counted in 32 bits
 LAST_TAG = 2**31 - 1
 
 # Units of a block, where there is room: a tile of the tensor cores has columns for two, and half as many
-# blocks read half as much and meet sooner. (On an H200 1 and 4 were 12 and 8 % slower for 784-128-10.)
+# blocks read half as much and tell half as many. (On an H200 1 and 4 were 10 % slower for 784-128-10.)
 LEAST_UNITS = TILE
 
 # The words of the plan, which is an argument of the kernel: a GPU has those at hand wherever it computes.

@@ -236,8 +236,8 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN):
             # What is multiplied next is read before: its answer takes as long as many products.
             then_a = load_a((stage + at_a + uint32(a_add)) ^ uint32(a_xor))
             then_b = load_b((stage + at_b + uint32(b_add)) ^ uint32(b_xor))
-            # The next stage is there for all, and all have read this one, which is filled again; behind the
-            # last one with zeros, as to ask is a matter of a jump.
+            # The next stage is there for all, and all have read this one, which is filled again: behind the
+            # end of k with zeros, which takes less than a jump would.
             next_copied()
             cuda.syncthreads()
             copy_a(from_a, asked, rest, stage)

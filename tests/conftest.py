@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import fastdigit as fd
+from fastdigit.kernels.matmul.cpu import LANES
 
 from .ptx import assembled
 
@@ -46,6 +47,22 @@ def mnist_root():
     if not (data / "mnist").is_dir():
         pytest.skip(f"MNIST is not at {data / 'mnist'}: set FASTDIGIT_DATA to the folder that holds mnist/")
     return data / "mnist"
+
+
+# Of processors that have less than most here: numbers of float32 in a vector, and what Numba calls them.
+NARROWER = {"avx2": (8, "haswell", "+avx2,+fma,+avx,+sse4.2"), "sse": (4, "nehalem", "+sse4.2")}
+
+
+@pytest.fixture(params=NARROWER)
+def narrower(request, tmp_path_factory):
+    """(numbers in a vector, environment of a process that compiles for such a processor). What one compiles
+    is there for the next."""
+    if LANES < 8:
+        pytest.skip("the processor has no AVX2 to compile for less on")
+    lanes, name, features = NARROWER[request.param]
+    kept = tmp_path_factory.getbasetemp() / f"code for {request.param}"
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(kept)}
+    return lanes, {**os.environ, **environment}
 
 
 @pytest.fixture(params=USABLE_BACKENDS)

@@ -2,7 +2,6 @@
 bounds, reads of what nobody wrote, races and divergent barriers in passing; the results are held to the
 same checks as those of every backend."""
 
-import importlib.util
 import inspect
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ import pytest
 
 import fastdigit as fd
 from fastdigit.bench import cases, checks
-from fastdigit.kernels.common import cuda
 from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.dropout import cuda as dropout
 from fastdigit.kernels.dropout import reference as dropout_reference
@@ -25,6 +23,7 @@ from fastdigit.kernels.relu import cuda as relu
 from fastdigit.kernels.softmax_xent import cuda as softmax_xent
 
 from ..ptx.emulated import backend, emulated
+from ..ptx.faults import with_fault
 from ..ptx.ptxrun import PTXError
 
 right = fd.get_backend("numpy")
@@ -635,20 +634,6 @@ def test_an_attack_is_that_of_the_reference():
 
 
 # --- faults that must be found --------------------------------------------------------------------
-
-
-def with_fault(module, old, new):
-    """The module again, with one piece of its source replaced."""
-    source = importlib.util.find_spec(module.__name__).loader.get_source(module.__name__)
-    if old not in source:  # no AssertionError: that would pass for the fault having been found
-        raise ValueError(f"{old!r} is not in {module.__name__}")
-    spec = importlib.util.spec_from_loader(module.__name__ + "_with_fault", loader=None)
-    faulty = importlib.util.module_from_spec(spec)
-    faulty.__package__ = module.__package__
-    known = len(cuda.KERNELS)
-    exec(compile(source.replace(old, new, 1), "faulty.py", "exec"), faulty.__dict__)
-    del cuda.KERNELS[known:]
-    return faulty
 
 
 FAULTS = [

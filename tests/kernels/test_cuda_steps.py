@@ -14,8 +14,9 @@ from fastdigit.kernels.epoch import cuda_steps
 from fastdigit.streams import ORDER, random_stream
 
 from ..ptx.emulated import backend, emulated, with_faulty_epochs
+from ..ptx.faults import with_fault
 from ..ptx.ptxrun import PTXError
-from .test_cuda import from_bfloat16, to_bfloat16, to_tf32, with_fault
+from .test_cuda import from_bfloat16, to_bfloat16, to_tf32
 
 AUGMENT = fd.Augment(rotation=20, scale=0.2, elastic=0.8, smoothness=2, thickness=0.4, erase=3)
 AMPERE, HOPPER = Limits((8, 0), 4, 100_000), Limits((9, 0), 4, 200_000)

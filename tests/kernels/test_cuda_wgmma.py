@@ -10,7 +10,8 @@ from fastdigit.kernels.optimizer import cuda as optimizer
 
 from ..ptx import ptxrun
 from ..ptx.emulated import LIMITS, emulated
-from .test_cuda import from_bfloat16, to_bfloat16, with_fault
+from ..ptx.faults import using, with_fault
+from .test_cuda import from_bfloat16, to_bfloat16
 
 LARGE, MIDDLE, SMALL = cuda_wgmma.TILES
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -288,8 +289,7 @@ def test_faults_are_found(monkeypatch, old, new, message):
     ids=["before", "after"],
 )
 def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
-    faulty = with_fault(cuda_wgmma, "GROUPS = 2", "GROUPS = 2")
-    faulty.by_pieces = with_fault(cuda_epilogue, old, new).by_pieces
+    faulty = using(cuda_wgmma, by_pieces=with_fault(cuda_epilogue, old, new).by_pieces)
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
     with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
         faulty.multiply(a, b, c=c, tile=SMALL)
@@ -304,17 +304,15 @@ def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
     ids=["rows that there are not", "the last column"],
 )
 def test_what_is_brought_nearer_is_there(old, new, message):
-    def update(faulty):
+    def update(module):
         a, b = np.zeros((64, 136), np.uint16), np.zeros((64, 72), np.uint16)[:, :67]
         p, velocity = (np.zeros((136, 68), np.float32)[:, :67] for _ in range(2))
         numbers = np.zeros((1, optimizer.NUMBERS), np.float32)
         then = optimizer.updating((velocity,), False, numbers, np.zeros(1, np.int64))
         with emulated():
-            faulty.multiply(a, b, c=p, turned=(True, False), then=then, tile=SMALL)
+            module.multiply(a, b, c=p, turned=(True, False), then=then, tile=SMALL)
 
-    faulty = with_fault(cuda_wgmma, "GROUPS = 2", "GROUPS = 2")
-    update(faulty)
-    faulty.finisher = with_fault(cuda_epilogue, old, new).finisher
-    faulty.kernel.cache_clear()
+    update(cuda_wgmma)
+    faulty = using(cuda_wgmma, finisher=with_fault(cuda_epilogue, old, new).finisher)
     with pytest.raises(ptxrun.PTXError, match=message):
         update(faulty)

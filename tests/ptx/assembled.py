@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 
 from fastdigit.files import atomic_write
@@ -32,12 +32,32 @@ class Assembled:
     shared: int  # bytes of a block, without what is asked for at the launch
     stack: int  # bytes of local memory of a thread
     spills: int  # bytes stored and loaded
-    opcodes: Counter  # of the whole kernel, without modifiers
-    loop: Counter  # of the loop with most multiplications
-    lines: (
-        tuple  # (address, opcode as it is written, such as LDGSTS.E.BYPASS.128, operands) of the whole kernel
-    )
     said: str  # by the assembler
+    binary: bytes = field(repr=False)
+
+    @cached_property
+    def lines(self):
+        """((address, opcode as it is written, such as LDGSTS.E.BYPASS.128, operands), …) of the whole kernel.
+        Takes longer than the assembler, so only who asks waits for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "kernel.cubin")
+            file.write_bytes(self.binary)
+            code = subprocess.run(
+                [_tool("cuobjdump"), "--dump-sass", str(file)], capture_output=True, text=True, check=True
+            ).stdout
+        lines = tuple((int(place, 16), opcode, rest) for place, opcode, rest in _LINE.findall(code))
+        assert lines, "cuobjdump shows no instructions"
+        return lines
+
+    @cached_property
+    def opcodes(self):
+        """How many there are of each in the whole kernel, without modifiers."""
+        return Counter(opcode.split(".")[0] for _, opcode, _ in self.lines)
+
+    @cached_property
+    def loop(self):
+        """The same of the loop with most multiplications."""
+        return Counter(opcode.split(".")[0] for _, opcode, _ in _main_loop(self.lines))
 
     def blocks(self, capability, threads, asked=0):
         """How many blocks a multiprocessor holds at a time, each with so many bytes of shared memory asked
@@ -125,19 +145,13 @@ def assemble(kernel, capability):
         )
         if said.returncode:
             raise AssertionError(f"ptxas: {said.stderr}")
-        code = subprocess.run(
-            [_tool("cuobjdump"), "--dump-sass", str(binary)], capture_output=True, text=True, check=True
-        ).stdout
-    lines = [(int(place, 16), opcode, rest) for place, opcode, rest in _LINE.findall(code)]
-    assert lines, "cuobjdump shows no instructions"
+        content = binary.read_bytes()
     return Assembled(
         registers=_number(r"Used (\d+) registers", said.stderr),
         shared=_number(r"(\d+) bytes smem", said.stderr),
         stack=_number(r"(\d+) bytes stack frame", said.stderr),
         spills=_number(r"(\d+) bytes spill stores", said.stderr)
         + _number(r"(\d+) bytes spill loads", said.stderr),
-        opcodes=Counter(opcode.split(".")[0] for _, opcode, _ in lines),
-        loop=Counter(opcode.split(".")[0] for _, opcode, _ in _main_loop(lines)),
-        lines=tuple(lines),
         said=said.stderr,
+        binary=content,
     )

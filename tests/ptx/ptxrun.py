@@ -46,6 +46,7 @@ GLOBAL, SHARED, LOCAL = 0x7_0000_0000, 0x1_0000_0000, 0x2_0000_0000  # generic a
 U = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 S = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 F = {16: np.float16, 32: np.float32, 64: np.float64}
+BOOL, UNSIGNED = np.dtype(bool), {bits: np.dtype(kind) for bits, kind in U.items()}
 POISON = 0xFF
 WAITS_IN_VAIN = 10_000
 # What threads that wait for a word to change execute, and how often all blocks may do nothing else.
@@ -163,12 +164,13 @@ def numba_args(*args):
 @dataclass
 class Instr:
     op: str  # "ld.global.v4.f32"
-    parts: list  # ["ld", "global", "v4", "f32"]
+    parts: tuple  # ("ld", "global", "v4", "f32")
     args: list  # operand strings, vectors as lists
     guard: tuple | None  # (register, negated)
     text: str
     run: object = None
     target: int = -1
+    joint: bool = False  # whether a whole warpgroup has to be there
 
 
 @dataclass
@@ -208,6 +210,15 @@ _TYPE_BITS = {
     "s64": 64,
     "f64": 64,
 }
+
+
+# Types that a register of as many bits is only seen as: as what, None for what it is stored as.
+_SEEN_AS = {
+    ty: (F if ty[0] == "f" else S)[bits] if ty[0] in "fs" else None
+    for ty, bits in _TYPE_BITS.items()
+    if ty not in ("pred", "bf16", "f16x2")
+}
+_STORED_AS = {ty: UNSIGNED[_TYPE_BITS[ty]] for ty in _SEEN_AS}
 
 
 def _split_operands(s):
@@ -349,7 +360,7 @@ def parse(ptx, entry=None):
                 ops = [re.sub(r"[%$\w]+", lambda t: rename(t.group(0)), o) for o in ops]
                 if leave and op in ("ret", "ret.uni"):
                     op, ops = "bra", [leave]
-                prog.instrs.append(Instr(op, op.replace("::", "@").split("."), ops, guard, s))
+                prog.instrs.append(Instr(op, tuple(op.replace("::", "@").split(".")), ops, guard, s))
 
     def inline(function, args, ret, outer):
         """The body of a device function in place of its call, its registers, labels and parameters renamed."""
@@ -427,6 +438,20 @@ class Report:
     bank_conflicts: Counter = field(default_factory=Counter)  # extra passes over the shared-memory banks
     shared_bytes: int = 0
     barriers: int = 0
+
+
+_ALL_WRITTEN = {bits: U[bits](0x0101010101010101 & ((1 << bits) - 1)) for bits in U}
+
+
+# What a register has before anything is written to it.
+_UNSET = {UNSIGNED[bits]: U[bits](0xAAAAAAAAAAAAAAAA & ((1 << bits) - 1)) for bits in U} | {BOOL: np.False_}
+
+
+def _words(memory, bits):
+    """Bytes, or whether there are some, as numbers of so many bits; what is left of them at the end is not
+    seen."""
+    whole = len(memory) // 8 * 8
+    return memory[:whole].view(U[bits])
 
 
 # ---------------------------------------------------------------- one thread block
@@ -520,18 +545,14 @@ class Block:
         """Operand as raw bits: uint array [T] (bool for predicates), not to be written to."""
         v = self.regs.get(o)
         if v is not None:
-            if v.dtype == bool or v.dtype.itemsize * 8 == bits:
+            if v.dtype is UNSIGNED[bits] or v.dtype is BOOL:
                 return v
             return v.astype(U[bits])  # a narrower or wider register used as `bits`
         if (o, bits) in self.constants:
             return self.constants[o, bits]
         if o.startswith("%") and o not in self.special and re.fullmatch(r"%[\w.$]+", o):
             b = self.bits_of(o)  # a register that was never written
-            return (
-                np.full(self.T, 0xAAAAAAAAAAAAAAAA & ((1 << b) - 1), U[b])
-                if b > 1
-                else np.zeros(self.T, bool)
-            )
+            return np.full(self.T, _UNSET[UNSIGNED[b] if b > 1 else BOOL])
         found = self.constants[o, bits] = self.constant(o, bits)
         found.flags.writeable = False
         return found
@@ -549,6 +570,10 @@ class Block:
         return np.full(self.T, _literal(o, bits), U[bits])
 
     def val(self, o, ty):
+        v = self.regs.get(o)
+        if v is not None and v.dtype is _STORED_AS.get(ty):
+            seen = _SEEN_AS[ty]
+            return v if seen is None else v.view(seen)
         b = _TYPE_BITS[ty]
         if b == 1:
             if o in ("true", "false") or re.fullmatch(r"-?\d+", o):
@@ -567,39 +592,36 @@ class Block:
         return r.view(S[b]) if ty[0] == "s" else r
 
     def put(self, o, value, mask):
+        """A register becomes ``value``, an array that nobody changes from here on."""
         if o == "_":
             return
-        if value.dtype != bool:
-            want = self.bits_of(o)
-            value = np.ascontiguousarray(value)
-            if value.dtype.kind == "f" or value.dtype.kind == "i":
-                value = (
-                    value.view(U[value.dtype.itemsize * 8])
-                    if value.dtype.kind == "f" or value.dtype.itemsize * 8 == want
-                    else value.astype(S[want]).view(U[want])
-                )
-            if value.dtype.itemsize * 8 != want:
-                value = value.astype(U[want])
+        kind = value.dtype
+        if kind is not BOOL:
+            want = self.p.regs.get(o) or self.bits_of(o)
+            if kind is not UNSIGNED.get(want):
+                bits = kind.itemsize * 8
+                if bits == want or kind.kind == "f":
+                    value = value.view(U[bits])
+                elif kind.kind == "i":
+                    value = value.astype(S[want]).view(U[want])
+                if value.dtype.itemsize * 8 != want:
+                    value = value.astype(U[want])
         if mask is None:
-            self.regs[o] = value.copy() if value.base is not None else value
+            self.regs[o] = value
             return
         old = self.regs.get(o)
-        if old is None:
-            old = np.zeros(self.T, value.dtype)
-        self.regs[o] = np.where(mask, value, old)
+        self.regs[o] = np.where(mask, value, _UNSET[value.dtype] if old is None else old)
 
     # -- memory
     def address(self, o):
         base, off = _address_of(o)
-        return (
-            self.raw(base, 64).astype(np.int64) if base.startswith("%") else self.raw(base, 64).view(np.int64)
-        ) + off
+        address = self.raw(base, 64).view(np.int64)
+        return address + off if off else address
 
     def space(self, parts, addr, act):
-        for s in parts:
-            s0 = s.split("@")[0]
-            if s0 in ("global", "shared", "local", "param", "const"):
-                return s0, addr
+        named = _space_of(parts)
+        if named:
+            return named, addr
         a = addr[act]
         if a.size == 0:
             return "global", addr
@@ -651,60 +673,67 @@ class Block:
         cta = tuple(int(self.special[f"%ctaid.{c}"][0]) for c in "xyz")
         raise PTXError(f"{what}; thread {t} of block {cta}: {ins.text[:160]}")
 
-    def load(self, space, addr, bits, act, ins, off=0):
-        nb = bits // 8
-        out = np.zeros(self.T, U[bits])
-        if not act.any():
-            return out
+    def load(self, space, addr, bits, act, ins, count=1):
+        """``count`` numbers from each thread's address on, each [T]."""
+        nb, full = bits // 8, bool(act.all())
+        if not full and not act.any():
+            return [np.zeros(self.T, U[bits])] * count
+        start, thread = (addr, self.tid_all) if full else (addr[act], self.tid_all[act])
         if space == "global":
-            i = addr[act] + off - GLOBAL
-            if not self.dev.written[i].all():
-                self.fault("read of global memory that nothing has written", act, ins)
+            start = start - GLOBAL
+        if count > 1:
+            start = (start[:, None] + np.arange(0, nb * count, nb)).ravel()
+        who = thread if count == 1 else np.repeat(thread, count)
+        if space == "local":
+            found = self.lmem[who[:, None], start[:, None] + np.arange(nb)]
+            found = np.ascontiguousarray(found).view(U[bits])
+        else:
+            written, memory = self.memory(space)
+            if not written[start].all():
+                self.fault(f"read of {space} memory that nothing has written", act, ins)
             if self.races:
-                self.look(act, ins, "anywhere", i, nb, self.tid_all[act], False)
-            out[act] = self.dev.heap.view(U[bits])[i // nb] if bits > 8 else self.dev.heap[i]
-        elif space == "shared":
-            i = addr[act] + off
-            if not self.smem_init[i].all():
-                self.fault("read of shared memory that nothing has written", act, ins)
-            if self.races:
-                self.look(act, ins, "shared", i, nb, self.tid_all[act], False)
-            out[act] = (
-                self.smem[: len(self.smem) // 8 * 8].view(U[bits])[i // nb] if bits > 8 else self.smem[i]
-            )
-        elif space == "local":
-            i = addr[act] + off
-            rows = self.tid_all[act]
-            b = self.lmem[rows[:, None], i[:, None] + np.arange(nb)]
-            out[act] = np.ascontiguousarray(b).view(U[bits]).reshape(-1)
+                self.look(
+                    act, ins, "anywhere" if space == "global" else "shared", start, nb, who, False
+                )
+            found = _words(memory, bits)[start // nb]
+        found = found.reshape(-1, count)
+        if full:
+            return [found[:, k] for k in range(count)]
+        out = [np.zeros(self.T, U[bits]) for _ in range(count)]
+        for k, one in enumerate(out):
+            one[act] = found[:, k]
         return out
 
-    def store(self, space, addr, value, bits, act, ins, off=0):
-        nb = bits // 8
-        if not act.any():
+    def store(self, space, addr, values, bits, act, ins):
+        """These arrays [T] of numbers to each thread's address and behind it."""
+        nb, full, count = bits // 8, bool(act.all()), len(values)
+        if not full and not act.any():
             return
-        v = value[act]
-        if v.dtype.itemsize != nb:
-            v = v.astype(U[bits])
+        start, thread = (addr, self.tid_all) if full else (addr[act], self.tid_all[act])
+        values = [v if full else v[act] for v in values]
+        values = [v if v.dtype.itemsize == nb else v.astype(U[bits]) for v in values]
+        value = values[0] if count == 1 else np.stack(values, axis=1).ravel()
         if space == "global":
-            i = addr[act] + off - GLOBAL
-            if self.races:
-                self.look(act, ins, "anywhere", i, nb, self.tid_all[act], True)
-            (self.dev.heap.view(U[bits]) if bits > 8 else self.dev.heap)[i // nb] = v
-            for k in range(nb):
-                self.dev.written[i + k] = True
-        elif space == "shared":
-            i = addr[act] + off
-            if self.races:
-                self.look(act, ins, "shared", i, nb, self.tid_all[act], True)
-            (self.smem[: len(self.smem) // 8 * 8].view(U[bits]) if bits > 8 else self.smem)[i // nb] = v
-            for k in range(nb):
-                self.smem_init[i + k] = True
-        elif space == "local":
-            i = addr[act] + off
-            self.lmem[self.tid_all[act][:, None], i[:, None] + np.arange(nb)] = (
-                np.ascontiguousarray(v).view(np.uint8).reshape(-1, nb)
+            start = start - GLOBAL
+        if count > 1:
+            start = (start[:, None] + np.arange(0, nb * count, nb)).ravel()
+        who = thread if count == 1 else np.repeat(thread, count)
+        if space == "local":
+            self.lmem[who[:, None], start[:, None] + np.arange(nb)] = (
+                np.ascontiguousarray(value).view(np.uint8).reshape(-1, nb)
             )
+            return
+        written, memory = self.memory(space)
+        if self.races:
+            self.look(act, ins, "anywhere" if space == "global" else "shared", start, nb, who, True)
+        _words(memory, bits)[start // nb] = value
+        _words(written, bits)[start // nb] = _ALL_WRITTEN[bits]
+
+    def memory(self, space):
+        """(whether each byte has been written, the bytes)"""
+        return (
+            (self.dev.written, self.dev.heap) if space == "global" else (self.smem_init, self.smem)
+        )
 
     def is_relaxed(self, ins):
         """Whether an access may meet others' of its kind: each sees a word as one of these has left it."""
@@ -795,32 +824,38 @@ class Block:
         pad[: self.T] = np.where(able, self.pc, END)
         return pad.reshape(self.W, 32).min(1)
 
+    def count_warps(self, act):
+        """How many have a thread among these."""
+        if self.T % 32:
+            return len(np.unique(self.warp[act]))
+        return int(np.count_nonzero(act.reshape(-1, 32).any(1)))
+
     def segment(self, p, act):
         full = bool(act.all())
         instrs, n = self.p.instrs, len(self.p.instrs)
-        stops = self.p.stops
-        nw = len(np.unique(self.warp[act])) if not full else self.W
+        stops, counts, regs = self.p.stops, self.rep.instructions, self.regs
+        nw = self.W if full else self.count_warps(act)
         while True:
             if p >= n:
                 self.done |= act
                 return
             ins = instrs[p]
-            if ins.parts[0] == "wgmma" and ins.parts[1] == "mma_async":
+            if ins.joint:
                 ready = self.whole_warpgroups(act)
                 if not ready.all():  # the other warps wait for the rest of their warpgroup
                     self.pc[act & ~ready] = p
                     act, full = act & ready, False
                     if not act.any():
                         return
-                    nw = len(np.unique(self.warp[act]))
+                    nw = self.count_warps(act)
             self.moved = True
             if self.unsummed:
                 self.no_sums_among(ins, act)
-            self.rep.instructions[ins.parts[0]] += nw
+            counts[ins.parts[0]] += nw
             a = act
             m = None if full else act
             if ins.guard:
-                g = self.regs.get(ins.guard[0])
+                g = regs.get(ins.guard[0])
                 g = np.zeros(self.T, bool) if g is None else g
                 g = ~g if ins.guard[1] else g
                 a = act & g
@@ -890,6 +925,13 @@ class Block:
 
 
 @cache
+def _space_of(parts):
+    """What memory an instruction names, None if its addresses tell."""
+    named = (part.split("@")[0] for part in parts)
+    return next((name for name in named if name in ("global", "shared", "local", "param", "const")), None)
+
+
+@cache
 def _address_of(o):
     """(what it starts from, bytes from there on) of an operand such as [%rd1+16]."""
     m = re.fullmatch(r"\[\s*([^\]+]+?)\s*(?:\+\s*(-?\w+))?\s*\]", o)
@@ -933,12 +975,31 @@ def _vec(o):
     return [x.strip() for x in o.strip()[1:-1].split(",")] if o.startswith("{") else [o]
 
 
+_BF16 = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax}
+_INT = {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}
+_FLOAT = _BF16 | {"div": np.divide}
+_FLOAT_NAN = _FLOAT | {"min": np.minimum, "max": np.maximum}
 _INT2 = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+
+
+@cache
+def _plain(parts):
+    """The function of two numbers that an instruction is, None if there is more to it."""
+    ty, o = parts[-1], parts[0]
+    if ty not in _SEEN_AS or ty == "bf16x2" or set(parts[1:-1]) - {"lo", "rn", "ftz"}:
+        return None
+    if ty[0] == "f":
+        return _FLOAT.get(o)
+    return _INT2.get(o) or (np.multiply if "lo" in parts else _INT.get(o))
 
 
 @op("add", "sub", "mul", "min", "max", "div", "rem", "and", "or", "xor")
 def _binary(b, i, act, m):
     ty, o = i.parts[-1], i.parts[0]
+    plain = _plain(i.parts)
+    if plain is not None:
+        b.put(i.args[0], plain(b.val(i.args[1], ty), b.val(i.args[2], ty)), m)
+        return
     if ty == "pred":
         x, y = b.val(i.args[1], ty), b.val(i.args[2], ty)
         b.put(i.args[0], _INT2[o](x, y), m)
@@ -946,13 +1007,12 @@ def _binary(b, i, act, m):
     if ty in ("f16x2", "bf16x2"):
         k = ty[:-2]
         (xl, xh), (yl, yh) = _halves(b.raw(i.args[1], 32), k), _halves(b.raw(i.args[2], 32), k)
-        f = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax}[o]
+        f = _BF16[o]
         b.put(i.args[0], _pack(f(xl, yl), f(xh, yh), k), m)
         return
     if ty == "bf16":
         x, y = b.val(i.args[1], ty), b.val(i.args[2], ty)
-        f = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.fmin, "max": np.fmax}[o]
-        b.put(i.args[0], _f32_to_bf16(f(x, y)), m)
+        b.put(i.args[0], _f32_to_bf16(_BF16[o](x, y)), m)
         return
     if o in _INT2:
         bits = _TYPE_BITS[ty]
@@ -962,15 +1022,7 @@ def _binary(b, i, act, m):
 
     def calc():
         if ty[0] == "f":
-            nan = "NaN" in i.parts
-            r = {
-                "add": np.add,
-                "sub": np.subtract,
-                "mul": np.multiply,
-                "div": np.divide,
-                "min": np.minimum if nan else np.fmin,
-                "max": np.maximum if nan else np.fmax,
-            }[o](x, y)
+            r = (_FLOAT_NAN if "NaN" in i.parts else _FLOAT)[o](x, y)
             return np.clip(r, 0, 1).astype(r.dtype) if "sat" in i.parts else r
         if o == "mul":
             bits = _TYPE_BITS[ty]
@@ -1003,7 +1055,7 @@ def _binary(b, i, act, m):
                 if o == "div"
                 else (x - q * ys).astype(x.dtype)
             )
-        return {"add": np.add, "sub": np.subtract, "min": np.minimum, "max": np.maximum}[o](x, y)
+        return _INT[o](x, y)
 
     b.put(i.args[0], calc(), m)
 
@@ -1117,6 +1169,11 @@ def _bfind(b, i, act, m):
 def _shift(b, i, act, m):
     ty = i.parts[-1]
     bits = _TYPE_BITS[ty]
+    if i.args[2].isdigit() and int(i.args[2]) < bits:
+        x = b.val(i.args[1], ty)
+        n = x.dtype.type(int(i.args[2]))
+        b.put(i.args[0], x << n if i.parts[0] == "shl" else x >> n, m)
+        return
     n = b.raw(i.args[2], 32).astype(np.int64)
     if i.parts[0] == "shl":
         x = b.raw(i.args[1], bits)
@@ -1198,22 +1255,25 @@ def _prmt(b, i, act, m):
     b.put(i.args[0], r.astype(np.uint32), m)
 
 
+_COMPARED = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
+
+
 @op("setp")
 def _setp(b, i, act, m):
     ty, cmp = i.parts[-1], i.parts[1]
     x, y = b.val(i.args[1], ty), b.val(i.args[2], ty)
-    f = {
-        "eq": np.equal,
-        "ne": np.not_equal,
-        "lt": np.less,
-        "le": np.less_equal,
-        "gt": np.greater,
-        "ge": np.greater_equal,
-        "lo": np.less,
-        "ls": np.less_equal,
-        "hi": np.greater,
-        "hs": np.greater_equal,
-    }
+    f = _COMPARED
     if ty[0] in "f" or ty == "bf16":
         nan = np.isnan(x) | np.isnan(y)
         if cmp == "num":
@@ -1262,7 +1322,7 @@ def _mov(b, i, act, m):
         for k, x in enumerate(v):
             b.put(x, (r >> U[bits](each * k)).astype(U[each]), m)
     else:
-        b.put(d, b.raw(s, bits).copy(), m)
+        b.put(d, b.raw(s, bits), m)
 
 
 @op("cvta")
@@ -1348,10 +1408,12 @@ def _ld(b, i, act, m):
                     m,
                 )
             return
-        data, off = b.params[q.group(1)], int(q.group(2) or 0)
-        for k, d in enumerate(dst):
-            v = np.frombuffer(data[off + k * bits // 8 : off + (k + 1) * bits // 8], U[bits])[0]
-            b.put(d, np.full(b.T, v), m)
+        key = i.args[1], bits, len(dst)
+        if key not in b.constants:
+            data, off = b.params[q.group(1)], int(q.group(2) or 0)
+            b.constants[key] = [np.full(b.T, v) for v in np.frombuffer(data, U[bits], len(dst), off)]
+        for d, v in zip(dst, b.constants[key]):
+            b.put(d, v, m)
         return
     addr = b.address(i.args[1])
     space, addr = b.space(i.parts, addr, act)
@@ -1363,7 +1425,7 @@ def _ld(b, i, act, m):
         b.acquire(addr, act, i)
     if "acquire" in i.parts or b.is_relaxed(i):
         b.races = None  # it may meet what others do there
-    vals = [b.load(space, addr, bits, act, i, k * bits // 8) for k in range(len(dst))]
+    vals = b.load(space, addr, bits, act, i, len(dst))
     b.races = races
     for d, v in zip(dst, vals):
         want = b.bits_of(d)
@@ -1393,8 +1455,7 @@ def _st(b, i, act, m):
     races = b.races
     if b.is_relaxed(i):
         b.races = None
-    for k, s in enumerate(src):
-        b.store(space, addr, b.raw(s, bits), bits, act, i, k * bits // 8)
+    b.store(space, addr, [b.raw(each, bits) for each in src], bits, act, i)
     b.races = races
 
 
@@ -1420,7 +1481,7 @@ def _atom(b, i, act, m):
     for t in np.flatnonzero(act):
         one = np.zeros(b.T, bool)
         one[t] = True
-        old = b.load(space, addr, bits, one, i).view(x.dtype)[t]
+        old = b.load(space, addr, bits, one, i)[0].view(x.dtype)[t]
         new = {
             "add": lambda: old + x[t],
             "min": lambda: min(old, x[t]),
@@ -1433,7 +1494,7 @@ def _atom(b, i, act, m):
             "inc": lambda: x.dtype.type(0) if old >= x[t] else old + x.dtype.type(1),
             "dec": lambda: x[t] if old == 0 or old > x[t] else old - x.dtype.type(1),
         }[what]()
-        b.store(space, addr, np.full(b.T, new, x.dtype).view(U[bits]), bits, one, i)
+        b.store(space, addr, [np.full(b.T, new, x.dtype).view(U[bits])], bits, one, i)
         out[t] = old
     b.races = races
     b.put(args[0], out, m)
@@ -1626,10 +1687,8 @@ def _cp(b, i, act, m):
                 & ~r["done"]
                 & (((r["seq"] >= 0) & (r["seq"] < b.commits - keep)) | ("wait_all" in s))
             )
-            for t in np.flatnonzero(k):
-                a = int(r["dst"][t])
-                b.smem[a : a + r["n"]] = r["data"][t]
-                b.smem_init[a : a + r["n"]] = True
+            at = r["dst"][k][:, None] + np.arange(r["n"])
+            b.smem[at], b.smem_init[at] = r["data"][k], True
             r["done"] |= k
         b.pending = [r for r in b.pending if not r["done"][r["lanes"]].all()]
         return None
@@ -1644,26 +1703,23 @@ def _cp(b, i, act, m):
     full = act & (take > 0)
     if full.any() and (src[full] % n).any():
         b.fault(f"misaligned source of a {n}-byte copy", act, i)
-    for size in np.unique(take[full]):  # only so many bytes are read
+    data = np.zeros((b.T, n), np.uint8)
+    for size in np.unique(take[full]).tolist():  # only so many bytes are read
         some = full & (take == size)
-        b.check("global", src, int(size), some, i, False, aligned=False)
+        b.check("global", src, size, some, i, False, aligned=False)
         if b.metrics:
-            b.count("cp.async", "global", src, int(size), some)
+            b.count("cp.async", "global", src, size, some)
+        first = src[some] - GLOBAL
+        at = first[:, None] + np.arange(size)
+        if not b.dev.written[at].all():
+            b.fault("read of global memory that nothing has written", act, i)
+        b.look(act, i, "pieces", first, size, b.tid_all[some])
+        data[some, :size] = b.dev.heap[at]
     if b.metrics:
         b.count("cp.async", "shared", dst, n, act)
-    data = np.zeros((b.T, n), np.uint8)
-    for t in np.flatnonzero(act):
-        if take[t] > 0:
-            g = int(src[t] - GLOBAL)
-            if not b.dev.written[g : g + take[t]].all():
-                b.fault("read of global memory that nothing has written", act, i)
-            b.look(act, i, "piece", g, g + take[t], t, False)
-            data[t, : take[t]] = b.dev.heap[g : g + take[t]]
-        a = int(dst[t])
-        b.smem[a : a + n] = POISON
-        b.smem_init[a : a + n] = False
-    for k in range(0, n, 4):
-        b.look(act, i, "shared", dst[act] + k, 4, np.flatnonzero(act), True)
+    at = dst[act][:, None] + np.arange(n)
+    b.smem[at], b.smem_init[at] = POISON, False
+    b.look(act, i, "shared", dst[act], n, b.tid_all[act], True)
     b.pending.append(
         {
             "lanes": act.copy(),
@@ -1850,42 +1906,41 @@ def _ldmatrix(b, i, act, m):
     regs, addr = (_vec(i.args[1]), b.address(i.args[0])) if store else (_vec(i.args[0]), b.address(i.args[1]))
     if addr[act].size and addr[act].min() >= SHARED:
         addr = addr - SHARED
-    out = [np.zeros(b.T, np.uint32) for _ in regs]
-    lane = np.arange(32)
-    for w in b.whole_warps(act, i):
-        base = w * 32
+    lane, warps = np.arange(32), b.whole_warps(act, i)
+    # Of each warp as many eights of lanes as there are matrices have an address each, of 16 bytes.
+    who = np.zeros(b.T, bool)
+    who[(32 * warps[:, None] + np.arange(8 * n)).ravel()] = True
+    b.check("shared", addr, 16, who, i, store)
+    if b.metrics:
         for k in range(n):
-            rows = addr[base + 8 * k : base + 8 * k + 8]
-            who = np.zeros(b.T, bool)
-            who[base + 8 * k : base + 8 * k + 8] = True
-            b.check("shared", addr, 16, who, i, store)
-            if b.metrics:
-                b.count("stmatrix" if store else "ldmatrix", "shared", addr, 16, who)
-            idx = rows[:, None] + np.arange(16)
-            words = np.repeat(rows, 4) + np.tile(np.arange(0, 16, 4), 8)
-            if store or b.smem_init[idx].all():
-                readers = np.repeat(np.flatnonzero(who), 4)
-                b.look(who, i, "shared", words, 4, readers, store)
-            if store:
-                v = b.raw(regs[k], 32)[base : base + 32]
-                pair = np.ascontiguousarray(v).view(np.uint16).reshape(32, 2)
-                mat = np.zeros((8, 8), np.uint16)
-                for e in range(2):
-                    r, c = lane // 4, 2 * (lane % 4) + e
-                    mat[(c, r) if trans else (r, c)] = pair[:, e]
-                b.smem[idx] = mat.view(np.uint8).reshape(8, 16)
-                b.smem_init[idx] = True
-            else:
-                if not b.smem_init[idx].all():
-                    b.fault("ldmatrix reads shared memory that nothing has written", act, i)
-                mat = np.ascontiguousarray(b.smem[idx]).view(np.uint16).reshape(8, 8)
-                if trans:
-                    mat = mat.T
-                lo, hi = mat[lane // 4, 2 * (lane % 4)], mat[lane // 4, 2 * (lane % 4) + 1]
-                out[k][base : base + 32] = lo.astype(np.uint32) | (hi.astype(np.uint32) << np.uint32(16))
-    if not store:
-        for r, v in zip(regs, out):
-            b.put(r, v, m)
+            eight = who & (b.lane // 8 == k)
+            b.count("stmatrix" if store else "ldmatrix", "shared", addr, 16, eight)
+    rows = addr[who].reshape(len(warps), n, 8)
+    at = rows[..., None] + np.arange(16)
+    there = bool(b.smem_init[at].all())
+    if store or there:
+        b.look(who, i, "shared", rows.ravel(), 16, b.tid_all[who], store)
+    elif not there:
+        b.fault("ldmatrix reads shared memory that nothing has written", act, i)
+    lanes = 32 * warps[:, None] + lane
+    row, column = lane // 4, 2 * (lane % 4)
+    if store:
+        mats = np.zeros((len(warps), n, 8, 8), np.uint16)
+        seen = mats.swapaxes(2, 3) if trans else mats
+        for k, reg in enumerate(regs):
+            word = b.raw(reg, 32)[lanes]
+            seen[:, k, row, column], seen[:, k, row, column + 1] = word & 0xFFFF, word >> np.uint32(16)
+        b.smem[at], b.smem_init[at] = mats.view(np.uint8), True
+        return None
+    mats = np.ascontiguousarray(b.smem[at]).view(np.uint16)
+    if trans:
+        mats = mats.swapaxes(2, 3)
+    words = mats[:, :, row, column].astype(np.uint32)
+    words |= mats[:, :, row, column + 1].astype(np.uint32) << np.uint32(16)
+    for k, reg in enumerate(regs):
+        out = np.zeros(b.T, np.uint32)
+        out[lanes] = words[:, k]
+        b.put(reg, out, m)
     return None
 
 
@@ -1903,23 +1958,25 @@ def _mma_bytes(b, i, act, m):
     a_kind, b_kind = (kinds[kind] for kind in i.parts[-3:-1])
     d, ra, rb, rc = (_vec(x) for x in i.args[:4])
     A_, B_, C_ = ([b.raw(x, 32) for x in v] for v in (ra, rb, rc))
-    out = [np.zeros(b.T, np.uint32) for _ in d]
-    for w in b.whole_warps(act, i):
-        s = slice(w * 32, w * 32 + 32)
-        bytes_of = lambda reg, kind: np.ascontiguousarray(reg[s]).view(kind).reshape(32, 4)
-        a, bm, c = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64), np.zeros((16, 8), np.int64)
-        for e in range(4):
-            for k, reg in enumerate(A_):
-                a[_G + 8 * (k % 2), 4 * _Q + 16 * (k // 2) + e] = bytes_of(reg, a_kind)[:, e]
-            for k, reg in enumerate(B_):
-                bm[4 * _Q + 16 * k + e, _G] = bytes_of(reg, b_kind)[:, e]
-        for k, reg in enumerate(C_):
-            c[_G + 8 * (k // 2), 2 * _Q + k % 2] = reg[s].view(np.int32)
-        r = (a @ bm + c).astype(np.uint32)
-        for k in range(4):
-            out[k][s] = r[_G + 8 * (k // 2), 2 * _Q + k % 2]
-    for reg, v in zip(d, out):
-        b.put(reg, v, m)
+    warps = b.whole_warps(act, i)
+    lanes, count = 32 * warps[:, None] + np.arange(32), len(warps)
+    a, bm, c = (np.zeros((count, *shape), np.int64) for shape in ((16, 32), (32, 8), (16, 8)))
+
+    def bytes_of(reg, kind):
+        return reg[lanes].view(kind).reshape(count, 32, 4)
+
+    for e in range(4):
+        for k, reg in enumerate(A_):
+            a[:, _G + 8 * (k % 2), 4 * _Q + 16 * (k // 2) + e] = bytes_of(reg, a_kind)[..., e]
+        for k, reg in enumerate(B_):
+            bm[:, 4 * _Q + 16 * k + e, _G] = bytes_of(reg, b_kind)[..., e]
+    for k, reg in enumerate(C_):
+        c[:, _G + 8 * (k // 2), 2 * _Q + k % 2] = reg[lanes].view(np.int32)
+    r = (a @ bm + c).astype(np.uint32)
+    for k, reg in enumerate(d):
+        out = np.zeros(b.T, np.uint32)
+        out[lanes] = r[:, _G + 8 * (k // 2), 2 * _Q + k % 2]
+        b.put(reg, out, m)
     return None
 
 
@@ -1940,46 +1997,53 @@ def _mma(b, i, act, m):
         raise UnsupportedPTX(i.text)
     d, ra, rb, rc = (_vec(x) for x in i.args[:4])
     A_, B_, C_ = ([b.raw(x, 32) for x in v] for v in (ra, rb, rc))
-    out = [np.zeros(b.T, np.uint32) for _ in d]
-    for w in b.whole_warps(act, i):
-        s = slice(w * 32, w * 32 + 32)
-        a, bm, c = np.zeros((M, K), np.float64), np.zeros((K, N), np.float64), np.zeros((M, N), np.float64)
-        if a_ty == "tf32":
-            for k, reg in enumerate(A_):
-                v = (reg[s] & np.uint32(0xFFFFE000)).view(np.float32)
-                a[_G + 8 * (k % 2), _Q + 4 * (k // 2)] = v
-            for k, reg in enumerate(B_):
-                bm[_Q + 4 * k, _G] = (reg[s] & np.uint32(0xFFFFE000)).view(np.float32)
-        else:
-            for k, reg in enumerate(A_):
-                for e, v in enumerate(_halves(reg[s], a_ty)):
-                    a[_G + 8 * (k % 2), 2 * _Q + 8 * (k // 2) + e] = v
-            for k, reg in enumerate(B_):
-                for e, v in enumerate(_halves(reg[s], b_ty)):
-                    bm[2 * _Q + 8 * k + e, _G] = v
-        if c_ty == "f32":
-            for k, reg in enumerate(C_):
-                c[_G + 8 * (k // 2), 2 * _Q + k % 2] = reg[s].view(np.float32)
-        else:
-            for k, reg in enumerate(C_):
-                for e, v in enumerate(_halves(reg[s], "f16")):
-                    c[_G + 8 * k, 2 * _Q + e] = v
-        r = a @ bm + c
+    warps = b.whole_warps(act, i)
+    lanes, count = 32 * warps[:, None] + np.arange(32), len(warps)
+    a, bm, c = (np.zeros((count, *shape)) for shape in ((M, K), (K, N), (M, N)))
+    if a_ty == "tf32":
+        for k, reg in enumerate(A_):
+            seen = (reg[lanes] & np.uint32(0xFFFFE000)).view(np.float32)
+            a[:, _G + 8 * (k % 2), _Q + 4 * (k // 2)] = seen
+        for k, reg in enumerate(B_):
+            bm[:, _Q + 4 * k, _G] = (reg[lanes] & np.uint32(0xFFFFE000)).view(np.float32)
+    else:
+        for k, reg in enumerate(A_):
+            for e, v in enumerate(_halves(reg[lanes], a_ty)):
+                a[:, _G + 8 * (k % 2), 2 * _Q + 8 * (k // 2) + e] = v
+        for k, reg in enumerate(B_):
+            for e, v in enumerate(_halves(reg[lanes], b_ty)):
+                bm[:, 2 * _Q + 8 * k + e, _G] = v
+    if c_ty == "f32":
+        for k, reg in enumerate(C_):
+            c[:, _G + 8 * (k // 2), 2 * _Q + k % 2] = reg[lanes].view(np.float32)
+    else:
+        for k, reg in enumerate(C_):
+            for e, v in enumerate(_halves(reg[lanes], "f16")):
+                c[:, _G + 8 * k, 2 * _Q + e] = v
+    r = (a @ bm + c).astype(np.float32)
+    for k, reg in enumerate(d):
+        out = np.zeros(b.T, np.uint32)
         if d_ty == "f32":
-            for k in range(4):
-                out[k][s] = np.ascontiguousarray(r[_G + 8 * (k // 2), 2 * _Q + k % 2], np.float32).view(
-                    np.uint32
-                )
+            out[lanes] = r[:, _G + 8 * (k // 2), 2 * _Q + k % 2].view(np.uint32)
         else:
-            for k in range(2):
-                out[k][s] = _pack(
-                    r[_G + 8 * k, 2 * _Q].astype(np.float32),
-                    r[_G + 8 * k, 2 * _Q + 1].astype(np.float32),
-                    "f16",
-                )
-    for reg, v in zip(d, out):
-        b.put(reg, v, m)
+            out[lanes] = _pack(r[:, _G + 8 * k, 2 * _Q], r[:, _G + 8 * k, 2 * _Q + 1], "f16")
+        b.put(reg, out, m)
     return None
+
+
+@cache
+def _places(rows, K, size, mn_major, mode, lbo, sbo):
+    """Where the numbers [rows, K] of a tile in shared memory are, from its start on, before any exchange."""
+    r, k = np.meshgrid(np.arange(rows), np.arange(K), indexing="ij")
+    per = 16 // size  # elements in a 16-byte chunk
+    if not mn_major:
+        if mode == 0:
+            return (r // 8) * sbo + (k // per) * lbo + (r % 8) * 16 + (k % per) * size
+        return (r // 8) * sbo + (r % 8) * mode + k * size
+    if mode == 0:
+        return (r // per) * sbo + (k // 8) * lbo + (k % 8) * 16 + (r % per) * size
+    line = mode // size
+    return (r // line) * lbo + (k // 8) * sbo + (k % 8) * mode + (r % line) * size
 
 
 def _descriptor(b, desc, rows, K, kind, mn_major, i, act, first):
@@ -1988,29 +2052,16 @@ def _descriptor(b, desc, rows, K, kind, mn_major, i, act, first):
     start, lbo, sbo = (desc & 0x3FFF) << 4, (desc >> 16 & 0x3FFF) << 4, (desc >> 32 & 0x3FFF) << 4
     mode = {0: 0, 1: 128, 2: 64, 3: 32}[desc >> 62 & 3]
     size = 2 if kind in ("bf16", "f16") else 4
-    r, k = np.meshgrid(np.arange(rows), np.arange(K), indexing="ij")
-    per = 16 // size  # elements in a 16-byte chunk
-    if not mn_major:
-        if mode == 0:
-            addr = start + (r // 8) * sbo + (k // per) * lbo + (r % 8) * 16 + (k % per) * size
-        else:
-            addr = start + (r // 8) * sbo + (r % 8) * mode + k * size
-    elif mode == 0:
-        addr = start + (r // per) * sbo + (k // 8) * lbo + (k % 8) * 16 + (r % per) * size
-    else:
-        line = mode // size
-        addr = start + (r // line) * lbo + (k // 8) * sbo + (k % 8) * mode + (r % line) * size
-    addr = _swizzle(addr, mode)
+    addr = _swizzle(start + _places(rows, K, size, mn_major, mode, lbo, sbo), mode)
     if (addr < 0).any() or (addr + size > b.smem_size).any():
         b.fault("wgmma descriptor reaches outside shared memory", act, i)
-    idx = addr[..., None] + np.arange(size)
-    if not b.smem_init[idx].all():
+    bits, place = 8 * size, addr // size
+    if not (_words(b.smem_init, bits)[place] == _ALL_WRITTEN[bits]).all():
         b.fault("wgmma reads shared memory that nothing has written", act, i)
     b.look(act, i, "products_read", addr.ravel(), first, b.products[first] + 1)
-    raw = np.ascontiguousarray(b.smem[idx])
+    raw = _words(b.smem, bits)[place]
     if size == 4:
-        return (raw.view(np.uint32)[..., 0] & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    raw = raw.view(np.uint16)[..., 0]
+        return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
     return (_bf16_to_f32(raw) if kind == "bf16" else raw.view(np.float16)).astype(np.float64)
 
 
@@ -2066,12 +2117,13 @@ def _wgmma(b, i, act, m):
             a = _descriptor(b, b.raw(i.args[1], 64)[t0], 64, K, a_ty, ta, i, act, t0)
         bm = _descriptor(b, b.raw(i.args[2], 64)[t0], N, K, b_ty, tb, i, act, t0)
         r = (sa * a) @ (sb * bm).T
-        for w in range(4):
-            s = slice(t0 + 32 * w, t0 + 32 * w + 32)
-            for k in range(len(d)):
-                row, col = 16 * w + _G + 8 * (k % 4 // 2), 8 * (k // 4) + 2 * _Q + k % 2
-                old = b.raw(d[k], 32)[s].view(np.float32) if scale_d[t0] else np.float32(0)
-                out[k][s] = np.ascontiguousarray(r[row, col] + old, np.float32).view(np.uint32)
+        t, k = np.arange(128), np.arange(len(d))[:, None]
+        r = r[16 * (t // 32) + t % 32 // 4 + 8 * (k % 4 // 2), 8 * (k // 4) + 2 * (t % 4) + k % 2]
+        group = slice(t0, t0 + 128)
+        if scale_d[t0]:
+            r = r + np.stack([b.raw(each, 32)[group] for each in d]).view(np.float32)
+        for each, new in zip(out, r.astype(np.float32).view(np.uint32)):
+            each[group] = new
     for reg, v in zip(d, out):
         b.put(reg, v, m)
         b.unsummed.setdefault(reg, np.zeros(b.T, np.int64))[act] = b.products[act] + 1
@@ -2113,6 +2165,7 @@ def _prepare(ptx, entry):
             ins.run = HANDLERS.get(ins.parts[0])
             if ins.run is None:
                 raise UnsupportedPTX(ins.text)
+            ins.joint = ins.parts[:2] == ("wgmma", "mma_async")
             if ins.parts[0] == "bra":
                 ins.target = prog.labels[ins.args[0]]
         prog.ready = True

@@ -45,7 +45,8 @@ class Races:
     def meet(self, threads):
         """These threads (indices) were at one barrier."""
         self.know[0, threads, threads] = self.clock[threads]
-        self.know[:, threads] = self.know[:, threads].max(1, keepdims=True)
+        these = slice(None) if len(threads) == self.threads else threads
+        self.know[:, these] = self.know[:, these].max(1, keepdims=True)
         self.clock[threads] += 1
         if self.met is not None:
             self._learn_of_blocks(threads, self.met[threads].max(0))
@@ -135,11 +136,12 @@ class Races:
     # -- accesses to shared memory
     def shared(self, byte, size, thread, write):
         """Accesses of so many bytes at these addresses by these threads, in one instruction."""
-        word = byte // 4
         if write and len(np.unique(byte)) != len(byte):
             return "race: two threads write one shared address in one instruction"
-        if size == 8:
-            word, thread = np.concatenate([word, word + 1]), np.concatenate([thread, thread])
+        word = byte // 4
+        if size > 4:
+            word = (word[:, None] + np.arange(size // 4)).ravel()
+            thread = np.repeat(thread, size // 4)
         writer = self.writer[word]
         late = (writer != thread) & (self.know[0][thread, writer] < self.written[word])
         if late.any():
@@ -246,6 +248,12 @@ class Races:
         unit = 4 if size >= 4 else 1
         units = byte[:, None] // unit + np.arange(size // unit)
         return self.everywhere.access(self, units.ravel(), unit, np.repeat(thread, size // unit), write)
+
+    def pieces(self, start, size, thread):
+        """Each of these threads reads so many bytes from a multiple of 4 on."""
+        count = -(-size // 4)
+        units = start[:, None] // 4 + np.arange(count)
+        return self.everywhere.access(self, units.ravel(), 4, np.repeat(thread, count), False)
 
     def piece(self, start, end, thread, write):
         """One thread reads or writes all from one place to another."""

@@ -375,11 +375,16 @@ def _guard(*failures):
 def _cupy_memory(guarded):
     """zeros, to_device, to_host and synchronize of a backend that computes on CuPy's arrays."""
     import cupy as cp
+    import numpy as np
 
     def to_device(a, out=None):
         if out is None:
             return cp.asarray(a)
-        out[...] = cp.asarray(a)
+        same = (out.shape, out.dtype) == (a.shape, a.dtype)
+        if same and out.flags.c_contiguous and type(a) is np.ndarray:
+            out.set(a)  # at once, and not to another place first
+        else:
+            out[...] = cp.asarray(a)
         return out
 
     functions = {

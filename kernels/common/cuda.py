@@ -672,6 +672,14 @@ def check_shapes(**shapes):
             raise ValueError(f"{name} has shape {tuple(actual)}, the others ask for {tuple(wanted)}")
 
 
+def copy_onto(to, array):
+    """The numbers of an array to another of its dtype and size, on the same side, both contiguous."""
+    if isinstance(to, np.ndarray):
+        to[...] = array
+    else:  # by the driver: CuPy would have a kernel do it, and a launch takes the host longer
+        to.data.copy_from_device_async(array.data, to.nbytes)
+
+
 def places_of(arrays):
     """Where they are: what must be the same for a launch that was made ready for them."""
     return tuple(None if a is None else (a.__class__, address_of(a), a.shape) for a in arrays)

@@ -33,6 +33,7 @@ Source: the idea of weights that stay in registers or shared memory across steps
 """
 
 import math
+import operator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,9 +51,9 @@ from ..common.cuda import (
     WORDS,
     Kernel,
     blocks_for,
+    copy_onto,
     cuda,
     device,
-    places_of,
     recorded,
     types,
 )
@@ -1035,7 +1036,7 @@ class Persistent:
         arena.array("logits", (words[SHARES] * self.blocks * words[MESSAGE],), np.int64)
         arena.array("gradients", (batch * words[DZ_ROW] + 1,), np.int64)
         arena.array("counter", (1,), np.uint32)
-        self.memory, self.ready, self.tag = arena.allocate(zeros), (None, None), 1
+        self.memory, self.ready, self.tag = arena.allocate(zeros), ((), None, None), 1
 
     @staticmethod
     def settings(plan, images):
@@ -1058,15 +1059,16 @@ class Persistent:
         given = np.concatenate([head, numbers])  # one copy to the GPU instead of two
         self.tag += steps
         to_device(given, out=self.memory["given"][: given.size])
-        self.memory["order"][...] = order
+        copy_onto(self.memory["order"], order)
         self._launch(plan, images, labels, loss, correct)()
 
     def _launch(self, plan, images, labels, loss, correct):
         """What was made ready for the last call, if it was for the same arrays: half of a launch's time."""
-        places = places_of([plan.parameters, *plan.state, plan.weight, images, labels, loss, correct])
+        arrays = plan.parameters, *plan.state, plan.weight, images, labels, loss, correct
         nesterov = bool(getattr(plan.optimizer, "nesterov", False))
-        asked = places, plan.label_smoothing, nesterov
-        if self.ready[0] != asked:
+        how = plan.label_smoothing, nesterov
+        known, known_how, _ = self.ready
+        if how != known_how or any(map(operator.is_not, arrays, known)):
             memory, nothing = self.memory, plan.parameters[:0]
             words = self.words | {NESTEROV: nesterov, WEIGHTED: plan.weight is not None}
             with recorded() as launches:
@@ -1080,5 +1082,5 @@ class Persistent:
                     *(memory["logits"], memory["gradients"], loss, correct, memory["counter"]),
                     shared=self.shared,
                 )
-            self.ready = asked, gpu.prepared(*launches[0])
-        return self.ready[1]
+            self.ready = arrays, how, gpu.prepared(*launches[0])
+        return self.ready[2]

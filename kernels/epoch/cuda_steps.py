@@ -39,6 +39,7 @@ from ..common.cuda import (
     WORDS,
     Kernel,
     blocks_for,
+    copy_onto,
     cuda,
     device,
     flat,
@@ -424,7 +425,7 @@ class Steps:
         memory, steps = self.memory, len(plan.learning_rates)
         to_device(np.array([0, plan.first_step, plan.update], np.int64), out=memory["position"])
         to_device(step_numbers(plan), out=memory["numbers"][:steps])
-        memory["order"][...] = order
+        copy_onto(memory["order"], order)
         for launch in self.rounding:  # the weights may have been changed since
             launch()
         if not self.graphs:

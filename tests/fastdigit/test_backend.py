@@ -186,6 +186,12 @@ class DeviceArray(np.ndarray):
         result = function(*map(plain, arguments), **{name: plain(v) for name, v in options.items()})
         return _device(result)
 
+    def set(self, a):
+        assert type(a) is np.ndarray
+        assert (a.dtype, a.shape) == (self.dtype, self.shape), "CuPy refuses this"
+        assert self.flags.c_contiguous
+        self.view(np.ndarray)[...] = a
+
 
 def _plain(value):
     if type(value) is np.ndarray:
@@ -266,6 +272,19 @@ def test_without_cupy_the_reason_says_what_to_install(monkeypatch, fresh_loaders
     assert "pip install 'fastdigit[cuda13]'" in fd.backends()["cupy"]
     with pytest.raises(fd.BackendError, match=r"'cupy' cannot run here: CuPy is not installed"):
         fd.get_backend("cupy")
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["contiguous", "rows apart"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("turned", [False, True], ids=["as it is", "transposed"])
+def test_arrays_go_to_where_they_are_wanted(fake_cupy, wide, dtype, turned):
+    backend = fd.get_backend("cupy")
+    a = np.arange(6, dtype=dtype).reshape((2, 3) if turned else (3, 2))
+    a, whole = (a.T if turned else a), backend.zeros((3, 4 if wide else 2), "float32")
+    out = whole[:, :2]
+    assert backend.to_device(a, out=out) is out
+    np.testing.assert_array_equal(backend.to_host(whole)[:, :2], a)
+    assert not backend.to_host(whole)[:, 2:].any()
 
 
 def test_cupy_without_a_device(fake_cupy):

@@ -147,6 +147,16 @@ class Stream:
         self.noted.append("synchronize")
 
 
+def test_arrays_are_copied_by_who_has_them():
+    asked = []
+    data = SimpleNamespace(copy_from_device_async=lambda *what: asked.append(what))
+    cuda.copy_onto(SimpleNamespace(data=data, nbytes=24), SimpleNamespace(data="from there"))
+    assert asked == [("from there", 24)]
+    here = np.zeros(3)
+    cuda.copy_onto(here, np.arange(3.0))
+    assert here.tolist() == [0, 1, 2]
+
+
 @pytest.fixture
 def driver(monkeypatch):
     """The driver's calls, as a list of (name, arguments); ``driver.status`` is what they return."""

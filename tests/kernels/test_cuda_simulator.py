@@ -17,16 +17,17 @@ import numpy as np, fastdigit as fd
 random = np.random.default_rng(0)
 labels = random.integers(0, 4, 64).astype(np.uint8)
 images = fd.Images(random.integers(0, 256, (64, 6, 6)).astype(np.uint8), labels)
-for network, options in (
-    ({}, {"optimizer": fd.SGD(0.1, momentum=0.9, nesterov=True)}),
+for sizes, network, options in (
+    ([36, 4], {}, {"optimizer": fd.SGD(0.1, momentum=0.9, nesterov=True)}),
     (
+        [36, 8, 4],
         {"dropout": 0.3, "input_dropout": 0.1},
         {"optimizer": fd.AdamW(0.01), "clip_norm": 0.5, "max_norm": 1.0, "augment": fd.Augment(shift=1)},
     ),
 ):
     weights = []
     for backend in ("cuda", "numpy"):
-        net = fd.Network([36, 8, 4], backend=backend, seed=1, **network)
+        net = fd.Network(sizes, backend=backend, seed=1, **network)
         fd.fit(net, images, epochs=1, batch_size=48, seed=2, **options)
         weights.append(net.get_parameters())
     print(fd.get_backend("cuda").device)

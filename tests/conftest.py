@@ -58,7 +58,7 @@ def narrower(request, tmp_path_factory):
     """(numbers in a vector, environment of a process that compiles for such a processor). What one compiles
     is there for the next."""
     if LANES < 8:
-        pytest.skip("the processor has no AVX2 to compile for less on")
+        pytest.skip("code for AVX2 and SSE runs where the processor has AVX2, this one has not")
     lanes, name, features = NARROWER[request.param]
     kept = tmp_path_factory.getbasetemp() / f"code for {request.param}"
     environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(kept)}

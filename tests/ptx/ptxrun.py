@@ -216,7 +216,7 @@ _TYPE_BITS = {
 _SEEN_AS = {
     ty: (F if ty[0] == "f" else S)[bits] if ty[0] in "fs" else None
     for ty, bits in _TYPE_BITS.items()
-    if ty not in ("pred", "bf16", "f16x2")
+    if ty not in ("pred", "bf16", "f16x2", "bf16x2")
 }
 _STORED_AS = {ty: UNSIGNED[_TYPE_BITS[ty]] for ty in _SEEN_AS}
 
@@ -986,7 +986,7 @@ _INT2 = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 def _plain(parts):
     """The function of two numbers that an instruction is, None if there is more to it."""
     ty, o = parts[-1], parts[0]
-    if ty not in _SEEN_AS or ty == "bf16x2" or set(parts[1:-1]) - {"lo", "rn", "ftz"}:
+    if ty not in _SEEN_AS or set(parts[1:-1]) - {"lo", "rn", "ftz"}:
         return None
     if ty[0] == "f":
         return _FLOAT.get(o)
@@ -1917,11 +1917,9 @@ def _ldmatrix(b, i, act, m):
             b.count("stmatrix" if store else "ldmatrix", "shared", addr, 16, eight)
     rows = addr[who].reshape(len(warps), n, 8)
     at = rows[..., None] + np.arange(16)
-    there = bool(b.smem_init[at].all())
-    if store or there:
-        b.look(who, i, "shared", rows.ravel(), 16, b.tid_all[who], store)
-    elif not there:
+    if not store and not b.smem_init[at].all():
         b.fault("ldmatrix reads shared memory that nothing has written", act, i)
+    b.look(who, i, "shared", rows.ravel(), 16, b.tid_all[who], store)
     lanes = 32 * warps[:, None] + lane
     row, column = lane // 4, 2 * (lane % 4)
     if store:

@@ -17,7 +17,7 @@ from fastdigit.errors import ConfigError
 
 from . import checks
 from .acceptance import report
-from .gpu.multiplication import FORMS
+from .gpu.multiplication import FORMS, WAYS
 from .gpu.parts import PARTS
 from .gpu.products import ASKED_SIZE, ASKED_SIZE_BF16
 from .gpu.sanitizer import ASKED
@@ -32,7 +32,7 @@ OF_CUBLAS = {
     "simt": (0.75, 0.95),
     "mma bf16": (0.45, None),
     "wgmma bf16": (0.70, 1.0),
-    "mma tf32": (0.45, 0.90),
+    "tf32": (0.45, 0.90),
 }
 DEEP_TO_PEERS = 1.0, 1.4
 OF_COPY = 0.85, 0.95
@@ -107,7 +107,7 @@ def rows(merged):
         ("simt", (ASKED_SIZE,)),
         ("mma bf16", (ASKED_SIZE, ASKED_SIZE_BF16)),
         ("wgmma bf16", (ASKED_SIZE, ASKED_SIZE_BF16)),
-        ("mma tf32", (ASKED_SIZE,)),
+        ("tf32", (ASKED_SIZE,)),
     ):
         yield _product(found, technique, sizes)
     for name in "deep-512", "deep-4096":
@@ -135,7 +135,7 @@ def _kernels(found):
     results = found.of("checks", {}).get("cuda")
     if not results:
         return _missing(asked, how)
-    ways = [f"product, {name}" for name in OF_CUBLAS]
+    ways = [f"product, {name}" for name in WAYS]
     absent = [name for name in (*checks.CHECKS, *ways) if name not in results]
     wrong = [name for name, result in results.items() if "rejected" in result]
     said = f"{len(results) - len(wrong)} of {len(results) + len(absent)}"
@@ -211,14 +211,19 @@ def _ratio(found, name, side, bounds, what):
         return _missing(asked, found.how("train"), why)
     precision = SIDES[side].precision
     rivals = [each for each in network["rows"] if each["precision"] == precision and each is not row]
-    absent = [each["side"] for each in rivals if "no_time" in each]
+    refused = row.get("ratios_to_refused_peers", {})  # whose time is held against ours all the same
+    absent = [each["side"] for each in rivals if "no_time" in each and each["side"] not in refused]
     ratio = row["ratio_to_best_peer"]
     low, high = ratio["quartiles"]
     said = f"{ratio['median']:.2f} times {network['best_peers'][precision]} ({low:.2f} to {high:.2f})"
+    said += "".join(
+        f"; {each['median']:.2f} times {name}, refused for its losses" for name, each in refused.items()
+    )
     said += f"; without a time: {', '.join(absent)}" if absent else ""
     rounds = len(row.get("turns", ()))
     said += f"; of {rounds} rounds alone" if 0 < rounds < FEWEST_ROUNDS else ""
-    return asked, said, ratio["median"] >= must and not absent, found.how("train")
+    least = min(each["median"] for each in (ratio, *refused.values()))
+    return asked, said, least >= must and not absent, found.how("train")
 
 
 def _accuracy(found, target):
@@ -241,10 +246,12 @@ def _product(found, technique, sizes):
     shapes = [f"{size}x{size}x{size}" for size in sizes]
     squares = " and ".join(f"{size}³" for size in sizes)
     asked = f"{technique} at {squares}, nn, nt, tn, against cuBLAS: >= {_aim(must, aim, '%')} each"
+    ways = ("mma tf32", "wgmma tf32") if technique == "tf32" else (technique,)  # the last is what is taken
     results = {
         (row["shape"], row["form"]): row
+        for way in ways
         for row in found.of("products", [])
-        if row["technique"] == technique and row["shape"] in shapes
+        if row["technique"] == way and row["shape"] in shapes
     }
     wanted = [(shape, form) for shape in shapes for form in FORMS]
     timed = {case: results[case] for case in wanted if "share" in results.get(case, {})}
@@ -255,7 +262,8 @@ def _product(found, technique, sizes):
     share = f"{least['share']:.0%}"
     if least["share"] < must and share == f"{must:.0%}":  # rounded it would look as if it were met
         share = f"{least['share']:.1%}"
-    said = f"least {share} ({least['tflops']:.0f} TFLOP/s, {shape} {form})"
+    said = f"least {share} ({least['tflops']:.0f} TFLOP/s, {shape} {form}"
+    said += ")" if least["technique"] == technique else f", {least['technique']})"
     absent = [" ".join(case) for case in wanted if case not in timed]
     said += f"; without a time: {', '.join(absent)}" if absent else ""
     return asked, said, least["share"] >= must and not absent, found.how("products")

@@ -63,6 +63,7 @@ CHECKED_STEPS = 50
 # Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3; those of
 # 11 bits (TF32) get as much.
 TOLERANCE, TOLERANCE_ROUNDED = 1e-3, 5e-3
+NEAR = 10  # times that, from which on a peer computes something else
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
 LIMIT = "the processor's limit"  # asked between the turns
@@ -110,7 +111,9 @@ class Answers:
         most = TOLERANCE_ROUNDED if self.side.precision in ("bf16", "tf32") else TOLERANCE
         if not difference <= most:  # also if it is not a number
             facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {most:g}"
-            kept = "used", "package", "no_time", "loss_differences"
+            # A peer that comes near is held against ours all the same: nobody wins by its being refused.
+            facts["timed"] = not self.side.ours and difference <= NEAR * most
+            kept = "used", "package", "no_time", "timed", "loss_differences"
             return {name: facts[name] for name in kept if name in facts}
         again = len(losses) * task.network.batch / float(np.median(self.trainer.speeds(SHORT)))
         return {**facts, "first_call_seconds": max(0.0, first - again)}
@@ -254,8 +257,7 @@ class Comparison:
         facts, answers = in_turns(self.task, self.expected, self.commands, *how)
         for name in self.sides:
             self.facts.setdefault(name, facts[name])  # "first call": that of the first pass
-            failed = [facts[name]] if "no_time" in facts[name] else []
-            self.answers[name] += failed or answers[name]
+            self.answers[name] += answers[name] if name in answers else [facts[name]]
 
     def take_turns_at_once(self, rounds, seconds, patience, until, save=lambda result: None):
         """The same where it is not the processor that is compared and time is short: its limit is not
@@ -280,14 +282,14 @@ class Comparison:
                 save(self.result())
 
             running.ask_at_once("check", self.sides, left, heard)
-            checked = [name for name in self.sides if "no_time" not in self.facts[name]]
+            checked = [name for name in self.sides if _takes_turns(self.facts[name])]
             longest = 0.0
             for number in range(rounds if checked else 0):
                 begun = time.monotonic()
                 if begun + longest > until:
                     break
                 for name, answer in running.round(seconds, number, checked).items():
-                    self.answers[name].append(answer)
+                    self.answers[name].append(_refused_as(self.facts[name], answer))
                 self.state.unnoted += 1
                 longest = max(longest, time.monotonic() - begun)
                 save(self.result())
@@ -320,11 +322,20 @@ class Comparison:
         }
 
 
+def _takes_turns(facts):
+    return "no_time" not in facts or facts.get("timed", False)
+
+
+def _refused_as(facts, answer):
+    """An answer, of a side that was refused with why its time does not count."""
+    return {**answer, "no_time": facts["no_time"]} if "no_time" in facts else answer
+
+
 def in_turns(task, expected, commands, rounds, seconds, state):
     """Train a task by ``commands``, {name: (command, environment)}, in turns; ``state`` takes notes.
 
     {name: what was found when its losses were held against the ``expected``}, and {name: its turns} of
-    those that passed.
+    those that passed or came near.
     """
     with tempfile.TemporaryDirectory() as folder, turns.Turns() as running:
         task.save(folder)
@@ -333,13 +344,13 @@ def in_turns(task, expected, commands, rounds, seconds, state):
             running.start(name, [*command, "--task", folder], environment)
         for question in "ready", "check":  # they get ready all at once, which takes half as long
             facts = {name: running.ask(name, question) for name in commands}
-        checked = [name for name in commands if "no_time" not in facts[name]]
+        checked = [name for name in commands if _takes_turns(facts[name])]
         running.start(LIMIT, [sys.executable, *ceilings.COMMAND])
         answers, number, begun = {name: [] for name in checked}, 0, state.rounds()
         while number < rounds + min(sum(state.far()[begun:]), rounds // 3):
             names, measured = turns.in_order(number, checked), [running.ask(LIMIT, None)]
             for name in names:
-                answers[name].append(running.ask(name, seconds))
+                answers[name].append(_refused_as(facts[name], running.ask(name, seconds)))
                 measured.append(running.ask(LIMIT, None))
             state.note(*measured)
             for name, (before, after) in zip(names, pairwise(measured), strict=True):
@@ -385,9 +396,13 @@ def row_of(name, network, facts, answers, chosen):
     failed = [found["no_time"] for found in (facts, *answers) if "no_time" in found]
     if not failed and not answers:
         failed = ["its time was over before the first round"]
+    speeds = [answer.get("speed") for answer in answers]
+    if failed and answers and None not in speeds:
+        speed = float(np.median([speeds[i] for i in chosen]))
+        why = f"{failed[0]} ({speed:,.0f} images/s all the same)"
+        return {**row, "no_time": why, "turns": speeds}
     if failed:
         return {**row, "no_time": failed[0]}
-    speeds = [answer["speed"] for answer in answers]
     low, middle, high = np.percentile([speeds[i] for i in chosen], [25, 50, 75]).tolist()
     others = [answer["others"] for answer in answers if answer["others"] is not None]
     walls = [answers[i]["wall"] for i in chosen if answers[i]["wall"]]
@@ -408,7 +423,7 @@ def row_of(name, network, facts, answers, chosen):
 
 def compare(rows, chosen):
     """The best peer of each precision; the rows of ours get their ratio to it, turn by turn, of the
-    ``chosen`` rounds."""
+    ``chosen`` rounds, and those to peers that were refused."""
     timed, best = [row for row in rows if "no_time" not in row], {}
     for row in timed:
         kind = row["precision"]
@@ -419,11 +434,18 @@ def compare(rows, chosen):
     for kind, other in peers.AS_EXACT_AS.items():
         if other in best and any(row["precision"] == kind for row in timed):
             best[kind] = best[other]
+
+    def ratio(row, other):
+        low, middle, high = np.percentile(np.divide(row["turns"], other["turns"])[chosen], [25, 50, 75])
+        return {"median": float(middle), "quartiles": [float(low), float(high)]}
+
+    refused = [row for row in rows if "no_time" in row and "turns" in row]
     for row in timed:
-        if peers.SIDES[row["side"]].ours and row["precision"] in best:
-            ratios = np.divide(row["turns"], best[row["precision"]]["turns"])[chosen]
-            low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
-            row["ratio_to_best_peer"] = {"median": middle, "quartiles": [low, high]}
+        kind = row["precision"]
+        if peers.SIDES[row["side"]].ours and kind in best:
+            row["ratio_to_best_peer"] = ratio(row, best[kind])
+            others = {each["side"]: ratio(row, each) for each in refused if each["precision"] == kind}
+            row |= {"ratios_to_refused_peers": others} if others else {}
     return {kind: row["side"] for kind, row in best.items()}
 
 
@@ -442,6 +464,8 @@ def show(result):
             ratio, best = row["ratio_to_best_peer"], result["best_peers"][row["precision"]]
             low, high = ratio["quartiles"]
             line += f"; {ratio['median']:.2f} times {best} ({low:.2f} … {high:.2f})"
+        for other, ratio in row.get("ratios_to_refused_peers", {}).items():
+            line += f", {ratio['median']:.2f} times {other}, which was refused"
         line += " NOISY" if row["noisy"] else ""
         if (row["cores_used_by_others"] or 0) > BUSY:
             line += f", other processes used {row['cores_used_by_others']:.1f} cores"

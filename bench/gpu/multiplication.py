@@ -8,6 +8,7 @@ import numpy as np
 from .. import checks
 
 FORMS = {"nn": (False, False), "nt": (False, True), "tn": (True, False)}  # which operands are transposed
+WAYS = "simt", "mma bf16", "wgmma bf16", "mma tf32", "wgmma tf32"  # of all GPUs together
 CHECKED_ROWS = 128  # of a product that is too large to be held against float64 as a whole
 
 
@@ -22,7 +23,7 @@ def techniques(capability):
     if capability >= (8, 0):
         found |= {"mma tf32": ("tf32", of(cuda_mma)), "mma bf16": ("bf16", of(cuda_mma))}
     if capability == cuda_wgmma.CAPABILITY:
-        found["wgmma bf16"] = "bf16", of(cuda_wgmma)
+        found |= {"wgmma bf16": ("bf16", of(cuda_wgmma)), "wgmma tf32": ("tf32", of(cuda_wgmma))}
     return found
 
 
@@ -37,6 +38,7 @@ def drawn(xp, kind, random, rows, columns):
         rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
         whole, meant = rounded, rounded.astype(np.uint32) << 16
     elif kind == "tf32":
+        bits |= bits & 0x1FFF == 0x1000  # nothing halfway between two, where ways to multiply differ
         meant = bits + 0x1000 & 0xFFFFE000  # rounded to the nearest
     return whole[:, :columns], meant.view(np.float32)[:, :columns].astype(np.float64)
 

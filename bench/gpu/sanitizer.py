@@ -30,7 +30,7 @@ from fastdigit.files import atomic_write
 
 from .. import peers
 from .correctness import TRAININGS, check_all, check_epochs, check_products, operations_of
-from .multiplication import capability, techniques
+from .multiplication import WAYS, capability, techniques
 
 TOOLS = ("memcheck", "racecheck")
 NAME = "compute-sanitizer"
@@ -65,7 +65,7 @@ def _epochs(training, sizes, precision):
 ASKED = dict(
     [
         _epochs("SGD", ONE_HIDDEN, "float32"),
-        *((f"product, {way}", ("products", way)) for way in ("simt", "mma bf16", "wgmma bf16", "mma tf32")),
+        *((f"product, {way}", ("products", way)) for way in WAYS),
         *(_epochs("SGD", TWO_HIDDEN, precision) for precision in ("float32", "bf16", "tf32")),
         *((f"operations, {number + 1} of {GROUPS}", ("checks", number)) for number in range(GROUPS)),
     ]

@@ -557,8 +557,9 @@ def graph(launches):
 
 
 class TensorMap(NamedTuple):
-    """A matrix of uint16, of which kernels of capability 9.0 copy tiles by one instruction: ``box`` [rows,
-    columns], in shared memory with 16 bytes exchanged for others of 128 (``ptx.operand``).
+    """A matrix of uint16 or float32, of which kernels of capability 9.0 copy tiles by one instruction:
+    ``box`` [rows, columns], in shared memory with 16 bytes exchanged for others of 128 (``ptx.operand``).
+    Copies of float32 are rounded to the nearest TF32, ties to even; infinities and NaN stay what they are.
 
     The matrix begins at a multiple of 16 bytes, and so does each of its rows.
     """
@@ -571,11 +572,11 @@ class TensorMap(NamedTuple):
         """What identifies it."""
         row = row_distance(self.matrix) * self.matrix.itemsize
         row = -(-row // 16) * 16  # a single row may end anywhere
-        return address_of(self.matrix), self.matrix.shape, row, self.box
+        return address_of(self.matrix), self.matrix.shape, self.matrix.itemsize, row, self.box
 
 
 @lru_cache(maxsize=1024)
-def _encoded(address, shape, row_bytes, box):
+def _encoded(address, shape, itemsize, row_bytes, box):
     """What the GPU wants to know of a :class:`TensorMap`, in its memory."""
     import cupy
     from cuda.bindings import driver
@@ -583,8 +584,9 @@ def _encoded(address, shape, row_bytes, box):
     def numbers(kind, values):
         return [kind(value) for value in values]
 
+    kinds = driver.CUtensorMapDataType
     status, found = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if itemsize == 2 else kinds.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
         2,
         address,
         numbers(driver.cuuint64_t, shape[::-1]),

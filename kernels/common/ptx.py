@@ -639,9 +639,9 @@ PIECE = 32  # columns of sums that are written at a time: as many as there are b
 
 
 def operand(turned, apart):
-    """What describes a tile of bfloat16 to :func:`warpgroup_sums`, but for its address.
+    """What describes a tile of numbers to :func:`warpgroup_sums`, but for its address.
 
-    Its rows are of LINE bytes: 64 k of a row or column of the product, or, ``turned``, 64 rows or columns of
+    Its rows are of LINE bytes: k of a row or column of the product, or, ``turned``, 64 rows or columns of
     one k; tiles of 64 × 64 then follow each other ``apart`` bytes apart. (9.7.15.6.5.1.2, matrix descriptor)
     """
     return np.uint64(1 << 62 | EIGHT >> 4 << 32 | (apart if turned else 16) >> 4 << 16)
@@ -656,29 +656,34 @@ class WarpgroupSums(NamedTuple):
 
 
 @cache
-def warpgroup_sums(columns, turned_a, turned_b):
+def warpgroup_sums(columns, kind, turned_a=False, turned_b=False):
     """64 × ``columns`` sums of float32 of a warpgroup, which is four warps, for one use in a kernel.
+    ``kind``: of the numbers that are multiplied, "bf16", or "tf32", which cannot be turned.
 
     Tensor cores add to registers while the program goes on, and nothing may touch these meanwhile. So they
     are none of the compiler's, which could move them, but have names that only the functions here know, and
     :func:`store_sums`:
 
     ``begin()``, at the kernel's start, names them.
-    ``add(a, b, more)`` begins to add 64 k, 16 by 16, to the sums if ``more``, else to zero. ``a`` and ``b``
-    are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows, ``columns`` columns.
+    ``add(a, b, more)`` begins to add LINE bytes of k, 32 by 32, to the sums if ``more``, else to zero. ``a``
+    and ``b`` are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows, ``columns``
+    columns.
     ``wait(running)()`` is until all but so many additions have ended: their operands may be overwritten.
 
     A warpgroup calls ``add`` and ``wait`` as one. (9.7.15.6.5.2, wgmma.mma_async; 9.7.15.6.7.3, wait_group)
     """
     count = columns // 2
-    # Bytes to the next 16 k.
+    if kind == "tf32":
+        shape, turned = "k8.f32.tf32.tf32", ""
+    else:
+        shape, turned = "k16.f32.bf16.bf16", f", {int(turned_a)}, {int(turned_b)}"
+    # Bytes to what is added next.
     step_a, step_b = (2 * EIGHT if turned else 32 for turned in (turned_a, turned_b))
     sums = ", ".join(f"%wgs{i}" for i in range(count))
 
     def one(more):
         return (
-            f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{sums}}}, "
-            f"%wga, %wgb, {more}, 1, 1, {int(turned_a)}, {int(turned_b)};"
+            f"wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{sums}}}, %wga, %wgb, {more}, 1, 1{turned};"
         )
 
     further = f"add.u64 %wga, %wga, {step_a >> 4}; add.u64 %wgb, %wgb, {step_b >> 4};"
@@ -717,6 +722,28 @@ def store_sums(piece, pitch):
 
     pairs = [pair(eight, below) for eight in range(PIECE // 8) for below in range(2)]
     return _instruction(" ".join(pairs), "r,~{memory}", types.void, types.uint32)
+
+
+@cache
+def store_all_sums(columns):
+    """``store(address, further)`` writes them all to memory as they are, as :func:`store_sums`; ``further``:
+    bytes to the row that is 8 further down."""
+
+    def pair(eight, below):
+        first = 4 * eight + 2 * below
+        return (
+            f"st.global.v2.f32 [{'%wgr' if below else '$0'}+{32 * eight}], {{%wgs{first}, %wgs{first + 1}}};"
+        )
+
+    # Two numbers each of 8 rows and 4 lanes beside each other are whole sectors of 32 bytes.
+    pairs = [pair(eight, below) for eight in range(columns // 8) for below in range(2)]
+    return _instruction(
+        "{ .reg .b64 %wgr; add.u64 %wgr, $0, $1; " + " ".join(pairs) + " }",
+        "l,l,~{memory}",
+        types.void,
+        types.uint64,
+        types.uint64,
+    )
 
 
 # --- barriers that count (9.7.13.15, mbarrier) and copies of tiles (9.7.9.27, tensor copies) ------

@@ -38,15 +38,17 @@ TECHNIQUES = {"simt": cuda_simt, "mma": cuda_mma, "wgmma": cuda_wgmma}
 # What can multiply in each precision, and the least capability that it needs.
 OFFERED = {
     "float32": {"simt": (0, 0)},
-    "tf32": {"mma": (8, 0)},
+    "tf32": {"wgmma": cuda_wgmma.CAPABILITY, "mma": (8, 0)},
     "bf16": {"wgmma": cuda_wgmma.CAPABILITY, "mma": (8, 0)},
 }
+# Of all sides of a product of TF32: from here on wgmma gains more than the copies take that it may need.
+WORTH_COPIES = 2048
 PADDED = 64  # numbers that rows are made a multiple of, where they have to be copied
 
 
-def technique_for(precision, capability, shape):
+def technique_for(precision, capability, shape, copies=False):
     """The name of the TECHNIQUES that is quickest for a product of this shape [M, N, …] on a GPU of this
-    capability.
+    capability. ``copies``: whether it may take memory for copies of its operands.
 
     Errors: ValueError for a precision that there is not, or not there.
     """
@@ -56,7 +58,8 @@ def technique_for(precision, capability, shape):
         if name == "wgmma":
             # Made for this capability alone; few rows leave most of its tiles empty. (So do few columns, but
             # it goes through many k in the least time.)
-            if capability == least and shape[0] >= cuda_wgmma.ROWS:
+            enough = copies and min(shape) >= WORTH_COPIES if precision == "tf32" else True
+            if capability == least and shape[0] >= cuda_wgmma.ROWS and enough:
                 return name
         elif capability >= least:
             return name
@@ -183,14 +186,15 @@ def matmul(a, b, out=None, stream=None, then=AS_IT_IS, precision="float32", tech
     work may not be done when this returns. ``then``: dropout of the product
     (``kernels.dropout.cuda.dropping``), or an update of the parameters in out, whose gradient it is
     (``kernels.optimizer.cuda.updating``).
-    ``precision``: "float32"; on tensor cores "tf32", which looks at 19 bits of each number, or "bf16", which
+    ``precision``: "float32"; on tensor cores "tf32", which rounds each number to 19 bits, or "bf16", which
     rounds a and b to bfloat16 first; sums are float32. ``technique``: "simt", "mma" or "wgmma", by default
     what is quickest on the GPU at hand (:func:`technique_for`).
     Writes: out (a new CuPy array if None), and returns it.
     Errors: TypeError for another dtype or an array that is not on the GPU, ValueError for shapes that
     do not fit, an out whose rows have gaps, or what the GPU cannot do.
     Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns, with "bf16" of
-    both operands, with "tf32" of those whose rows do not begin at multiples of 16 bytes.
+    both operands, with "tf32" of those whose rows do not begin at multiples of 16 bytes, and by "wgmma" of
+    those whose numbers are not next to each other along K.
     """
     with on_stream(stream):
         return _matmul(a, b, out, then, precision, technique)
@@ -203,7 +207,7 @@ def _matmul(a, b, out, then, precision, technique):
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"shapes {a.shape} and {b.shape} have no product")
     shape = (a.shape[0], b.shape[1])
-    technique = _chosen(precision, technique, shape)
+    technique = _chosen(precision, technique, (*shape, a.shape[1]))
     if out is None and then.beside is None:
         result = out = xp.empty(shape, np.float32)
     out = _on_device(xp, "out", out)
@@ -226,7 +230,7 @@ def _chosen(precision, technique, shape):
     """The name of a technique that was asked for, or of the quickest. ValueError if it cannot be."""
     here = None if precision == "float32" else limits()
     capability = LEAST_CAPABILITY if here is None else here.capability
-    quickest = technique_for(precision, capability, shape)
+    quickest = technique_for(precision, capability, shape, copies=True)
     if technique is None:
         return quickest
     least = OFFERED[precision].get(technique)

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import float32, int64, uint32
+from numba import float32, int64, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import (
@@ -67,6 +67,7 @@ class Finisher(NamedTuple):
     for what all of them need before the first is finished: its answer takes as long as hundreds of
     instructions.
     ``expect(row, column, width, rows, columns, outputs)``: so many numbers of a row will be finished soon.
+    ``unchanged``: whether it is known that numbers are written as they are, to rows of whole fours.
     """
 
     begin: Any
@@ -76,6 +77,7 @@ class Finisher(NamedTuple):
     expect: Any
     at_once: int
     outputs: types.BaseTuple
+    unchanged: bool
 
 
 def suffix_of(how):
@@ -192,7 +194,8 @@ def finisher(kind, epilogue, at_once=4, how=None):
             expect_beside(outputs[5], row * outputs[6] + column, count, outputs[9])
 
     outputs = int64, FLOATS, below, int64, float32, FLOATS, int64, WORDS, int64, epilogue.kinds
-    return Finisher(begin_with, bias, one, several, expect, at_once, types.Tuple(outputs))
+    unchanged = how == PLAIN and epilogue is AS_IT_IS.epilogue
+    return Finisher(begin_with, bias, one, several, expect, at_once, types.Tuple(outputs), unchanged)
 
 
 @cache
@@ -250,7 +253,8 @@ def staged(tiles_down, tiles_across, at_once, finishing):
 def by_pieces(columns_of_tile, finishing):
     """``finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of
     sums, of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of
-    their columns at a time. No other warp has to wait for it.
+    their columns at a time; a whole tile of which nothing becomes is written from its registers. No other
+    warp has to wait for it.
 
     ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``shared``: what
     ``finishing``, a :class:`Finisher`, begins with. Also returns how many numbers the part needs.
@@ -280,7 +284,20 @@ def by_pieces(columns_of_tile, finishing):
                 at, below = mine + down * pitch + across, row + down
                 several(memory, at, apart * pitch, added, shared, below, apart, right, rows, columns, outputs)
 
-    return finish_tile, 16 * pitch
+    if not finishing.unchanged:
+        return finish_tile, 16 * pitch
+    store, global_address = ptx.store_all_sums(columns_of_tile), ptx.global_address
+
+    @device
+    def write_tile(memory, mine, shared, lane, row, column, rows, columns, outputs):
+        if row + 16 <= rows and column + columns_of_tile <= columns:
+            row_distance = outputs[6]
+            at = (row + lane // 4) * row_distance + column + lane % 4 * 2
+            store(global_address(outputs[5]) + uint64(4 * at), uint64(32 * row_distance))
+        else:
+            finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs)
+
+    return write_tile, 16 * pitch
 
 
 # --- on the host ----------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Matrix products on tensor cores, summed in float32: of bfloat16, or of float32 whose last 13 bits are
-not looked at (TF32). For capability 8.0 and more.
+"""Matrix products on tensor cores, summed in float32: of bfloat16, or of float32 rounded to 19 bits (TF32).
+For capability 8.0 and more.
 
 A block of four warps computes one tile of the output, each warp a quarter of it, in pieces of 16 × 8
 that one instruction multiplies for 16 k. Both operands come through three stages of shared memory:
@@ -288,11 +288,11 @@ def multiply(
     and b begin at multiples of 16 bytes; those of half, and of a y_below in bfloat16, at multiples of 4, and
     have an even length or are padded to one.
     Dtypes: a, b and y_below uint16, the upper halves of float32 (bfloat16), or all float32, of which the
-    products take the upper 19 bits (TF32); half uint16; c and bias float32.
+    products take 19 bits (TF32); half uint16; c and bias float32.
     Writes: c, or half (rounded to nearest), or both; the number behind an odd row of half becomes 0.
     Errors: TypeError for another dtype, ValueError for what does not fit.
     Cost: 2·M·N·K flops; a is read once for every 64 or 128 columns, b once for as many rows.
-    Rounding: TF32 cuts each number of a and b by up to 2⁻¹⁰ of itself, bfloat16 is given rounded.
+    Rounding: a and b to the nearest TF32, by up to 2⁻¹¹ of each number; bfloat16 is given rounded.
     ``then``: dropout of the product (``kernels.dropout.cuda.dropping``), or an update of the parameters in c,
     whose gradient it is (``kernels.optimizer.cuda.updating``), of which half gets a rounded copy.
     ``tile``: one of TILES, by default a large one where there are enough of these.

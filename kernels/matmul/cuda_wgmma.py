@@ -1,4 +1,5 @@
-"""Matrix products of bfloat16 on the tensor cores of capability 9.0 (Hopper), summed in float32.
+"""Matrix products of bfloat16, or of float32 rounded to TF32, on the tensor cores of capability 9.0 (Hopper),
+summed in float32.
 
 There is one block for each multiprocessor, which computes one tile of 128 rows after the other. One of its
 threads does nothing but ask for copies: a single instruction brings a whole tile of an operand to shared
@@ -9,7 +10,8 @@ arrived, and that both warpgroups have computed with them. While tensor cores co
 warpgroup waits for the next already. Sums go to memory by way of a part of shared memory of their own: the
 operands of the next tile arrive meanwhile.
 
-Operands may lie along k or across it: the tensor cores are told how, and read them as they are.
+Operands of bfloat16 may lie along k or across it: the tensor cores are told how, and read them as they are.
+Those of TF32 are read along k alone, so that others are transposed in memory before; the copies round them.
 
 Every number is summed in the order of k: the same bits in every run.
 
@@ -28,11 +30,12 @@ from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, mult
 from ..common.fours import AS_IT_IS
 from .cuda_epilogue import MASK, PLAIN, Product, by_pieces, finisher, suffix_of
 from .cuda_tiles import BAND, place_of
+from .cuda_transpose import transposed
 
 GROUP = 128  # threads of a warpgroup
 GROUPS = 2  # that compute; one more copies
 ROWS = 64 * GROUPS
-DEPTH = 64  # k in a stage: 128 bytes
+DEPTH = {"bf16": ptx.LINE // 2, "tf32": ptx.LINE // 4}  # k in a stage
 BOX = 64 * ptx.LINE  # bytes of 64 × 64 numbers
 A_BYTES = ROWS * ptx.LINE  # of a in a stage
 CAPABILITY = (9, 0)
@@ -91,7 +94,7 @@ def _corner(columns_of_tile):
 
 
 @cache
-def _filler(tile, a_by_k, b_by_k):
+def _filler(tile, at_once, a_by_k, b_by_k):
     copy_a, copy_b = _copier(ROWS, a_by_k), _copier(tile[1], b_by_k)
     a_bytes, stage_bytes = A_BYTES, _stage_bytes(tile)
     behind, corner = _behind(STAGES[tile]), _corner(tile[1])
@@ -103,7 +106,7 @@ def _filler(tile, a_by_k, b_by_k):
         stage, parity = uint32(0), uint32(1)  # the phase before the first counts as ended
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
-            for k in range(0, depth, DEPTH):
+            for k in range(0, depth, at_once):
                 place, arrived = base + uint32(stage * stage_bytes), full + uint32(8 * stage)
                 barrier_wait(empty + uint32(8 * stage), parity)
                 barrier_expect(arrived, uint32(stage_bytes))
@@ -128,18 +131,18 @@ def _described(place, operand):
 
 @cache
 def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, running=RUNNING):
-    """The kernel for tiles of this size. ``a_by_k``: the numbers of a lie next to each other along k,
-    else along the rows of the output; ``b_by_k``: the same for b, else along the columns. ``how``: as of
-    :func:`.cuda_epilogue.finisher`. ``running``: how many stages, 0 or 1, a warpgroup still multiplies while
-    it waits for the next to arrive. There must be at least one k."""
-    columns_of_tile, stages = tile[1], STAGES[tile]
+    """The kernel for tiles of this size. ``kind``: "bf16" or "tf32". ``a_by_k``: the numbers of a lie next to
+    each other along k, as those of "tf32" do, else along the rows of the output; ``b_by_k``: the same for b,
+    else along the columns. ``how``: as of :func:`.cuda_epilogue.finisher`. ``running``: how many stages, 0 or
+    1, a warpgroup still multiplies while it waits for the next to arrive. There must be at least one k."""
+    columns_of_tile, stages, at_once = tile[1], STAGES[tile], DEPTH[kind]
     a_bytes, stage_bytes = A_BYTES, _stage_bytes(tile)
     of_a, of_b = ptx.operand(not a_by_k, BOX), ptx.operand(not b_by_k, BOX)
-    sums = ptx.warpgroup_sums(columns_of_tile, not a_by_k, not b_by_k)
+    sums = ptx.warpgroup_sums(columns_of_tile, kind, not a_by_k, not b_by_k)
     begin, add, wait, wait_for_all = sums.begin, sums.add, sums.wait(running), sums.wait(0)
     # Sums take most registers: few are left for fours that are read for together.
-    at_once = 2 if columns_of_tile == 256 and epilogue.reads > 1 else 4
-    finishing = finisher(kind, epilogue, at_once, how)
+    fours = 2 if columns_of_tile == 256 and epilogue.reads > 1 else 4
+    finishing = finisher(kind, epilogue, fours, how)
     expect, begin_with, outputs = finishing.expect, finishing.begin, finishing.outputs
     finish, part = by_pieces(columns_of_tile, finishing)
     barriers = 2 * stages
@@ -147,7 +150,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
     shared_address, global_address = ptx.shared_address, ptx.global_address
     barrier_init, barriers_visible, barrier_wait = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_wait
     map_visible, release, described = ptx.map_visible, _release, _described
-    behind, corner, fill = _behind(stages), _corner(columns_of_tile), _filler(tile, a_by_k, b_by_k)
+    behind, corner, fill = _behind(stages), _corner(columns_of_tile), _filler(tile, at_once, a_by_k, b_by_k)
 
     def matmul_wgmma(a, b, rows, columns, depth, band, tiles, outputs):
         ptx.launch_dependents()
@@ -185,7 +188,7 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
             top, left = corner(number, rows, columns, band)
             if lane < 16:  # a row each: from memory while the products are computed
                 expect(top + warp * 16 + lane, left, columns_of_tile, rows, columns, outputs)
-            for k in range(0, depth, DEPTH):
+            for k in range(0, depth, at_once):
                 place = uint32(stage * stage_bytes)
                 barrier_wait(full + uint32(8 * stage), parity)
                 add(described(mine + place, of_a), described(base + place + uint32(a_bytes), of_b), k > 0)
@@ -214,10 +217,10 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
     )
 
 
-def tile_for(product, blocks):
-    """The one of TILES with which so many blocks are done first: each computes as many tiles as the one that
-    computes most of them."""
-    stages, end = blocks_for(product.depth, DEPTH), 2 if product.reads else 1 if product.how & MASK else 0
+def tile_for(product, at_once, blocks):
+    """The one of TILES with which so many blocks are done first, ``at_once`` k in a stage: each computes as
+    many tiles as the one that computes most of them."""
+    stages, end = blocks_for(product.depth, at_once), 2 if product.reads else 1 if product.how & MASK else 0
 
     def cost(tile):
         of_one = stages * STAGE_COST[tile] + END_COST[tile][end]
@@ -226,8 +229,8 @@ def tile_for(product, blocks):
     return min(TILES, key=cost)
 
 
-def _map(matrix, by_k, tile):
-    return TensorMap(matrix, (tile, DEPTH) if by_k else (DEPTH, 64))
+def _map(matrix, by_k, tile, at_once):
+    return TensorMap(matrix, (tile, at_once) if by_k else (at_once, 64))
 
 
 def multiply(
@@ -247,23 +250,29 @@ def multiply(
     blocks=None,
     running=RUNNING,
 ):
-    """What :func:`.cuda_mma.multiply` does with bfloat16, on GPUs of capability 9.0.
+    """What :func:`.cuda_mma.multiply` does, on GPUs of capability 9.0.
 
-    Cost: a is read once for every 64, 128 or 256 columns, b once for every 128 rows.
+    Cost: a is read once for every 64, 128 or 256 columns, b once for every 128 rows; an operand of float32
+    whose numbers are not next to each other along k is copied before, transposed.
+    Rounding: what lies halfway between two numbers of TF32 becomes the even one.
     ``tile``: one of TILES, by default :func:`tile_for` this product. ``band``: how many rows of
     tiles are walked together (:func:`place_of`). ``blocks``: how many blocks share the tiles, by default one
     for each multiprocessor. ``running``: see :func:`kernel`.
     """
-    if a.dtype != np.uint16:
-        raise TypeError(f"a must hold bfloat16 as uint16, got {a.dtype}")
-    product = Product("bf16", a, b, turned, c, half, bias, relu, y_below, scale, then)
-    blocks = blocks or multiprocessors()
-    tile = tile or tile_for(product, blocks)
+    if a.dtype not in (np.uint16, np.float32):
+        raise TypeError(f"a must hold bfloat16 as uint16, or float32, got {a.dtype}")
+    kind = "bf16" if a.dtype == np.uint16 else "tf32"
+    product = Product(kind, a, b, turned, c, half, bias, relu, y_below, scale, then)
+    blocks, at_once = blocks or multiprocessors(), DEPTH[kind]
+    tile = tile or tile_for(product, at_once, blocks)
     a_by_k, b_by_k = product.by_k
+    if kind == "tf32":
+        a, b = a if a_by_k else transposed(a), b if b_by_k else transposed(b)
+        a_by_k = b_by_k = True
     across, down = product.blocks(tile)
     other = () if running == RUNNING else (running,)  # the usual kernel is one, however it was asked for
-    kernel("bf16", tile, a_by_k, b_by_k, then.epilogue, product.how, *other)(
+    kernel(kind, tile, a_by_k, b_by_k, then.epilogue, product.how, *other)(
         min(blocks, across * down),
-        *(_map(a, a_by_k, ROWS), _map(b, b_by_k, tile[1])),
+        *(_map(a, a_by_k, ROWS, at_once), _map(b, b_by_k, tile[1], at_once)),
         *(product.rows, product.columns, product.depth, band, across * down, product.outputs),
     )

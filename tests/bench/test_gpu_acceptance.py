@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fastdigit.bench import acceptance, checks, gpu_acceptance
-from fastdigit.bench.gpu import sanitizer
+from fastdigit.bench import acceptance, checks
+from fastdigit.bench.gpu import multiplication, sanitizer
 from fastdigit.bench.gpu_acceptance import main, read, rows
 
 PAGE = Path(__file__).resolve().parents[2] / "kernels" / "README.md"
-TECHNIQUES = "simt", "mma tf32", "mma bf16", "wgmma bf16"
+TECHNIQUES = "simt", "mma tf32", "mma bf16", "wgmma bf16", "wgmma tf32"
 
 
 def epoch(precision, milliseconds):
@@ -129,8 +129,8 @@ def at(found, *path):
 @pytest.mark.parametrize(
     ("path", "value", "line", "said"),
     [
-        (("checks", "cuda", "adam"), {"rejected": "far off"}, "every operation", "21 of 22; wrong: adam"),
-        (("checks", "cuda", "adam"), None, "every operation", "21 of 22; not reached: adam"),
+        (("checks", "cuda", "adam"), {"rejected": "far off"}, "every operation", "22 of 23; wrong: adam"),
+        (("checks", "cuda", "adam"), None, "every operation", "22 of 23; not reached: adam"),
         (("epochs", 0, "rejected"), "lost", "weights of", "1 of 2; wrong: SGD, 784-128-10, float32"),
         (("epochs", 1), None, "weights of", "1 of 1; no graph of steps"),
         (("sanitizer", 1, "errors"), 2, "compute-sanitizer, racecheck", "2 errors in 30 epochs"),
@@ -149,6 +149,7 @@ def at(found, *path):
         (("products", 1, "share"), 0.5, "simt", "least 50% (500 TFLOP/s, 4096x4096x4096 nt)"),
         (("products", 16, "share"), 0.4, "mma bf16", "least 40% (500 TFLOP/s, 8192x8192x8192 nt)"),
         (("products", 23), None, "wgmma bf16", "without a time: 8192x8192x8192 tn"),
+        (("products", 25, "share"), 0.4, "tf32", "least 40% (500 TFLOP/s, 4096x4096x4096 nt, wgmma tf32)"),
         (("bandwidth", 2, "share"), 0.8, "softmax_xent", "least 80% of 4000 GB/s (dropout)"),
         (("bandwidth", 4), None, "softmax_xent", "least 90%"),
         (("train", 0, "rows", 2, "no_time"), "not installed", "784-128-10", "without a time: jax-cuda"),
@@ -242,7 +243,43 @@ def test_the_page_asks_for_what_the_command_asks_for():
     shown = PAGE.read_text(encoding="utf-8").split("<!-- table: gpu -->")[1].split(acceptance.END)[0]
     asked = [line.split(" | ")[0].removeprefix("| ") for line in shown.strip().splitlines()[2:]]
     assert asked == [row[0] for row in rows({})]
-    assert set(gpu_acceptance.OF_CUBLAS) == set(TECHNIQUES)
+    assert set(multiplication.WAYS) == set(TECHNIQUES)
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(1.2, True), (0.9, False)])
+def test_a_peer_that_was_refused_for_its_losses_is_a_rival_all_the_same(ratio, met, tmp_path):
+    found = copy.deepcopy(GOOD)
+    ours, torch, _ = found["train"][1]["rows"]
+    torch["no_time"] = "refused: loss differs"
+    ours["ratios_to_refused_peers"] = {torch["side"]: {"median": ratio, "quartiles": [ratio, ratio]}}
+    row = next(row for row in table(tmp_path, found) if "batch 512" in row[0])
+    assert f"4.00 times torch-cuda-compile-bf16 (3.90 to 4.10); {ratio:.2f} times torch" in row[1]
+    assert "refused for its losses" in row[1]
+    assert "without a time" not in row[1]
+    assert row[2] is met
+
+
+@pytest.mark.parametrize(
+    ("wgmma", "said", "met"),
+    [
+        ([], "least 50% (500 TFLOP/s, 4096x4096x4096 nn, mma tf32)", True),
+        ([{"share": 0.44, "tflops": 440.0}], "least 44% (440 TFLOP/s, 4096x4096x4096 nt, wgmma tf32)", False),
+        ([{"no_time": "refused"}], "without a time: 4096x4096x4096 nt", False),
+    ],
+    ids=["not there", "slower", "wrong"],
+)
+def test_of_tf32_the_way_that_is_taken_counts(wgmma, said, met, tmp_path):
+    found, square = copy.deepcopy(GOOD), {"shape": "4096x4096x4096"}
+    found["products"] = [
+        *({"technique": "wgmma tf32", **square, "form": "nt", **row} for row in wgmma),
+        *(
+            {"technique": "mma tf32", **square, "form": form, "share": 0.5, "tflops": 500.0}
+            for form in ("nn", "nt", "tn")
+        ),
+    ]
+    (row,) = (row for row in table(tmp_path, found) if row[0].startswith("tf32 at"))
+    assert said in row[1]
+    assert row[2] is met
 
 
 def test_of_passes_over_memory_the_last_of_each_operation_counts(tmp_path):

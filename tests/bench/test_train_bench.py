@@ -49,6 +49,13 @@ def row(answers):
     return train.row_of("side", TINY, facts, turns, range(len(turns)))
 
 
+LIMITS_OF_A_STAND_IN = """
+from fastdigit.bench import turns
+
+turns.answer_all(lambda question: {"gflops": 200.0, "meeting": 40.0})
+"""
+
+
 def turn(speed):
     return {"speed": speed, "wall": None, "others": None}
 
@@ -225,6 +232,67 @@ def test_a_wrong_loss_is_refused_a_time(answers_of, error, precision):
     assert not answers
     assert row((facts, answers))["no_time"].startswith("refused: loss differs")
     json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "timed"),
+    [(1.006, False, True), (1.006, True, False), (1.06, False, False), (float("nan"), False, False)],
+    ids=["near", "ours", "far", "not a number"],
+)
+def test_a_peer_that_is_refused_and_comes_near_is_timed_all_the_same(folder, monkeypatch, error, ours, timed):
+    side = peers.Side(lambda task: Wrong(task, error), "bf16", ours=ours)
+    monkeypatch.setitem(peers.SIDES, "side", side)
+    facts = train.Answers("side", folder)("check")
+    assert "refused" in facts["no_time"]
+    assert facts["timed"] is timed
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["two passes", "at once"])
+def test_ours_is_held_against_peers_that_were_refused_and_came_near(data, monkeypatch, at_once):
+    """The first stand-in comes near, the second does not; the third is right."""
+    monkeypatch.setattr(train.State, "shortest", float("inf"))
+    code = """
+import sys
+from fastdigit.bench import turns
+
+name = sys.argv[2]
+FACTS = {
+    "jax": {"no_time": "refused: loss differs", "timed": True},
+    "torch": {"no_time": "refused: loss differs", "timed": False},
+}
+RIGHT = {"used": "a stand-in", "first_call_seconds": 1, "largest_loss_difference": 0}
+SPEEDS = {"jax": 10.0, "numpy": 2.0, "fastdigit": 8.0}
+
+def answer(question):
+    if question in ("ready", "check"):
+        return FACTS.get(name, RIGHT) if question == "check" else {}
+    return {"speed": SPEEDS[name], "wall": None, "others": None}
+
+turns.answer_all(answer)
+"""
+    monkeypatch.setattr(train, "CHILD", ("-c", code, "--child"))
+    monkeypatch.setattr(train.ceilings, "COMMAND", ["-c", LIMITS_OF_A_STAND_IN])
+    comparison = train.Comparison(train.task_of(TINY, data, "numpy"), ["jax", "torch", "numpy", "fastdigit"])
+    if at_once:
+        comparison.take_turns_at_once(2, 0.1, 100, time.monotonic() + 100)
+    else:
+        comparison.take_turns(1, 0.1)
+        comparison.take_turns(1, 0.1)
+    found = comparison.result()
+    rows = {row["side"]: row for row in found["rows"]}
+    assert rows["jax"]["no_time"] == "refused: loss differs (10 images/s all the same)"
+    assert rows["jax"]["turns"] == [10.0] * 2
+    assert "images_per_second" not in rows["jax"]
+    assert rows["torch"] == {
+        "side": "torch", "precision": "float32", "used": None,
+        "no_time": "refused: loss differs",
+    }
+    assert found["best_peers"] == {"float32": "numpy"}
+    assert rows["fastdigit"]["ratio_to_best_peer"]["median"] == 4
+    against = {name: ratio["median"] for name, ratio in rows["fastdigit"]["ratios_to_refused_peers"].items()}
+    assert against == {"jax": 0.8}
+    assert "ratios_to_refused_peers" not in rows["numpy"]
+    train.show(found)
 
 
 def test_a_small_rounding_is_not_refused(answers_of):

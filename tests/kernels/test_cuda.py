@@ -161,18 +161,24 @@ def to_tf32(x):
     return (whole.view(np.uint32) + 0x1000 & 0xFFFFE000).view(np.float32)[:, : x.shape[1]]
 
 
+def no_ties(x):
+    """None of the numbers halfway between two of TF32, where ways to multiply differ."""
+    x.view(np.uint32)[...] |= x.view(np.uint32) & 0x1FFF == 0x1000
+    return x
+
+
 # What the products of a kind are given, and the numbers that it stands for.
 KINDS = {
     "bf16": (to_bfloat16, from_bfloat16),
-    "tf32": (lambda x: x, to_tf32),
+    "tf32": (no_ties, to_tf32),
     "float32": (lambda x: x, lambda x: x),
 }
 
 
 TENSOR_CORES = [
     pytest.param(module, kind, tile, id=f"{module.__name__.rpartition('_')[2]} {kind} {tile[0]} × {tile[1]}")
-    for module, kinds in ((cuda_mma, ["bf16", "tf32"]), (cuda_wgmma, ["bf16"]))
-    for kind in kinds
+    for module in (cuda_mma, cuda_wgmma)
+    for kind in ("bf16", "tf32")
     for tile in module.TILES
 ]
 
@@ -489,7 +495,7 @@ def test_transposed_products_have_epilogues_too(on_host, monkeypatch, name):
         ("float32", (7, 5), (4096, 4096), "simt"),
         ("float32", (9, 0), (4096, 4096), "simt"),
         ("tf32", (8, 0), (1, 1), "mma"),
-        ("tf32", (9, 0), (4096, 4096), "mma"),
+        ("tf32", (9, 0), (4096, 4096, 4096), "mma"),
         ("bf16", (8, 9), (4096, 4096), "mma"),
         ("bf16", (9, 0), (4096, 128), "wgmma"),
         ("bf16", (9, 0), (128, 10), "wgmma"),
@@ -502,11 +508,26 @@ def test_the_technique_follows_from_precision_capability_and_shape(precision, ca
 
 
 @pytest.mark.parametrize(
+    ("capability", "shape", "expected"),
+    [
+        ((9, 0), (4096, 4096, 4096), "wgmma"),
+        ((9, 0), (2048, 2048, 2048), "wgmma"),
+        *(((9, 0), shape, "mma") for shape in ((2047, 4096, 4096), (4096, 2047, 4096), (4096, 4096, 2047))),
+        ((8, 9), (4096, 4096, 4096), "mma"),
+        ((10, 0), (4096, 4096, 4096), "mma"),
+    ],
+)
+def test_products_of_tf32_that_are_worth_copies_of_their_operands(capability, shape, expected):
+    assert products.technique_for("tf32", capability, shape, copies=True) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "precision", "technique", "kernel", "bound"),
     [
         ("matmul", "float32", None, "matmul_simt", 1e-5),
         ("matmul_nt", "tf32", None, "matmul_mma", 0.02),
         ("matmul_tn", "tf32", "mma", "matmul_mma", 0.02),
+        ("matmul", "tf32", "wgmma", "matmul_wgmma", 0.02),
         ("matmul", "bf16", None, "matmul_wgmma", 0.15),
         ("matmul_nt", "bf16", "wgmma", "matmul_wgmma", 0.15),
         ("matmul_tn", "bf16", "mma", "matmul_mma", 0.15),
@@ -530,6 +551,7 @@ def test_techniques_that_cannot_be(on_host, monkeypatch):
     for how, said in (
         ({"precision": "fp8"}, "precision must be one of float32, tf32, bf16, got 'fp8'"),
         ({"technique": "mma"}, "precision 'float32' is for simt, not for 'mma'"),
+        ({"precision": "tf32", "technique": "simt"}, "precision 'tf32' is for wgmma or mma, not for 'simt'"),
         ({"precision": "bf16", "technique": "simt"}, "precision 'bf16' is for wgmma or mma, not for 'simt'"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -98,7 +98,7 @@ def test_nothing_touches_sums_while_tensor_cores_add_to_them():
             products = [operands for _, opcode, operands in lines if opcode.startswith("HGMMA")]
             # "HGMMA.64x256x16.F32.BF16 R24, …", of which the opcode ends where small letters begin.
             ((columns, first),) = {
-                re.match(r"x(\d+)x16\S* R(\d+)", operands).groups() for operands in products
+                re.match(r"x(\d+)x(?:16|8)\S* R(\d+)", operands).groups() for operands in products
             }
             sums = set(range(int(first), int(first) + int(columns) // 2))
             waits = [i for i, (_, opcode, _) in enumerate(lines) if opcode == "WARPGROUP.DEPBAR.LE"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fastdigit.kernels.common import cuda
-from fastdigit.kernels.matmul import cuda_epilogue, cuda_wgmma
+from fastdigit.kernels.matmul import cuda_epilogue, cuda_transpose, cuda_wgmma
 from fastdigit.kernels.optimizer import cuda as optimizer
 
 from ..ptx import ptxrun
@@ -144,6 +144,67 @@ def test_a_block_for_each_multiprocessor_or_each_tile(shape, how, blocks):
     assert [launch[1] for launch in launches] == [(blocks,)]
 
 
+# --- TF32 -----------------------------------------------------------------------------------------
+
+
+def nearest_tf32(x):
+    """Of 10 bits behind the point, ties to even, by sums in float64 that leave no more than these."""
+    x = x.astype(np.float64)
+    large = 1.5 * 2.0 ** (np.floor(np.log2(np.abs(x))) + 52 - 10)
+    return ((x + large) - large).astype(np.float32)
+
+
+@pytest.mark.parametrize("turned", [(False, False), (False, True), (True, False)], ids=["nn", "nt", "tn"])
+def test_float32_is_rounded_to_the_nearest_tf32(turned):
+    """Halfway between two of them to the even one, by multiplying with ones."""
+    random = np.random.default_rng(9)
+    x = (random.standard_normal((40, 40)) * 2.0 ** random.integers(-60, 60, (40, 40))).astype(np.float32)
+    halfway = np.resize([False, True, False, False], x.shape)
+    bits = x.view(np.uint32)
+    bits[halfway] = bits[halfway] & 0xFFFFE000 | 0x1000
+    bits[0, :3] = (
+        0x3FFFF000,
+        0x3FFFEFFF,
+        0x3FFFD000,
+    )  # to 2; to what is before 2; halfway, to what is before that
+    ones, c = np.eye(40, dtype=np.float32), np.full((40, 40), np.nan, np.float32)
+    for a, b in ((x, ones), (ones, x)):
+        a, b = a.T.copy() if turned[0] else a, b.T.copy() if turned[1] else b
+        with emulated():
+            cuda_wgmma.multiply(a, b, c=c, turned=turned)
+        np.testing.assert_array_equal(c, nearest_tf32(x))
+        assert (c[1:][halfway[1:]].view(np.uint32) & 0x3FFF == 0).all()
+    assert c[0, :3].tolist() == [2, 2 - 2**-10, 2 - 2**-9]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (64, 64), (130, 65)], ids=str)
+@pytest.mark.parametrize("further", [0, 1, 4], ids=["without gaps", "one further", "four further"])
+def test_transposed_copies(shape, further):
+    whole = np.random.default_rng(3).standard_normal((shape[0], shape[1] + further)).astype(np.float32)
+    with emulated():
+        found = cuda_transpose.transposed(whole[:, : shape[1]])
+    np.testing.assert_array_equal(found, whole[:, : shape[1]].T)
+    assert shape[1] == 1 or found.strides[0] % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    cuda.syncthreads()\n", "", "race: shared|nothing has written"),
+        ("left + row < columns and ", "", "out of bounds"),
+        ("count > 0:", "True:", "out of bounds|race"),
+        ("rows - (top + four)", "4", "race: global|out of bounds"),
+        ("across * SIDE, cuda", "across * SIDE // 2, cuda", "race: global"),
+        ("PITCH + row] =", "PITCH + row // 2] =", "two threads write|race: shared"),
+    ],
+    ids=["early", "rows of the copy", "columns of the copy", "numbers of a row", "squares", "a place twice"],
+)
+def test_faults_of_transposed_copies_are_found(old, new, message):
+    faulty = with_fault(cuda_transpose, old, new)
+    with emulated(), pytest.raises(ptxrun.PTXError, match=message):
+        faulty.transposed(np.zeros((130, 70), np.float32))
+
+
 # Of products whose outputs have nothing to read, a mask, or parameters and a velocity.
 @pytest.mark.parametrize(
     ("shape", "depth", "end", "tile"),
@@ -195,9 +256,9 @@ FAULTS = [
         id="one warpgroup's word for both",
     ),
     pytest.param(
-        "            for k in range(0, depth, DEPTH):\n                place = uint32",
+        "            for k in range(0, depth, at_once):\n                place = uint32",
         "            stage, parity = uint32(0), uint32(0)\n"
-        "            for k in range(0, depth, DEPTH):\n                place = uint32",
+        "            for k in range(0, depth, at_once):\n                place = uint32",
         "deadlock|race|wrong",
         id="phases that begin anew with each tile",
     ),
@@ -292,6 +353,30 @@ def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
     faulty = using(cuda_wgmma, by_pieces=with_fault(cuda_epilogue, old, new).by_pieces)
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
     with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
+        faulty.multiply(a, b, c=c, tile=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("row + 16 <= rows and column", "column", "out of bounds"),
+        ("column + columns_of_tile <= columns", "column <= columns", "out of bounds|race|not written"),
+        ("(row + lane // 4) * row", "(row + lane // 8) * row", "two threads write one address"),
+        ("+ lane % 4 * 2\n            store", "+ lane % 4\n            store", "misaligned|not aligned|race"),
+        ("uint64(32 * row_distance)", "uint64(16 * row_distance)", "race: global"),
+    ],
+    ids=[
+        "rows that there are not",
+        "columns that there are not",
+        "a row twice",
+        "half a place",
+        "four rows further",
+    ],
+)
+def test_whole_tiles_are_written_where_they_belong(old, new, message):
+    faulty = using(cuda_wgmma, by_pieces=with_fault(cuda_epilogue, old, new).by_pieces)
+    a, b, c = np.zeros((20, 8), np.uint16), np.zeros((8, 72), np.uint16), np.zeros((20, 72), np.float32)
+    with emulated(), pytest.raises(ptxrun.PTXError, match=message):
         faulty.multiply(a, b, c=c, tile=SMALL)
 
 

@@ -51,6 +51,8 @@ for technique, kind in TECHNIQUES:
             by_k = not form.turned[0], form.turned[1]
             known = () if technique is cuda_simt else (form.how(kind),)
             technique.kernel(kind, tile, *by_k, form.epilogue, *known)
+for tile in cuda_wgmma.TILES:
+    cuda_wgmma.kernel("tf32", tile, True, True, PLAIN, VECTORS | WHOLE)  # for ``matmul`` alone
 for halves in (False, True):
     for epilogue in (PLAIN, ADAM):
         matmul.column_sums(halves, epilogue)

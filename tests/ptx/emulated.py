@@ -82,7 +82,8 @@ class Emulator:
                     -(-matrix.strides[0] // 16) * 16 if len(matrix) < 2 else matrix.strides[0],
                     matrix.itemsize,
                 )
-                return device.tensor_map(whole, argument.box, 128, matrix.shape, strides)
+                rounded = matrix.dtype == np.float32  # to TF32, as TensorMap says
+                return device.tensor_map(whole, argument.box, 128, matrix.shape, strides, rounded)
             return copy_of(argument) if isinstance(argument, np.ndarray) else argument
 
         report = launch(

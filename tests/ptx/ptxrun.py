@@ -93,10 +93,11 @@ class Device:
         d.fill_from(host)
         return d
 
-    def tensor_map(self, array, box, swizzle=0, shape=None, strides=None):
+    def tensor_map(self, array, box, swizzle=0, shape=None, strides=None, tf32=False):
         """A stand-in for cuTensorMapEncodeTiled: `box` innermost dimension last, swizzle 0/32/64/128 bytes.
 
         shape, strides (bytes): of the tensor in `array`, if not its own; what lies between its rows is no part of it.
+        tf32: float32 is rounded as it is copied to shared memory, as with CU_TENSOR_MAP_DATA_TYPE_TFLOAT32.
         """
         d = self.array(np.zeros(16, np.uint64))
         shape = array.shape if shape is None else tuple(shape)
@@ -106,7 +107,7 @@ class Device:
             raise PTXError("tensor map: the tensor and its rows must begin at multiples of 16 bytes")
         if max(box) > 256 or (swizzle and box[-1] * array.dtype.itemsize > swizzle):
             raise PTXError(f"tensor map: box {tuple(box)} is too large")
-        self.maps[d.ptr] = (array, tuple(box), swizzle, shape, tuple(strides))
+        self.maps[d.ptr] = (array, tuple(box), swizzle, shape, tuple(strides), tf32)
         return d
 
 
@@ -421,6 +422,13 @@ def _halves(u32, kind):
 def _pack(lo, hi, kind):
     f = _f32_to_bf16 if kind == "bf16" else (lambda v: v.astype(np.float16).view(np.uint16))
     return f(lo).astype(np.uint32) | (f(hi).astype(np.uint32) << np.uint32(16))
+
+
+def _to_tf32(bits):
+    """To the nearest of 10 bits of mantissa, ties to even; infinities and NaN stay. (Measured by Triton's tests of its
+    descriptors, on a GPU of capability 12.0: triton-lang/triton, pull request 11751.)"""
+    special = bits & 0x7F800000 == 0x7F800000
+    return np.where(special, bits, bits + np.uint32(0xFFF) + (bits >> 13 & 1) & np.uint32(0xFFFFE000)).astype(np.uint32)
 
 
 def _swizzle(addr, mode):
@@ -1755,7 +1763,7 @@ def _bulk(b, i, act, m):
             to_shared = s.index("shared") < s.index("global")
             tm_op = i.args[1] if to_shared else i.args[0]
             q = re.fullmatch(r"\[\s*([%\w$]+)\s*,\s*\{(.*?)\}\s*\]", tm_op)
-            array, box, swz, shape, strides = b.dev.maps[int(b.raw(q.group(1), 64)[t])]
+            array, box, swz, shape, strides, tf32 = b.dev.maps[int(b.raw(q.group(1), 64)[t])]
             c = [int(b.val(x.strip(), "s32")[t]) for x in q.group(2).split(",")][
                 ::-1
             ]  # PTX gives the innermost first
@@ -1785,6 +1793,8 @@ def _bulk(b, i, act, m):
                             b.fault("read of global memory that nothing has written", one, i)
                         b.look(one, i, "piece", there.start, there.stop, t, False)
                         row[within] = b.dev.heap[there]
+                    if tf32:
+                        row = _to_tf32(row.view(np.uint32)).view(np.uint8)
                     b.smem[addrs] = row
                     b.smem_init[addrs] = True
                 elif inside and hi > lo:

@@ -284,7 +284,9 @@ turns.answer_all(answer)
     assert rows["jax"]["turns"] == [10.0] * 2
     assert "images_per_second" not in rows["jax"]
     assert rows["torch"] == {
-        "side": "torch", "precision": "float32", "used": None,
+        "side": "torch",
+        "precision": "float32",
+        "used": None,
         "no_time": "refused: loss differs",
     }
     assert found["best_peers"] == {"float32": "numpy"}

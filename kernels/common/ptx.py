@@ -644,7 +644,7 @@ def operand(turned, apart):
     Its rows are of LINE bytes: k of a row or column of the product, or, ``turned``, 64 rows or columns of
     one k; tiles of 64 × 64 then follow each other ``apart`` bytes apart. (9.7.15.6.5.1.2, matrix descriptor)
     """
-    return np.uint64(1 << 62 | EIGHT >> 4 << 32 | (apart if turned else 16) >> 4 << 16)
+    return np.uint32((apart if turned else 16) >> 4 << 16)
 
 
 class WarpgroupSums(NamedTuple):
@@ -667,7 +667,7 @@ def warpgroup_sums(columns, kind, turned_a=False, turned_b=False):
     ``begin()``, at the kernel's start, names them.
     ``add(a, b, more)`` begins to add LINE bytes of k, 32 by 32, to the sums if ``more``, else to zero. ``a``
     and ``b`` are :func:`operand` with an address (divided by 16) in the lowest bits: 64 rows, ``columns``
-    columns.
+    columns. The other half of what describes them is the same for all.
     ``wait(running)()`` is until all but so many additions have ended: their operands may be overwritten.
 
     A warpgroup calls ``add`` and ``wait`` as one. (9.7.15.6.5.2, wgmma.mma_async; 9.7.15.6.7.3, wait_group)
@@ -686,16 +686,19 @@ def warpgroup_sums(columns, kind, turned_a=False, turned_b=False):
             f"wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{sums}}}, %wga, %wgb, {more}, 1, 1{turned};"
         )
 
-    further = f"add.u64 %wga, %wga, {step_a >> 4}; add.u64 %wgb, %wgb, {step_b >> 4};"
+    described = "mov.b64 %wga, {%wgc, %wgh}; mov.b64 %wgb, {%wgd, %wgh};"
+    further = f"add.u32 %wgc, %wgc, {step_a >> 4}; add.u32 %wgd, %wgd, {step_b >> 4}; {described}"
     add = _instruction(
         "{ .reg .pred %wgm; .reg .pred %wgp; .reg .b64 %wga; .reg .b64 %wgb; "
-        "setp.ne.u32 %wgm, $2, 0; setp.eq.u32 %wgp, 0, 0; mov.b64 %wga, $0; mov.b64 %wgb, $1; "
-        f"wgmma.fence.sync.aligned; {one('%wgm')} {further} {one('%wgp')} {further} {one('%wgp')} {further} "
-        f"{one('%wgp')} wgmma.commit_group.sync.aligned; }}",
-        "l,l,r,~{memory}",
+        ".reg .b32 %wgc; .reg .b32 %wgd; .reg .b32 %wgh; "
+        "setp.ne.u32 %wgm, $2, 0; setp.eq.u32 %wgp, 0, 0; mov.b32 %wgc, $0; mov.b32 %wgd, $1; "
+        f"mov.b32 %wgh, {1 << 30 | EIGHT >> 4}; {described} wgmma.fence.sync.aligned; "
+        f"{one('%wgm')} {further} {one('%wgp')} {further} {one('%wgp')} {further} {one('%wgp')} "
+        "wgmma.commit_group.sync.aligned; }",
+        "r,r,r,~{memory}",
         types.void,
-        types.uint64,
-        types.uint64,
+        types.uint32,
+        types.uint32,
         types.uint32,
     )
 

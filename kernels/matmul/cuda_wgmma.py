@@ -23,7 +23,7 @@ from functools import cache
 from math import prod
 
 import numpy as np
-from numba import float32, int64, uint32, uint64
+from numba import float32, int32, int64, uint32, uint64
 
 from ..common import ptx
 from ..common.cuda import MAP, Kernel, TensorMap, blocks_for, cuda, device, multiprocessors
@@ -64,7 +64,7 @@ def _copier(tile, by_k):
             ptx.copy_tile(shared, matrix, k, start, barrier)
         else:
             for box in range(boxes):
-                ptx.copy_tile(shared + uint32(box * BOX), matrix, start + 64 * box, k, barrier)
+                ptx.copy_tile(shared + uint32(box * BOX), matrix, int32(start + 64 * box), k, barrier)
 
     return copy
 
@@ -96,37 +96,46 @@ def _corner(columns_of_tile):
 @cache
 def _filler(tile, at_once, a_by_k, b_by_k):
     copy_a, copy_b = _copier(ROWS, a_by_k), _copier(tile[1], b_by_k)
-    a_bytes, stage_bytes = A_BYTES, _stage_bytes(tile)
-    behind, corner = _behind(STAGES[tile]), _corner(tile[1])
+    a_bytes, stage_bytes, stages = A_BYTES, _stage_bytes(tile), STAGES[tile]
+    behind, corner = _behind(stages), _corner(tile[1])
     barrier_expect, barrier_wait = ptx.barrier_expect, ptx.barrier_wait
 
     @device
-    def fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty):
+    def fill(from_a, from_b, rows, columns, depth, band, tiles, base, full):
         """Ask for one stage after the other, as they become empty, of all tiles of this block."""
         stage, parity = uint32(0), uint32(1)  # the phase before the first counts as ended
         for number in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
             top, left = corner(number, rows, columns, band)
-            for k in range(0, depth, at_once):
-                place, arrived = base + uint32(stage * stage_bytes), full + uint32(8 * stage)
-                barrier_wait(empty + uint32(8 * stage), parity)
+            top, left, k = int32(top), int32(left), int32(0)
+            while k < int32(depth):
+                place = uint32(base + uint32(stage * uint32(stage_bytes)))
+                arrived = uint32(full + uint32(uint32(8) * stage))
+                barrier_wait(uint32(arrived + uint32(8 * stages)), parity)
                 barrier_expect(arrived, uint32(stage_bytes))
                 copy_a(from_a, top, k, place, arrived)
-                copy_b(from_b, left, k, place + uint32(a_bytes), arrived)
+                copy_b(from_b, left, k, uint32(place + uint32(a_bytes)), arrived)
                 stage, parity = behind(stage, parity)
+                k = int32(k + int32(at_once))
 
     return fill
 
 
 @device
-def _release(empty, stage, thread):
-    """One warpgroup has computed with a stage."""
-    if thread % GROUP == 0:
-        ptx.barrier_arrive(empty + uint32(8 * stage))
+def _of_warp(number):
+    """A number that all lanes have, so that the assembler knows it: what describes operands then stays in
+    registers of the warp, where it is wanted, instead of being brought there before each multiplication."""
+    return uint32(cuda.shfl_sync(0xFFFFFFFF, int32(number), 0))
 
 
-@device
-def _described(place, operand):
-    return uint64(place >> uint32(4)) | operand
+@cache
+def _releaser(stages):
+    @device
+    def release(arrived, thread):
+        """One warpgroup has computed with the stage of this barrier."""
+        if thread % GROUP == 0:
+            ptx.barrier_arrive(uint32(arrived + uint32(8 * stages)))
+
+    return release
 
 
 @cache
@@ -145,11 +154,11 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
     finishing = finisher(kind, epilogue, fours, how)
     expect, begin_with, outputs = finishing.expect, finishing.begin, finishing.outputs
     finish, part = by_pieces(columns_of_tile, finishing)
-    barriers = 2 * stages
+    barriers = 2 * stages  # of each stage, that it is full, and behind these that it is empty
     give, take = ptx.registers(REGISTERS[0], False), ptx.registers(REGISTERS[1], True)
     shared_address, global_address = ptx.shared_address, ptx.global_address
     barrier_init, barriers_visible, barrier_wait = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_wait
-    map_visible, release, described = ptx.map_visible, _release, _described
+    map_visible, release, of_warp = ptx.map_visible, _releaser(stages), _of_warp
     behind, corner, fill = _behind(stages), _corner(columns_of_tile), _filler(tile, at_once, a_by_k, b_by_k)
 
     def matmul_wgmma(a, b, rows, columns, depth, band, tiles, outputs):
@@ -158,14 +167,13 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
         counters = cuda.shared.array(barriers, uint64)
         memory = cuda.shared.array(0, float32)
         full = shared_address(counters)
-        empty = full + uint32(8 * stages)
         start = shared_address(memory)
         base = (start + uint32(ptx.EIGHT - 1)) & ~uint32(ptx.EIGHT - 1)
         thread = cuda.threadIdx.x
         if thread == 0:
             for stage in range(stages):
                 barrier_init(full + uint32(8 * stage), uint32(1))
-                barrier_init(empty + uint32(8 * stage), uint32(GROUPS))
+                barrier_init(full + uint32(8 * (stages + stage)), uint32(GROUPS))
             barriers_visible()
         cuda.syncthreads()
         if thread >= GROUPS * GROUP:
@@ -175,11 +183,12 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
                 map_visible(from_a)  # which the launches before have not written
                 map_visible(from_b)
                 ptx.wait_for_launches()
-                fill(from_a, from_b, rows, columns, depth, band, tiles, base, full, empty)
+                fill(from_a, from_b, rows, columns, depth, band, tiles, base, full)
             return
         take()
         ptx.wait_for_launches()
-        mine = base + uint32(thread // GROUP * BOX)
+        first_a = uint32(uint32(base + uint32(of_warp(thread // GROUP) * uint32(BOX))) >> uint32(4)) | of_a
+        first_b = uint32(uint32(base + uint32(a_bytes)) >> uint32(4)) | of_b
         warp, lane = thread // 32, thread % 32
         own = int64((base - start) // uint32(4)) + stages * stage_bytes // 4 + warp * part
         stage, parity, computed = uint32(0), uint32(0), uint32(0)
@@ -188,18 +197,22 @@ def kernel(kind, tile, a_by_k, b_by_k, epilogue=AS_IT_IS.epilogue, how=PLAIN, ru
             top, left = corner(number, rows, columns, band)
             if lane < 16:  # a row each: from memory while the products are computed
                 expect(top + warp * 16 + lane, left, columns_of_tile, rows, columns, outputs)
-            for k in range(0, depth, at_once):
-                place = uint32(stage * stage_bytes)
-                barrier_wait(full + uint32(8 * stage), parity)
-                add(described(mine + place, of_a), described(base + place + uint32(a_bytes), of_b), k > 0)
+            k, more = int32(0), uint32(0)
+            while k < int32(depth):
+                arrived = uint32(full + uint32(uint32(8) * stage))
+                further = uint32(of_warp(stage) * uint32(stage_bytes >> 4))
+                barrier_wait(arrived, parity)
+                add(uint32(first_a + further), uint32(first_b + further), more)
                 wait()
-                if k >= running:
-                    release(empty, computed if running else stage, thread)
-                computed = stage
+                if not running:
+                    release(arrived, thread)
+                elif more:
+                    release(computed, thread)
+                computed, more, k = arrived, uint32(1), int32(k + int32(at_once))
                 stage, parity = behind(stage, parity)
             if running:
                 wait_for_all()
-                release(empty, computed, thread)
+                release(computed, thread)
             finish(memory, own, shared, lane, top + 16 * warp, left, rows, columns, outputs)
 
     suffix = epilogue.suffix + suffix_of(how) + ("" if running else ", none running")

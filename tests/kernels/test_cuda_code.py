@@ -107,6 +107,8 @@ def test_nothing_touches_sums_while_tensor_cores_add_to_them():
             start = min(int(re.search(r"0x([0-9a-f]+)", operands)[1], 16) for operands in back)
             during = [line for line in lines[: waits[1]] if line[0] >= start]
             assert sum(opcode.startswith("HGMMA") for _, opcode, _ in during) == 4
+            # What describes operands stays in the warp's registers, but for the number of their stage.
+            assert sum(opcode == "R2UR" for _, opcode, _ in during) == 1, kernel.name
             for _, opcode, operands in during:
                 named = set(map(int, re.findall(r"\bR(\d+)", operands)))
                 assert not named & sums or opcode.startswith("HGMMA"), (kernel.name, opcode, operands)

@@ -238,27 +238,26 @@ def test_the_tile_with_which_all_blocks_are_done_first(shape, depth, end, tile):
 
 FAULTS = [
     pytest.param(
-        "                barrier_wait(full + uint32(8 * stage), parity)\n",
+        "                barrier_wait(arrived, parity)\n",
         "",
         "race: .* by a copy|nothing has written",
         id="no wait for tiles",
     ),
     pytest.param(
-        "                barrier_wait(empty + uint32(8 * stage), parity)\n",
+        "                barrier_wait(uint32(arrived + uint32(8 * stages)), parity)\n",
         "",
         "race: .* written by a copy",
         id="no wait for an empty stage",
     ),
     pytest.param(
-        "if thread % GROUP == 0:\n        ptx.barrier_arrive",
-        "if thread == 0:\n      for _ in range(GROUPS):\n        ptx.barrier_arrive",
+        "if thread % GROUP == 0:\n            ptx.barrier_arrive",
+        "if thread == 0:\n          for _ in range(GROUPS):\n            ptx.barrier_arrive",
         "race: shared word at .* was read by wgmma of 128",
         id="one warpgroup's word for both",
     ),
     pytest.param(
-        "            for k in range(0, depth, at_once):\n                place = uint32",
-        "            stage, parity = uint32(0), uint32(0)\n"
-        "            for k in range(0, depth, at_once):\n                place = uint32",
+        "            k, more = int32(0), uint32(0)\n",
+        "            k, more, stage, parity = int32(0), uint32(0), uint32(0), uint32(0)\n",
         "deadlock|race|wrong",
         id="phases that begin anew with each tile",
     ),
@@ -284,8 +283,8 @@ FAULTS = [
         id="a stage given back that is still multiplied",
     ),
     pytest.param(
-        "computed if running else stage",
-        "stage",
+        "elif more:\n                    release(computed",
+        "elif more:\n                    release(arrived",
         "race|deadlock",
         id="the stage that was just begun given back",
     ),
@@ -296,11 +295,19 @@ FAULTS = [
         id="sums not waited for",
     ),
     pytest.param(
-        "                release(empty, computed, thread)\n", "", "deadlock", id="a tile's last stage kept"
+        "                release(computed, thread)\n            finish",
+        "            finish",
+        "deadlock",
+        id="a tile's last stage kept",
     ),
-    pytest.param("k > 0)", "1)", "wrong", id="sums of the tile before"),
+    pytest.param("further), more)", "further), uint32(1))", "wrong", id="sums of the tile before"),
+    pytest.param("of_warp(thread // GROUP)", "uint32(0)", "wrong", id="the other warpgroup's rows"),
+    pytest.param("of_warp(stage)", "uint32(0)", "race|wrong", id="another stage's operands"),
     pytest.param(
-        "release(empty, computed if", "release(full, computed if", "arrivals|deadlock", id="wrong barrier"
+        "barrier_arrive(uint32(arrived + uint32(8 * stages)))",
+        "barrier_arrive(arrived)",
+        "arrivals|deadlock",
+        id="wrong barrier",
     ),
     pytest.param(
         "barrier_expect(arrived, uint32(stage_bytes))",

@@ -17,13 +17,15 @@ USABLE_BACKENDS = [name for name, state in fd.backends().items() if state == "ok
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Groups for ``pytest -n 2``: compiled kernels that are interpreted, single ones and whole trainings,
-    each of which takes one core; those that are assembled, for who is ready first; and all others, which may
-    use every core and must not be there twice."""
+    each of which takes one core; those that are assembled, and those that are compiled for other processors,
+    for who is ready first; and all others, which may use every core and must not be there twice."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            path = nodeid.partition("::")[0]
+            path, _, name = nodeid.partition("::")
+            if name.startswith(("test_narrower_vectors", "test_smaller_tiles")):
+                return "other processors"
             if path.startswith("tests/kernels/test_cuda_code"):
                 return "assembled"
             if path.startswith(("tests/kernels/test_cuda_epoch", "tests/kernels/test_cuda_steps")):

@@ -271,6 +271,8 @@ class _Team:
 
     def dismiss(self):
         """End all members, before the interpreter ends. Later callers do their work alone."""
+        if self.dismissed:
+            return  # else it would wait for itself: the team stays taken
         self.dismissed = True
         until = time.monotonic() + 10  # the work of a daemon thread may never end
         while not _take(self.address, next(self.numbers)):

@@ -204,7 +204,9 @@ def test_a_dismissed_team_can_be_used_again(monkeypatch):
         worker.start()
         worker.join(10)
         assert results == [expected_sum(1000)], "hangs"
+        begun = time.monotonic()
         fresh.dismiss()
+        assert time.monotonic() - begun < 5, "waits for itself"
         assert not any(member.is_alive() for member in fresh.threads)
 
 

@@ -211,19 +211,16 @@ def _ratio(found, name, side, bounds, what):
         return _missing(asked, found.how("train"), why)
     precision = SIDES[side].precision
     rivals = [each for each in network["rows"] if each["precision"] == precision and each is not row]
-    refused = row.get("ratios_to_refused_peers", {})  # whose time is held against ours all the same
-    absent = [each["side"] for each in rivals if "no_time" in each and each["side"] not in refused]
+    absent = [each["side"] for each in rivals if "no_time" in each and "turns" not in each]
+    refused = [each["side"] for each in rivals if "no_time" in each and "turns" in each]
     ratio = row["ratio_to_best_peer"]
     low, high = ratio["quartiles"]
     said = f"{ratio['median']:.2f} times {network['best_peers'][precision]} ({low:.2f} to {high:.2f})"
-    said += "".join(
-        f"; {each['median']:.2f} times {name}, refused for its losses" for name, each in refused.items()
-    )
+    said += f"; refused for its losses, and a rival all the same: {', '.join(refused)}" if refused else ""
     said += f"; without a time: {', '.join(absent)}" if absent else ""
     rounds = len(row.get("turns", ()))
     said += f"; of {rounds} rounds alone" if 0 < rounds < FEWEST_ROUNDS else ""
-    least = min(each["median"] for each in (ratio, *refused.values()))
-    return asked, said, least >= must and not absent, found.how("train")
+    return asked, said, ratio["median"] >= must and not absent, found.how("train")
 
 
 def _accuracy(found, target):

@@ -6,7 +6,8 @@
 A step is forward, cross-entropy, backward and an update by plain SGD, in float32 (other precisions are
 rows apart), on real MNIST. Every side starts from the same weights and trains on the same batches in the
 same order with the same rate. It gets a time only if the loss of each of its first steps is within 1e-3
-(in bfloat16 and TF32 5e-3) of what a loop in float64 gives.
+(in bfloat16 and TF32 5e-3) of what a loop in float64 gives. A peer that is refused for its losses and within
+twice of that is a rival all the same: its row says so, with its speed.
 
 Each side runs in a process of its own, and the sides take turns (``bench.turns``). The rounds of a network
 are spread over the whole run, in PASSES over all networks, with new processes in each. A turn is one speed,
@@ -63,7 +64,7 @@ CHECKED_STEPS = 50
 # Of a step's loss, relative. Operands of 8 bits move those of the middle networks by up to 3.3e-3; those of
 # 11 bits (TF32) get as much.
 TOLERANCE, TOLERANCE_ROUNDED = 1e-3, 5e-3
-NEAR = 10  # times that, from which on a peer computes something else
+NEAR = 2  # times that, from which on a peer computes something else
 BUSY = 0.1  # cores used by other processes that are worth a word
 EPOCH_FLOPS, FEWEST_STEPS = 1.5e11, 10  # an epoch is cut to so many, but has at least so many steps
 LIMIT = "the processor's limit"  # asked between the turns
@@ -113,6 +114,8 @@ class Answers:
             facts["no_time"] = f"refused: loss differs by {difference:.2g}, more than {most:g}"
             # A peer that comes near is held against ours all the same: nobody wins by its being refused.
             facts["timed"] = not self.side.ours and difference <= NEAR * most
+            if facts["timed"]:
+                self.trainer.speeds(SHORT)  # compiles what its turns need
             kept = "used", "package", "no_time", "timed", "loss_differences"
             return {name: facts[name] for name in kept if name in facts}
         again = len(losses) * task.network.batch / float(np.median(self.trainer.speeds(SHORT)))
@@ -400,7 +403,7 @@ def row_of(name, network, facts, answers, chosen):
     if failed and answers and None not in speeds:
         speed = float(np.median([speeds[i] for i in chosen]))
         why = f"{failed[0]} ({speed:,.0f} images/s all the same)"
-        return {**row, "no_time": why, "turns": speeds}
+        return {**row, "no_time": why, "images_per_second": speed, "turns": speeds}
     if failed:
         return {**row, "no_time": failed[0]}
     low, middle, high = np.percentile([speeds[i] for i in chosen], [25, 50, 75]).tolist()
@@ -422,30 +425,24 @@ def row_of(name, network, facts, answers, chosen):
 
 
 def compare(rows, chosen):
-    """The best peer of each precision; the rows of ours get their ratio to it, turn by turn, of the
-    ``chosen`` rounds, and those to peers that were refused."""
-    timed, best = [row for row in rows if "no_time" not in row], {}
-    for row in timed:
+    """The best peer of each precision, one that was refused and came near among them; the rows of ours get
+    their ratio to it, turn by turn, of the ``chosen`` rounds."""
+    best = {}
+    ours = [row for row in rows if peers.SIDES[row["side"]].ours and "no_time" not in row]
+    for row in rows:
         kind = row["precision"]
-        if not peers.SIDES[row["side"]].ours and (
-            kind not in best or row["images_per_second"] > best[kind]["images_per_second"]
-        ):
+        if "turns" not in row or peers.SIDES[row["side"]].ours:
+            continue
+        if kind not in best or row["images_per_second"] > best[kind]["images_per_second"]:
             best[kind] = row
     for kind, other in peers.AS_EXACT_AS.items():
-        if other in best and any(row["precision"] == kind for row in timed):
+        if other in best and any(row["precision"] == kind for row in ours):
             best[kind] = best[other]
-
-    def ratio(row, other):
-        low, middle, high = np.percentile(np.divide(row["turns"], other["turns"])[chosen], [25, 50, 75])
-        return {"median": float(middle), "quartiles": [float(low), float(high)]}
-
-    refused = [row for row in rows if "no_time" in row and "turns" in row]
-    for row in timed:
-        kind = row["precision"]
-        if peers.SIDES[row["side"]].ours and kind in best:
-            row["ratio_to_best_peer"] = ratio(row, best[kind])
-            others = {each["side"]: ratio(row, each) for each in refused if each["precision"] == kind}
-            row |= {"ratios_to_refused_peers": others} if others else {}
+    for row in ours:
+        if row["precision"] in best:
+            ratios = np.divide(row["turns"], best[row["precision"]]["turns"])[chosen]
+            low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+            row["ratio_to_best_peer"] = {"median": middle, "quartiles": [low, high]}
     return {kind: row["side"] for kind, row in best.items()}
 
 
@@ -464,8 +461,6 @@ def show(result):
             ratio, best = row["ratio_to_best_peer"], result["best_peers"][row["precision"]]
             low, high = ratio["quartiles"]
             line += f"; {ratio['median']:.2f} times {best} ({low:.2f} … {high:.2f})"
-        for other, ratio in row.get("ratios_to_refused_peers", {}).items():
-            line += f", {ratio['median']:.2f} times {other}, which was refused"
         line += " NOISY" if row["noisy"] else ""
         if (row["cores_used_by_others"] or 0) > BUSY:
             line += f", other processes used {row['cores_used_by_others']:.1f} cores"

@@ -41,8 +41,8 @@ class Network:
     - ``precision``: "float32", or what else the backend offers (``net.backend.precisions``). With
       "bf16" a training rounds the operands of its products to bfloat16 (on the cpu backend those of large
       products; not of the output layer), with "bf16x3" three bfloat16 numbers stand for each, as exact as
-      float32, with "tf32" tensor cores look at the first 19 bits of each; weights, sums and predictions
-      stay float32.
+      float32, with "tf32" each is rounded to 19 bits for tensor cores; weights, sums and predictions stay
+      float32.
     - ``classes``: the label of each output; 0, 1, 2 … if not given.
     - ``pixels``: False for inputs that are not pictures: then floats of any size are expected and
       whole numbers above 1 are no reason to warn.

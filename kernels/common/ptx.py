@@ -639,7 +639,7 @@ PIECE = 32  # columns of sums that are written at a time: as many as there are b
 
 
 def operand(turned, apart):
-    """What describes a tile of numbers to :func:`warpgroup_sums`, but for its address.
+    """What describes a tile of numbers to :func:`warpgroup_sums`, but for its address: the lower word.
 
     Its rows are of LINE bytes: k of a row or column of the product, or, ``turned``, 64 rows or columns of
     one k; tiles of 64 × 64 then follow each other ``apart`` bytes apart. (9.7.15.6.5.1.2, matrix descriptor)
@@ -661,8 +661,8 @@ def warpgroup_sums(columns, kind, turned_a=False, turned_b=False):
     ``kind``: of the numbers that are multiplied, "bf16", or "tf32", which cannot be turned.
 
     Tensor cores add to registers while the program goes on, and nothing may touch these meanwhile. So they
-    are none of the compiler's, which could move them, but have names that only the functions here know, and
-    :func:`store_sums`:
+    are none of the compiler's, which could move them, but have names that only the functions here know,
+    :func:`store_sums` and :func:`store_all_sums`:
 
     ``begin()``, at the kernel's start, names them.
     ``add(a, b, more)`` begins to add LINE bytes of k, 32 by 32, to the sums if ``more``, else to zero. ``a``
@@ -674,17 +674,16 @@ def warpgroup_sums(columns, kind, turned_a=False, turned_b=False):
     """
     count = columns // 2
     if kind == "tf32":
-        shape, turned = "k8.f32.tf32.tf32", ""
+        shape, transposed = "k8.f32.tf32.tf32", ""
     else:
-        shape, turned = "k16.f32.bf16.bf16", f", {int(turned_a)}, {int(turned_b)}"
+        shape, transposed = "k16.f32.bf16.bf16", f", {int(turned_a)}, {int(turned_b)}"
     # Bytes to what is added next.
     step_a, step_b = (2 * EIGHT if turned else 32 for turned in (turned_a, turned_b))
     sums = ", ".join(f"%wgs{i}" for i in range(count))
 
     def one(more):
-        return (
-            f"wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{sums}}}, %wga, %wgb, {more}, 1, 1{turned};"
-        )
+        name = f"wgmma.mma_async.sync.aligned.m64n{columns}{shape}"
+        return f"{name} {{{sums}}}, %wga, %wgb, {more}, 1, 1{transposed};"
 
     described = "mov.b64 %wga, {%wgc, %wgh}; mov.b64 %wgb, {%wgd, %wgh};"
     further = f"add.u32 %wgc, %wgc, {step_a >> 4}; add.u32 %wgd, %wgd, {step_b >> 4}; {described}"
@@ -738,7 +737,7 @@ def store_all_sums(columns):
             f"st.global.v2.f32 [{'%wgr' if below else '$0'}+{32 * eight}], {{%wgs{first}, %wgs{first + 1}}};"
         )
 
-    # Two numbers each of 8 rows and 4 lanes beside each other are whole sectors of 32 bytes.
+    # Two numbers each of 4 lanes beside each other are 32 bytes: whole sectors, where rows begin at these.
     pairs = [pair(eight, below) for eight in range(columns // 8) for below in range(2)]
     return _instruction(
         "{ .reg .b64 %wgr; add.u64 %wgr, $0, $1; " + " ".join(pairs) + " }",

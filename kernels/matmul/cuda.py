@@ -194,7 +194,8 @@ def matmul(a, b, out=None, stream=None, then=AS_IT_IS, precision="float32", tech
     do not fit, an out whose rows have gaps, or what the GPU cannot do.
     Cost: 2·M·N·K flops. A copy of what is neither contiguous along rows nor along columns, with "bf16" of
     both operands, with "tf32" of those whose rows do not begin at multiples of 16 bytes, and by "wgmma" of
-    those whose numbers are not next to each other along K.
+    those whose numbers are not next to each other along K. Such copies, and what "wgmma" is told of where
+    operands are, are made in each call: it is not for being captured in a CUDA graph.
     """
     with on_stream(stream):
         return _matmul(a, b, out, then, precision, technique)
@@ -219,8 +220,8 @@ def _matmul(a, b, out, then, precision, technique):
     if not out.size:
         return result
     (a, a_turned), (b, b_turned) = _rows_first(xp, a), _rows_first(xp, b)
-    if a_turned and b_turned:
-        b, b_turned = xp.ascontiguousarray(b.T), False
+    if a_turned and b_turned:  # b stays as it is: next to each other along k
+        a, a_turned = xp.ascontiguousarray(a.T), False
     a, b = (_ready(xp, matrix, precision) for matrix in (a, b))
     TECHNIQUES[technique].multiply(a, b, c=out, turned=(a_turned, b_turned), then=then)
     return result

@@ -3,7 +3,7 @@
 Numbers are finished four of a row at a time (:mod:`..common.fours`). Registers cannot be counted through, and
 tensor cores leave their sums two by two all over a warp: sums go by way of shared memory, where a short loop
 finds them. (Finished where they are, the code is written out for every register, ten thousand instructions,
-each of which would be fetched for one use.)
+each of which would be fetched for one use.) Only what stays as it is goes to memory at once.
 """
 
 from functools import cache
@@ -67,7 +67,8 @@ class Finisher(NamedTuple):
     for what all of them need before the first is finished: its answer takes as long as hundreds of
     instructions.
     ``expect(row, column, width, rows, columns, outputs)``: so many numbers of a row will be finished soon.
-    ``unchanged``: whether it is known that numbers are written as they are, to rows of whole fours.
+    ``unchanged``: whether it is known that numbers are written as they are, to rows that begin at multiples
+    of 16 bytes.
     """
 
     begin: Any
@@ -253,8 +254,8 @@ def staged(tiles_down, tiles_across, at_once, finishing):
 def by_pieces(columns_of_tile, finishing):
     """``finish_tile(memory, mine, shared, lane, row, column, rows, columns, outputs)``: a warp's 16 rows of
     sums, of ``ptx.warpgroup_sums``, finished by way of a part of shared memory that holds a piece of
-    their columns at a time; a whole tile of which nothing becomes is written from its registers. No other
-    warp has to wait for it.
+    their columns at a time; a whole tile whose numbers stay as they are is written from its registers. No
+    other warp has to wait for it.
 
     ``mine``: where the warp's part of ``memory`` (float32) begins, a multiple of 4 numbers; ``shared``: what
     ``finishing``, a :class:`Finisher`, begins with. Also returns how many numbers the part needs.

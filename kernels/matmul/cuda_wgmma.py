@@ -7,8 +7,8 @@ memory, at the places where the tensor cores want its numbers, zeros beyond the 
 multiply 64 rows each, with operands that they take from shared memory themselves; none ever passes through a
 register. Both sides wait for each other at barriers that count, two for each stage: that its bytes have
 arrived, and that both warpgroups have computed with them. While tensor cores compute with one stage, their
-warpgroup waits for the next already. Sums go to memory by way of a part of shared memory of their own: the
-operands of the next tile arrive meanwhile.
+warpgroup waits for the next already. Sums go to memory by way of a part of shared memory of their own, or
+from their registers where a whole tile is written as it is: the operands of the next tile arrive meanwhile.
 
 Operands of bfloat16 may lie along k or across it: the tensor cores are told how, and read them as they are.
 Those of TF32 are read along k alone, so that others are transposed in memory before; the copies round them.
@@ -42,7 +42,8 @@ CAPABILITY = (9, 0)
 TILES = ((ROWS, 256), (ROWS, 128), (ROWS, 64))
 STAGES = {(ROWS, 256): 4, (ROWS, 128): 6, (ROWS, 64): 8}
 # Microseconds of a tile: of each stage, and of its end, with nothing to read, with a mask, and with
-# parameters and states. From products of the deep network (H200).
+# parameters and states. From products of the deep network (H200), before a stage took fewer instructions and
+# sums that stay as they are were written from their registers.
 STAGE_COST = {(ROWS, 256): 0.83, (ROWS, 128): 0.46, (ROWS, 64): 0.36}
 END_COST = {(ROWS, 256): (11, 13, 26), (ROWS, 128): (3, 5, 9.5), (ROWS, 64): (2, 2.5, 5.5)}
 REGISTERS = 40, 232  # of a thread that copies, and of one that computes: at first each has 168

@@ -246,17 +246,15 @@ def test_the_page_asks_for_what_the_command_asks_for():
     assert set(multiplication.WAYS) == set(TECHNIQUES)
 
 
-@pytest.mark.parametrize(("ratio", "met"), [(1.2, True), (0.9, False)])
-def test_a_peer_that_was_refused_for_its_losses_is_a_rival_all_the_same(ratio, met, tmp_path):
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_peer_that_was_refused_for_its_losses_needs_a_time_all_the_same(timed, tmp_path):
     found = copy.deepcopy(GOOD)
-    ours, torch, _ = found["train"][1]["rows"]
-    torch["no_time"] = "refused: loss differs"
-    ours["ratios_to_refused_peers"] = {torch["side"]: {"median": ratio, "quartiles": [ratio, ratio]}}
+    torch = found["train"][1]["rows"][1]
+    torch |= {"no_time": "refused: loss differs"} | ({"turns": [7.0]} if timed else {})
     row = next(row for row in table(tmp_path, found) if "batch 512" in row[0])
-    assert f"4.00 times torch-cuda-compile-bf16 (3.90 to 4.10); {ratio:.2f} times torch" in row[1]
-    assert "refused for its losses" in row[1]
-    assert "without a time" not in row[1]
-    assert row[2] is met
+    said = "refused for its losses, and a rival all the same: " if timed else "without a time: "
+    assert row[1] == f"4.00 times torch-cuda-compile-bf16 (3.90 to 4.10); {said}{torch['side']}"
+    assert row[2] is timed
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_a_wrong_loss_is_refused_a_time(answers_of, error, precision):
 
 @pytest.mark.parametrize(
     ("error", "ours", "timed"),
-    [(1.006, False, True), (1.006, True, False), (1.06, False, False), (float("nan"), False, False)],
+    [(1.006, False, True), (1.006, True, False), (1.011, False, False), (float("nan"), False, False)],
     ids=["near", "ours", "far", "not a number"],
 )
 def test_a_peer_that_is_refused_and_comes_near_is_timed_all_the_same(folder, monkeypatch, error, ours, timed):
@@ -282,18 +282,14 @@ turns.answer_all(answer)
     rows = {row["side"]: row for row in found["rows"]}
     assert rows["jax"]["no_time"] == "refused: loss differs (10 images/s all the same)"
     assert rows["jax"]["turns"] == [10.0] * 2
-    assert "images_per_second" not in rows["jax"]
     assert rows["torch"] == {
         "side": "torch",
         "precision": "float32",
         "used": None,
         "no_time": "refused: loss differs",
     }
-    assert found["best_peers"] == {"float32": "numpy"}
-    assert rows["fastdigit"]["ratio_to_best_peer"]["median"] == 4
-    against = {name: ratio["median"] for name, ratio in rows["fastdigit"]["ratios_to_refused_peers"].items()}
-    assert against == {"jax": 0.8}
-    assert "ratios_to_refused_peers" not in rows["numpy"]
+    assert found["best_peers"] == {"float32": "jax"}
+    assert rows["fastdigit"]["ratio_to_best_peer"]["median"] == 0.8
     train.show(found)
 
 

@@ -267,7 +267,10 @@ def test_what_products_on_tensor_cores_refuse():
 
 # --- products: dropout and updates ----------------------------------------------------------------
 
-SMALL = [(cuda_simt, "float32"), (cuda_mma, "bf16"), (cuda_mma, "tf32"), (cuda_wgmma, "bf16")]
+SMALL = [
+    (cuda_simt, "float32"),
+    *((module, kind) for module in (cuda_mma, cuda_wgmma) for kind in ("bf16", "tf32")),
+]
 SMALL_IDS = [f"{module.__name__.rpartition('_')[2]} {kind}" for module, kind in SMALL]
 UPDATE_NUMBER = 5 * 2**32 + 7  # both words of the counter matter
 
@@ -346,6 +349,7 @@ def check_update(multiply, gradient, record, padding, updating, half=None):
         (cuda_wgmma, "bf16", "adam", 67, -1),
         (cuda_wgmma, "bf16", "adam", 67, 0),
         (cuda_wgmma, "bf16", "nesterov", 68, 1),
+        (cuda_wgmma, "tf32", "adam", 68, 1),
     ],
 )
 def test_update_by_a_product(module, kind, name, columns, tile):

@@ -67,7 +67,7 @@ def test_products_for_hopper_use_what_it_has():
     for kernel in KERNELS:
         if kernel.name.startswith("matmul_wgmma"):
             code = assemble(kernel, (9, 0, "a"))
-            assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # 16 of 64 k each
+            assert code.loop["HGMMA"] == 4, (kernel.name, code.loop)  # of 32 bytes of k each
             assert code.opcodes["UTMALDG"] >= 2
             assert code.opcodes["SYNCS"] > 0  # barriers that count
             assert code.opcodes["USETMAXREG"] == 2  # from who copies to who computes: as many as there are

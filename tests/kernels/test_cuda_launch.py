@@ -362,6 +362,25 @@ def test_a_capture_that_fails_is_ended(kernel, driver):
     assert Stream.made[0].noted == ["begin", "end"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(np.uint16, "BFLOAT16"), (np.float32, "TFLOAT32")],
+    ids=["bfloat16", "rounded to TF32"],
+)
+def test_a_tensor_map_says_what_its_numbers_are(driver, dtype, kind):
+    from cuda.bindings.driver import CUtensorMapDataType
+
+    cuda._encoded.cache_clear()
+    known = len(cuda.KERNELS)
+    kernel = cuda.Kernel(nothing, cuda.MAP, cuda.MAP, int64, threads=64, name="nothing")
+    del cuda.KERNELS[known:]
+    given = cuda.TensorMap(np.zeros((64, 64), dtype), (32, 32))
+    cuda.Launch(kernel, (1,), [given, given, np.int64(5)], 0)
+    ((_, told),) = driver.list
+    assert told[0] == getattr(CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{kind}")
+    cuda._encoded.cache_clear()
+
+
 def test_a_tensor_map_lives_as_long_as_the_launch_that_has_it(driver):
     known = len(cuda.KERNELS)
     kernel = cuda.Kernel(nothing, cuda.MAP, cuda.MAP, int64, threads=64, name="nothing")

@@ -23,7 +23,7 @@ for sizes, network, options in (
         [36, 8, 4],
         {"dropout": 0.3, "input_dropout": 0.1},
         {
-            **{"batch_size": 24, "optimizer": fd.AdamW(0.01), "augment": fd.Augment(shift=1)},
+            **{"batch_size": 17, "optimizer": fd.AdamW(0.01), "augment": fd.Augment(shift=1)},
             **{"clip_norm": 0.5, "max_norm": 1.0},
         },
     ),

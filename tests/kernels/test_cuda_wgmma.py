@@ -1,5 +1,5 @@
-"""Products of bfloat16 on Hopper's tensor cores: the order of tiles, blocks that compute several of them, and
-who waits for whom."""
+"""Products on Hopper's tensor cores: the order of tiles, blocks that compute several of them, TF32, and who
+waits for whom."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fastdigit.kernels.optimizer import cuda as optimizer
 from ..ptx import ptxrun
 from ..ptx.emulated import LIMITS, emulated
 from ..ptx.faults import using, with_fault
-from .test_cuda import from_bfloat16, to_bfloat16
+from .test_cuda import KINDS, from_bfloat16, to_bfloat16
 
 LARGE, MIDDLE, SMALL = cuda_wgmma.TILES
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -121,6 +121,24 @@ def test_all_tiles_have_the_bits_of_sums_in_the_order_of_k(burst, how, tile):
     with emulated(burst=burst):
         cuda_wgmma.multiply(a, b, c=c, tile=tile, **how)
     np.testing.assert_array_equal(c, expected)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "tf32"])
+@pytest.mark.parametrize("tile", cuda_wgmma.TILES, ids=str)
+def test_whole_tiles_are_written_from_registers(tile, kind):
+    """All numbers in their places, with rows and columns behind the last whole tile, and nothing beside."""
+    random, shape = np.random.default_rng(5), (37, 24, tile[1] + 9)
+    a, b = random.standard_normal(shape[:2], np.float32), np.zeros((24, shape[2] + 7), np.float32)
+    b[:, : shape[2]] = random.standard_normal(shape[1:])
+    given, meant = KINDS[kind]
+    a, b = given(a), given(b)[:, : shape[2]]
+    whole = np.full((shape[0], shape[2] + 7), np.nan, np.float32)
+    with emulated() as emulator:
+        cuda_wgmma.multiply(a, b, c=whole[:, : shape[2]], tile=tile)
+    assert not any("one by one" in kernel.name for kernel, _ in emulator.reports)
+    expected = meant(a).astype(np.float64) @ meant(b).astype(np.float64)
+    np.testing.assert_allclose(whole[:, : shape[2]], expected, rtol=1e-5, atol=1e-5)
+    assert np.isnan(whole[:, shape[2] :]).all()
 
 
 @pytest.mark.parametrize(

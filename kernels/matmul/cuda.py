@@ -41,7 +41,8 @@ OFFERED = {
     "tf32": {"wgmma": cuda_wgmma.CAPABILITY, "mma": (8, 0)},
     "bf16": {"wgmma": cuda_wgmma.CAPABILITY, "mma": (8, 0)},
 }
-# Of all sides of a product of TF32: from here on wgmma gains more than the copies take that it may need.
+# Of all sides of a product of TF32: from here on wgmma should gain more than the copies take that it may need
+# (predicted from its times with bfloat16, not measured).
 WORTH_COPIES = 2048
 PADDED = 64  # numbers that rows are made a multiple of, where they have to be copied
 
@@ -58,7 +59,7 @@ def technique_for(precision, capability, shape, copies=False):
         if name == "wgmma":
             # Made for this capability alone; few rows leave most of its tiles empty. (So do few columns, but
             # it goes through many k in the least time.)
-            enough = copies and min(shape) >= WORTH_COPIES if precision == "tf32" else True
+            enough = precision != "tf32" or (copies and min(shape) >= WORTH_COPIES)
             if capability == least and shape[0] >= cuda_wgmma.ROWS and enough:
                 return name
         elif capability >= least:

@@ -39,8 +39,8 @@ for sizes, network, options in (
 
 
 def on_one_core():
-    """Threads of the simulator, one for each of a block, wait for each other in Python: on two cores that
-    takes 3 to 15 times as long."""
+    """Threads of the simulator, one for each of a block, wait for each other in Python: on several cores that
+    takes several times as long."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 

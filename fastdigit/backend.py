@@ -64,6 +64,8 @@ class Backend:
     # the logits, or their softmax, of all images in one call; None as above.
     predictor: Callable[..., Callable[..., None]] | None = None
 
+    on_host: bool = False  # whether its operations take any NumPy arrays: data are then trained on where they are
+
     def __deepcopy__(self, memo):
         return self  # nothing in it changes
 
@@ -169,6 +171,7 @@ def _load_numpy():
         device=f"CPU, NumPy {np.__version__}",
         row_align=16,
         precisions=("float32", "float64"),
+        on_host=True,
         **_host_memory(),
         **_reference_operations(np),
     )
@@ -199,6 +202,7 @@ def _load_cpu():
         device=f"CPU, {threads} threads, vectors of {host_tile().lanes} float32, Numba {numba.__version__}",
         row_align=16,
         precisions=matmul.PRECISIONS,
+        on_host=True,
         **_host_memory(),
         gather=gather.gather,
         augment=augment.augment,

@@ -148,7 +148,8 @@ class TrainingData:
     """Training and validation data, checked, converted and split, on the host.
 
     ``fastdigit.fit`` takes it in place of plain data, so that several networks can be trained on the same: it
-    is then split once, and copied to the device once.
+    is then split once, and copied to the device once. What is not split is the caller's array, if it is of a
+    dtype that networks take.
     """
 
     inputs: np.ndarray
@@ -206,11 +207,13 @@ class TrainingData:
             raise ConfigError(f"this TrainingData was made for another network than {net}: make it anew")
 
     def on(self, backend, dtype):
-        """(inputs, targets, weight) as arrays of the backend, copied there once."""
+        """(inputs, targets, weight) as arrays of the backend, copied there once, if that is not the host."""
         key = backend, dtype
         if key not in self._arrays:
-            weight = None if self.weight is None else backend.to_device(self.weight.astype(dtype))
-            self._arrays[key] = backend.to_device(self.inputs), backend.to_device(self.targets), weight
+            arrays = self.inputs, self.targets, None if self.weight is None else self.weight.astype(dtype)
+            if not backend.on_host:
+                arrays = [None if a is None else backend.to_device(a) for a in arrays]
+            self._arrays[key] = tuple(arrays)
         return self._arrays[key]
 
     def digest(self):

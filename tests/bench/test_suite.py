@@ -614,7 +614,7 @@ def test_scaling_has_a_row_for_each_point(digits, monkeypatch):
 
 
 def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
-    easy = accuracy.Recipe(0.5, (784, 32, 10), 8, batch=32, rate=0.1)
+    easy = accuracy.Recipe(0.5, (784, 32, 10), 8, batch=32, rate=0.1, augment=fd.Augment(rotation=5))
     hard = replace(easy, target=0.9999, epochs=1)
     monkeypatch.setattr(accuracy, "RECIPES", {0.5: easy, 0.9999: hard})
     monkeypatch.setattr(accuracy.fd, "load_mnist", lambda: digits)
@@ -636,6 +636,7 @@ def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
         (0.5, "fastdigit"),
         (0.5, "torch"),
         (0.9999, "fastdigit"),
+        (0.9999, "torch"),
     ]
     assert asked[:5] == [
         ("fastdigit", 0.5, 0),
@@ -655,6 +656,8 @@ def test_accuracy_is_that_of_the_test_images(digits, monkeypatch):
         schedule=fd.OneCycle(),
         epochs=8,
         batch_size=32,
+        label_smoothing=0.1,
+        augment=fd.Augment(rotation=5),
         seed=1,
     )
     assert fd.evaluate(net, digits.test).accuracy in rows[0]["accuracy_range"]

@@ -1,6 +1,7 @@
 """Committees, and the data that several trainings share."""
 
 import copy
+import mmap
 import pickle
 from dataclasses import replace
 
@@ -174,7 +175,7 @@ def test_shared_data_gives_the_same_bits_and_is_copied_once(blobs, backend):
             copies.append(a)
         return backend.to_device(a) if out is None else backend.to_device(a, out=out)
 
-    counting = replace(backend, to_device=counted)
+    counting = replace(backend, to_device=counted, on_host=False)
     networks = [fd.Network([36, 12, 4], backend=counting, seed=seed) for seed in range(3)]
     weight = np.linspace(1, 2, 300)
     data = fd.TrainingData.of(networks[0], blobs, validation=0.2, sample_weight=weight, seed=5)
@@ -190,6 +191,31 @@ def test_shared_data_gives_the_same_bits_and_is_copied_once(blobs, backend):
         )
         assert same_bits(alone, net)
     assert len(copies) == 1
+
+
+def test_data_on_the_host_are_not_copied(make_network, blobs):
+    net = make_network()
+    data = fd.TrainingData.of(net, blobs)
+    images, labels, _ = data.on(net.backend, net.dtype)
+    assert net.backend.on_host
+    assert np.shares_memory(images, blobs.images)
+    assert labels is data.targets
+
+
+@pytest.mark.parametrize("augment", [None, fd.Augment(rotation=10, elastic=1)])
+@pytest.mark.parametrize("path", ["auto", "step"])
+def test_images_are_trained_on_where_they_are(blobs, tmp_path, backend, path, augment):
+    """In a file that cannot be written to, which ends with its last page, as the memory that may be read does."""
+    before = -blobs.images.nbytes % mmap.PAGESIZE
+    (tmp_path / "images").write_bytes(bytes(before) + blobs.images.tobytes())
+    mapped = np.memmap(tmp_path / "images", np.uint8, "r", before, blobs.images.shape)
+    trained = []
+    for images in (blobs.images, mapped):
+        net = fd.Network([36, 12, 4], backend=backend, seed=3)
+        fd.fit(net, (images, blobs.labels), epochs=2, batch_size=32, path=path, augment=augment)
+        trained.append(net)
+    assert np.shares_memory(fd.TrainingData.of(net, (mapped, blobs.labels)).inputs, mapped)
+    assert same_bits(*trained)
 
 
 def test_data_split_before_is_the_split_of_fit(make_network, blobs):

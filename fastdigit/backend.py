@@ -64,7 +64,8 @@ class Backend:
     # the logits, or their softmax, of all images in one call; None as above.
     predictor: Callable[..., Callable[..., None]] | None = None
 
-    on_host: bool = False  # whether its operations take any NumPy arrays: data are then trained on where they are
+    # Whether its operations take any NumPy array: data are then trained on where they are.
+    on_host: bool = False
 
     def __deepcopy__(self, memo):
         return self  # nothing in it changes

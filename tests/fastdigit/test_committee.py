@@ -205,7 +205,7 @@ def test_data_on_the_host_are_not_copied(make_network, blobs):
 @pytest.mark.parametrize("augment", [None, fd.Augment(rotation=10, elastic=1)])
 @pytest.mark.parametrize("path", ["auto", "step"])
 def test_images_are_trained_on_where_they_are(blobs, tmp_path, backend, path, augment):
-    """In a file that cannot be written to, which ends with its last page, as the memory that may be read does."""
+    """In a file that cannot be written to, and ends where a page does, behind which nothing can be read."""
     before = -blobs.images.nbytes % mmap.PAGESIZE
     (tmp_path / "images").write_bytes(bytes(before) + blobs.images.tobytes())
     mapped = np.memmap(tmp_path / "images", np.uint8, "r", before, blobs.images.shape)

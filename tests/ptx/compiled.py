@@ -68,7 +68,7 @@ def trainings():
     found = [(network.layer_sizes, network.batch, {}) for network in networks]
     for recipe in accuracy.GPU_RECIPES.values():
         optimizer = "SGD", recipe.rate, {"momentum": accuracy.MOMENTUM, "nesterov": True}
-        training = {"optimizer": optimizer, "label_smoothing": recipe.smoothing, "augment": recipe.augment}
+        training = {"optimizer": optimizer, "label_smoothing": accuracy.SMOOTHING, "augment": recipe.augment}
         found.append((recipe.layer_sizes, recipe.batch, training))
     for module, batch in (correctness, 128), (sanitizer, sanitizer.EPOCHS["batch"]):
         layers = module.ONE_HIDDEN, module.TWO_HIDDEN

@@ -17,6 +17,8 @@ import numpy as np
 from .errors import ConfigError, DataError
 from .streams import SPLIT, random_stream
 
+MOST_IN_TABLE = 2**16  # distance of classes
+
 
 def as_inputs(images, size, *, what="images", dtype="float32", pixels=True):
     """``images`` as a C-contiguous [N, size] array, uint8 or floating point.
@@ -99,15 +101,22 @@ def as_targets(labels, classes, count):
     if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):
         raise DataError(f"labels must be whole numbers, got dtype {labels.dtype}")
     classes = np.asarray(classes)
-    order = np.argsort(classes)
-    position = np.searchsorted(classes, labels, sorter=order).clip(max=len(classes) - 1)
-    targets = order[position]
-    wrong = classes[targets] != labels
+    least, most = int(classes.min()), int(classes.max())
+    if labels.dtype.kind in "ui" and most - least < MOST_IN_TABLE:  # looked up: ten times as fast
+        table = np.full(most - least + 1, -1, np.int32)
+        table[classes - least] = np.arange(len(classes))
+        wrong = (labels < least) | (labels > most)
+        targets = table[np.where(wrong, 0, labels.astype(np.int64) - least)]
+        wrong |= targets < 0
+    else:
+        order = np.argsort(classes)
+        targets = order[np.searchsorted(classes, labels, sorter=order).clip(max=len(classes) - 1)]
+        wrong = classes[targets] != labels
     if wrong.any():
         row = int(wrong.argmax())
         known = ", ".join(map(str, classes.tolist()))
         raise DataError(f"label {labels[row]} of row {row} is not one of the network's classes ({known})")
-    return targets.astype(np.int32)
+    return targets.astype(np.int32, copy=False)
 
 
 def as_weights(weights, count):

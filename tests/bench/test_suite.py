@@ -350,11 +350,14 @@ def test_the_tables_and_pictures_of_the_readme_are_those_of_the_committed_result
             assert picture.info["Source"] == report.fingerprint(committed)
 
 
-def test_the_readme_shows_another_machine_too():
-    results = suite.read(RESULTS / "bench_epyc.json")
-    (table,) = (made for made in tables.of_results(results) if made.name == "train")
+@pytest.mark.parametrize(
+    ("mark", "file", "part"),
+    [("epyc", "bench_epyc.json", "train"), ("to accuracy", "accuracy.json", "accuracy")],
+)
+def test_the_readme_shows_tables_of_other_runs_too(mark, file, part):
+    (table,) = (made for made in tables.of_results(suite.read(RESULTS / file)) if made.name == part)
     readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert f"<!-- table: epyc -->\n{tables.markdown(table)}\n<!-- end of table -->" in readme
+    assert f"<!-- table: {mark} -->\n{tables.markdown(table)}\n<!-- end of table -->" in readme
 
 
 # --- comparing --------------------------------------------------------------------------------------

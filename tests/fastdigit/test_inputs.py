@@ -165,7 +165,9 @@ def test_labels_become_positions_among_the_classes(dtype, classes):
 
 
 @given(
-    classes=st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=12, unique=True),
+    classes=st.sampled_from([10, 10**6]).flatmap(  # looked up in a table, or searched for
+        lambda most: st.lists(st.integers(-most, most), min_size=1, max_size=12, unique=True)
+    ),
     draws=st.lists(st.integers(0, 10**6), max_size=30),
 )
 def test_any_classes_in_any_order(classes, draws):
@@ -182,6 +184,13 @@ def test_booleans_are_two_classes():
 def test_a_label_that_is_no_class_names_itself_and_its_row(label):
     with pytest.raises(fd.DataError, match=rf"label {label} of row 2 .*\(3, 5, 8\)"):
         as_targets([3, 8, label, 5], (3, 5, 8), 4)
+
+
+def test_labels_of_a_dtype_that_cannot_hold_all_classes():
+    assert as_targets(np.array([3, 3], np.uint8), (-5, 3), 2).tolist() == [1, 1]
+    for label in (2**63, 250):
+        with pytest.raises(fd.DataError, match=f"label {label} of row 1"):
+            as_targets(np.array([3, label], np.uint64), (-5, 3), 2)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from fastdigit.kernels.optimizer import reference as optimizer_reference
 from fastdigit.kernels.relu import cuda as relu
 from fastdigit.kernels.softmax_xent import cuda as softmax_xent
 
+from ..ptx.device import PTXError
 from ..ptx.emulated import backend, emulated
 from ..ptx.faults import with_fault
-from ..ptx.ptxrun import PTXError
 
 right = fd.get_backend("numpy")
 

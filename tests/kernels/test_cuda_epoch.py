@@ -10,9 +10,9 @@ from fastdigit import training
 from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.epoch import cuda as persistent
 
+from ..ptx.device import PTXError
 from ..ptx.emulated import backend, emulated, with_faulty_epochs
 from ..ptx.faults import with_fault
-from ..ptx.ptxrun import PTXError
 
 BLOCKS, SHARED = 4, 200_000
 AUGMENT = fd.Augment(rotation=20, elastic=1, thickness=0.5, erase=5, faint=0.5)

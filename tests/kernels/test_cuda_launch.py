@@ -11,8 +11,8 @@ from numba import float32, float64, int64, uint64
 
 from fastdigit.kernels.common import cuda
 
+from ..ptx.device import Device, numba_args
 from ..ptx.emulated import emulated
-from ..ptx.ptxrun import Device, numba_args
 
 KINDS = (cuda.FLOATS, int64, cuda.WORDS, float32, uint64, float64, cuda.LONGS)
 

@@ -13,9 +13,9 @@ from fastdigit.kernels.common.cuda import Limits
 from fastdigit.kernels.epoch import cuda_steps
 from fastdigit.streams import ORDER, random_stream
 
+from ..ptx.device import PTXError
 from ..ptx.emulated import backend, emulated, with_faulty_epochs
 from ..ptx.faults import with_fault
-from ..ptx.ptxrun import PTXError
 from .test_cuda import from_bfloat16, to_bfloat16, to_tf32
 
 AUGMENT = fd.Augment(rotation=20, scale=0.2, elastic=0.8, smoothness=2, thickness=0.4, erase=3)

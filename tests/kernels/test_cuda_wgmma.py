@@ -8,7 +8,8 @@ from fastdigit.kernels.common import cuda
 from fastdigit.kernels.matmul import cuda_epilogue, cuda_transpose, cuda_wgmma
 from fastdigit.kernels.optimizer import cuda as optimizer
 
-from ..ptx import ptxrun
+from ..ptx import copies
+from ..ptx.device import PTXError
 from ..ptx.emulated import LIMITS, emulated
 from ..ptx.faults import using, with_fault
 from .test_cuda import KINDS, from_bfloat16, to_bfloat16
@@ -219,7 +220,7 @@ def test_transposed_copies(shape, further):
 )
 def test_faults_of_transposed_copies_are_found(old, new, message):
     faulty = with_fault(cuda_transpose, old, new)
-    with emulated(), pytest.raises(ptxrun.PTXError, match=message):
+    with emulated(), pytest.raises(PTXError, match=message):
         faulty.transposed(np.zeros((130, 70), np.float32))
 
 
@@ -350,7 +351,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("old", "new", "message"), FAULTS)
 def test_faults_are_found(monkeypatch, old, new, message):
-    monkeypatch.setattr(ptxrun, "WAITS_IN_VAIN", 500)
+    monkeypatch.setattr(copies, "WAITS_IN_VAIN", 500)
     faulty = with_fault(cuda_wgmma, old, new)
     random, shape = np.random.default_rng(8), (140, 330, 150)
     a, b = exact(random, *shape[:2]), exact(random, *shape[1:])
@@ -360,9 +361,9 @@ def test_faults_are_found(monkeypatch, old, new, message):
         with emulated(burst=64):
             faulty.multiply(a, b, c=c, tile=SMALL)
         if not (c == in_order_of_k(a, b)).all():
-            raise ptxrun.PTXError("wrong result")
+            raise PTXError("wrong result")
 
-    with pytest.raises(ptxrun.PTXError, match=message):
+    with pytest.raises(PTXError, match=message):
         run()
 
 
@@ -377,7 +378,7 @@ def test_faults_are_found(monkeypatch, old, new, message):
 def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
     faulty = using(cuda_wgmma, by_pieces=with_fault(cuda_epilogue, old, new).by_pieces)
     a, b, c = np.zeros((16, 8), np.uint16), np.zeros((8, 40), np.uint16), np.zeros((16, 40), np.float32)
-    with emulated(), pytest.raises(ptxrun.PTXError, match="race: shared"):
+    with emulated(), pytest.raises(PTXError, match="race: shared"):
         faulty.multiply(a, b, c=c, tile=SMALL)
 
 
@@ -401,7 +402,7 @@ def test_each_piece_of_sums_is_for_all_lanes_of_a_warp(old, new):
 def test_whole_tiles_are_written_where_they_belong(old, new, message):
     faulty = using(cuda_wgmma, by_pieces=with_fault(cuda_epilogue, old, new).by_pieces)
     a, b, c = np.zeros((20, 8), np.uint16), np.zeros((8, 72), np.uint16), np.zeros((20, 72), np.float32)
-    with emulated(), pytest.raises(ptxrun.PTXError, match=message):
+    with emulated(), pytest.raises(PTXError, match=message):
         faulty.multiply(a, b, c=c, tile=SMALL)
 
 
@@ -424,5 +425,5 @@ def test_what_is_brought_nearer_is_there(old, new, message):
 
     update(cuda_wgmma)
     faulty = using(cuda_wgmma, finisher=with_fault(cuda_epilogue, old, new).finisher)
-    with pytest.raises(ptxrun.PTXError, match=message):
+    with pytest.raises(PTXError, match=message):
         update(faulty)

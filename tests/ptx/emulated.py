@@ -15,7 +15,9 @@ from fastdigit.kernels import epoch
 from fastdigit.kernels.common import cuda
 
 from .assembled import ptx_of
-from .ptxrun import Device, DeviceArray, PTXError, launch, numba_args, parse
+from .device import Device, DeviceArray, PTXError, numba_args
+from .program import parse
+from .ptxrun import launch
 
 # Of the GPU that is emulated, as kernels look them up that work with any: so few multiprocessors that blocks
 # which stay for several tiles have some.

@@ -64,7 +64,7 @@ class Backend:
     # the logits, or their softmax, of all images in one call; None as above.
     predictor: Callable[..., Callable[..., None]] | None = None
 
-    # Whether its operations take any NumPy array: data are then trained on where they are.
+    # Whether its operations take any C-contiguous NumPy array: data are then trained on where they are.
     on_host: bool = False
 
     def __deepcopy__(self, memo):

@@ -67,8 +67,9 @@ def fit(
 
     - ``train``: what has ``images`` and ``labels`` (``dataset.train``), or a pair of arrays, as
       :meth:`Network.predict` takes them, with one label of ``net.classes`` for each image; or a
-      TrainingData, which several networks can share. Backends "cpu" and "numpy" read C-contiguous images of
-      the right dtype where they are (in a mapped file, say): leave them as they are until it returns.
+      TrainingData, which several networks can share. Backends "cpu" and "numpy" read C-contiguous images,
+      uint8 or of the network's dtype, where they are (in a mapped file, say): leave them as they are until it
+      returns, or as long as their TrainingData is used.
     - ``optimizer``: an SGD or Adam record; by default ``SGD(0.1, momentum=0.9, nesterov=True)``.
       ``schedule``: what scales its learning rate, by default ``OneCycle()``; any function of (step
       from 0, steps in all, steps in an epoch) that gives a factor will do.

@@ -84,7 +84,6 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     COUNT,
     PIXELS,
     IMAGES,
-    IMAGES_ROW,
     IMAGES_FLOAT,
     LABELS,
     ORDER,
@@ -128,7 +127,7 @@ PAIRED_OUTPUTS = 512  # of the first layer, that make up for looking for pairs o
     ROOM,
     ROOM_NUMBERS,
     HEAD,
-) = range(51)
+) = range(50)
 (
     INPUTS,
     OUTPUTS,
@@ -292,8 +291,8 @@ def _gather(plan, start, count, x_address, first, last):
         return
     x = matrix(x_address, plan[X_ROW], count, plan[PIXELS])
     if plan[IMAGES_FLOAT]:
-        rows = floats(plan[IMAGES], plan[COUNT] * plan[IMAGES_ROW]).reshape(plan[COUNT], plan[IMAGES_ROW])
-        gather_rows(rows[:, : plan[PIXELS]], order, start, x, first, last)
+        rows = floats(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
+        gather_rows(rows, order, start, x, first, last)
     else:
         pixels = bytes_at(plan[IMAGES], plan[COUNT] * plan[PIXELS]).reshape(plan[COUNT], plan[PIXELS])
         gather_rows(pixels, order, start, x, first, last)
@@ -337,7 +336,7 @@ def _deformer():
 def _ask_for_images(plan, start, first, last):
     """Have the rows first … last - 1 of a batch fetched from memory while other work goes on."""
     order = ints(plan[ORDER], plan[COUNT])
-    size = plan[IMAGES_ROW] * (SIZE if plan[IMAGES_FLOAT] else 1)
+    size = plan[PIXELS] * (SIZE if plan[IMAGES_FLOAT] else 1)
     for r in range(first, last):
         image = plan[IMAGES] + order[start + r] * size
         for line in range(0, size, 64):
@@ -936,7 +935,6 @@ def train_epoch(plan, images, labels, order, loss, correct):
         COUNT: count,
         PIXELS: pixels,
         IMAGES: address(images),
-        IMAGES_ROW: images.strides[0] // images.itemsize,
         IMAGES_FLOAT: images.dtype != np.uint8,
         LABELS: address(labels),
         ORDER: address(order),

@@ -172,7 +172,6 @@ def _bulk(b, i, act, m):
             a = _mbar_address(b, bar, t)
             _mbar_of(b, a, t, one, i, by_copy=True)["tx"] -= nbytes
             _mbar_turn(b, a)
-    return
 
 
 def _mbar_address(b, operand, t):
@@ -246,7 +245,3 @@ def _mbarrier(b, i, act, m):
             b.fault("deadlock: an mbarrier's phase never ends", act, i)
     if token is not None:
         b.put(token[0], token[1], m)
-    return
-
-
-# -- matrices

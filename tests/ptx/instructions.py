@@ -720,9 +720,6 @@ def _redux(b, i, act, m):
     b.put(i.args[0], r, m)
 
 
-# -- asynchronous copies
-
-
 @op("setmaxnreg")
 def _setmaxnreg(b, i, act, m):
     """Registers are not counted here, the assembler does that; nor are those that nobody has given away."""
@@ -734,7 +731,6 @@ def _setmaxnreg(b, i, act, m):
 @op("mapa")
 def _mapa(b, i, act, m):
     b.put(i.args[0], b.raw(i.args[1], TYPE_BITS[i.parts[-1]]), m)
-    return
 
 
 @op("call")

@@ -1,4 +1,4 @@
-"""Which accesses of a kernel's threads are ordered, and which could meet: for :mod:`.ptxrun`.
+"""Which accesses of a kernel's threads are ordered, and which could meet: for :mod:`.block`.
 
 Each thread has a clock that ticks whenever it tells others what it has done: at a barrier, at an arrival at
 an mbarrier, at a fence. Each knows up to which tick of every other it may rely on. A record of an access

@@ -53,7 +53,6 @@ def _ldmatrix(b, i, act, m):
         out = np.zeros(b.T, np.uint32)
         out[lanes] = words[:, k]
         b.put(reg, out, m)
-    return
 
 
 _G, _Q = np.arange(32) // 4, np.arange(32) % 4  # group of four lanes, lane in the group
@@ -93,7 +92,6 @@ def _mma_bytes(b, i, act, m):
         out = np.zeros(b.T, np.uint32)
         out[lanes] = r[:, _G + 8 * (k // 2), 2 * _Q + k % 2]
         b.put(reg, out, m)
-    return
 
 
 @op("mma")
@@ -196,7 +194,7 @@ def _wgmma(b, i, act, m):
     if i.parts[1] in ("fence", "commit_group", "wait_group"):
         return
     shape = next(p for p in i.parts if re.fullmatch(r"m64n\d+k\d+", p))
-    _M, N, K = map(int, re.findall(r"\d+", shape))
+    _, N, K = map(int, re.findall(r"\d+", shape))
     d_ty, a_ty, b_ty = i.parts[-3:]
     if d_ty != "f32" or a_ty not in ("bf16", "f16", "tf32"):
         raise UnsupportedPTX(i.text)
@@ -243,4 +241,3 @@ def _wgmma(b, i, act, m):
     for reg, v in zip(d, out, strict=False):
         b.put(reg, v, m)
         b.unsummed.setdefault(reg, np.zeros(b.T, np.int64))[act] = b.products[act] + 1
-    return

@@ -1,11 +1,11 @@
 """Products of float32 and bytes on tensor cores that multiply bytes, with sums that are exact.
 
 The numbers of a vector become whole numbers of 31 bits, of a unit that is a power of two and goes by the
-largest of them, and these four digits of 8 bits each, -128 to 127. Tensor cores multiply each digit with
-bytes (pixels) and add up in int32: four sums, which become one float32.
+largest that there can be, and these four digits of 8 bits each, -128 to 127. Tensor cores multiply each digit
+with bytes (pixels) and add up in int32: four sums, which become one float32.
 
-Where K sums of float32 are rounded, here each number is, by 2⁻³¹ of the vector's largest at most, and four
-sums. NaN and infinities make the whole result NaN.
+Where K sums of float32 are rounded, here each number is, by 2⁻³¹ of that largest at most, and four sums. NaN
+and infinities make the whole result NaN.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def unit_of(largest):
 
 
 @device
-def _digits(number, per_unit):
+def in_digits(number, per_unit):
     """A number's digits, one to a byte, the lowest first: those below the highest counted from -128 on."""
     return uint32((uint32(_rounded(number * per_unit)) + uint32(LOW)) ^ uint32(LOW))
 
@@ -50,7 +50,7 @@ def _digits(number, per_unit):
 def digits_of(a, b, c, d, per_unit):
     """Four words: the lowest digits of four numbers, the next ones, and so on."""
     return ptx.turned_bytes(
-        _digits(a, per_unit), _digits(b, per_unit), _digits(c, per_unit), _digits(d, per_unit)
+        in_digits(a, per_unit), in_digits(b, per_unit), in_digits(c, per_unit), in_digits(d, per_unit)
     )
 
 

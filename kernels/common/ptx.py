@@ -326,6 +326,45 @@ def turned_bytes(a, b, c, d):
     )
 
 
+@device
+def pairs_of_bytes(a, b):
+    """Of two words of four bytes, in two: the first byte of each, the second of each, and so on."""
+    return _low_bytes(a, b), _high_bytes(a, b)
+
+
+# load_shared(shared), store_shared(shared, number): a float32 by its address, which a loop adds to; from an
+# index the address is made anew each time. (9.7.9.8, ld; 9.7.9.11, st)
+load_shared = _instruction("ld.shared.f32 $0, [$1];", "=f,r", types.float32, types.uint32)
+store_shared = _instruction(
+    "st.shared.f32 [$0], $1;", "r,f,~{memory}", types.void, types.uint32, types.float32
+)
+# turned(word, bits): its bits as many places further up, those at its end at the other end. (9.7.8.6, shf)
+turned = _instruction("shf.l.wrap.b32 $0, $1, $1, $2;", "=r,r,r", types.uint32, types.uint32, types.uint32)
+# store_bytes(shared, word): its four bytes to places 32 bytes apart. (9.7.9.11, st)
+store_bytes = _instruction(
+    "{ .reg .b32 %b1; .reg .b32 %b2; .reg .b32 %b3; "
+    "shr.u32 %b1, $1, 8; shr.u32 %b2, $1, 16; shr.u32 %b3, $1, 24; "
+    "st.shared.b8 [$0], $1; st.shared.b8 [$0+32], %b1; "
+    "st.shared.b8 [$0+64], %b2; st.shared.b8 [$0+96], %b3; }",
+    "r,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint32,
+)
+# store_halves(shared, other, first, second): the low half of two words to places 128 bytes apart, then their
+# high halves to others.
+store_halves = _instruction(
+    "{ .reg .b32 %h1; .reg .b32 %h2; shr.u32 %h1, $2, 16; shr.u32 %h2, $3, 16; "
+    "st.shared.b16 [$0], $2; st.shared.b16 [$0+128], $3; "
+    "st.shared.b16 [$1], %h1; st.shared.b16 [$1+128], %h2; }",
+    "r,r,r,r,~{memory}",
+    types.void,
+    types.uint32,
+    types.uint32,
+    types.uint32,
+    types.uint32,
+)
+
 # byte_sums(a, b_0, b_1, sums): 16 × 8 sums of int32 with the product of 16 × 32 bytes and 32 × 8 signed
 # bytes. Lane l has of the left operand, in four words, bytes 4 · (l % 4) to 3 further of rows l / 4 and
 # l / 4 + 8, and the same 16 bytes on; of the right one, in two words, these bytes of column l / 4; and sums
@@ -363,6 +402,17 @@ tell = _instruction(
     "l,f,r,~{memory}",
     types.void,
     types.uint64,
+    types.float32,
+    types.uint32,
+)
+# tell2(address, number, other, tag): two of these beside each other, at a multiple of 16 bytes.
+tell2 = _instruction(
+    "{ .reg .b64 %told; .reg .b64 %other; mov.b64 %told, {$1, $3}; mov.b64 %other, {$2, $3}; "
+    "st.relaxed.gpu.global.v2.b64 [$0], {%told, %other}; }",
+    "l,f,f,r,~{memory}",
+    types.void,
+    types.uint64,
+    types.float32,
     types.float32,
     types.uint32,
 )

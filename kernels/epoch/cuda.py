@@ -23,9 +23,12 @@ the units' outputs, as whole numbers of four digits (:mod:`..common.digits`), an
 While gradients are on their way, each block asks for the next batch's images. No sum depends on who comes
 first.
 
-What a step takes is above all its instructions, some 2,000, of which each takes about as long wherever it
-is: presumably they are more than a multiprocessor keeps near, and fetched anew in every step. So there are no
-64-bit indices, no divisions but by multiplication, and no loops written out that have few turns.
+What a step takes is above all its instructions, some 1,500. Where all 32 warps are at work a multiprocessor
+begins each of them in eight cycles, and where few are, each waits for the one before. So there are no numbers
+of 64 bits but addresses in the GPU's memory, no divisions but by multiplication, and no loops written out
+that have few turns; loops over shared memory add to an address. And nothing waits for the largest of some
+numbers to make digits of them: weights' are of the unit that was right before their update, which is looked
+at afterwards, and gradients' of one that no gradient can be too large for.
 
 Source: the idea of weights that stay in registers or shared memory across steps is that of Diamos et al.,
 "Persistent RNNs", ICML 2016; that of words which say by themselves that they have arrived is of NVIDIA's NCCL
@@ -57,10 +60,10 @@ from ..common.cuda import (
     recorded,
     types,
 )
-from ..common.digits import TILE, digits_of, no_sums, size_of, total_of, unit_of
-from ..common.lanes import ALL, exchanged
+from ..common.digits import SIGN, TILE, digits_of, in_digits, no_sums, size_of, total_of, unit_of
+from ..common.lanes import ALL
 from ..optimizer.cuda import NUMBERS, step_numbers, stepped
-from ..softmax_xent.cuda import expected_logit, smoothed
+from ..softmax_xent.cuda import expected_logit
 
 THREADS = 1024
 WARPS = THREADS // 32
@@ -101,24 +104,30 @@ LEAST_UNITS = TILE
     W_DIGITS,  # of w1: [tiles of two units, pairs of 32 pixels, 32 lanes, 4], pairs PAIR words apart
     SMALL,  # b1 [UNITS], w2 [UNITS, CLASSES], b2 [CLASSES], then their states
     SMALL_WORDS,
-    SLOPES,  # [SMALL_WORDS]: the gradients of these
-    SUMS,  # [PARTS, UNITS, Y_ROW] of these; then in the first the gradients of outputs
+    SLOPES,  # of w2 and b2
+    SUMS,  # [PARTS, UNITS, Y_ROW] of these
     Y,  # [UNITS, Y_ROW]: the units' outputs
     Y_ROW,
-    LARGEST,  # [2, UNITS]: the size of the largest of w1's numbers and of the gradients'
-    SCALES,  # [2, UNITS]: the units of w1's digits and of the gradients'
+    LARGEST,  # [UNITS]: the size of the largest of w1's numbers, then that of the logits' gradients
+    STALE,  # whether the digits of weights have to be made anew
+    SCALES,  # [UNITS] each: the units of w1's digits, those of the gradients', and 1 / of w1's
     PLACES,  # [X_BUFFERS, BATCH]: where the images of a step are
     TARGETS,  # [BATCH]: the labels of this step
     NUMBERS_NOW,  # of this step
     BARRIERS,  # of 8 bytes, for each of the buffers, that count the bytes of bulk copies
-    Z,  # [MESSAGE]: logits of its share
-    DZ,  # [BATCH, DZ_ROW], the logits' gradients, after it the digits of the outputs'
+    Z,  # [MESSAGE]: logits of its share, for each image one more where classes are odd
+    DZ,  # [BATCH, DZ_ROW], the logits' gradients
     DZ_ROW,
+    Y_DIGITS,  # where SUMS are, of the outputs' gradients: [tiles of two units, 32 images, 32 lanes, 2]
     SHARE,  # of the images, whose logits a block adds up
     SHARES,  # blocks that have one
-    MESSAGE,  # words of a block to another: SHARE · CLASSES, made even
+    MESSAGE,  # words of a block to another: SHARE · CLASSES, these made even
     SHARED_WORDS,
     ONE,  # 1
+    PIXEL_TILES,  # of 32 pixels
+    PIXEL_PAIRS,  # of these
+    PER_IMAGE,  # the bits of 1 / BATCH and, for the last step, of 1 / its images
+    PER_LAST_IMAGE,
     PER_CLASSES,  # for _split: by CLASSES, and so on
     PER_HALF,  # of the classes
     PER_UNITS,
@@ -126,7 +135,7 @@ LEAST_UNITS = TILE
     PER_FOURS,
     PER_SHARE,
     PLAN_WORDS,
-) = range(50)
+) = range(56)
 
 # What is given besides, behind which are the numbers of the steps.
 FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four are read at a time
@@ -135,24 +144,28 @@ FIRST_STEP, LAST_STEP, TAG, NUMBERS_AT = 0, 1, 2, 4  # numbers of steps; four ar
 # (So do its loops over a range, in Numba: hence those with while. Where these go on by plan[ONE], a number
 # that the compiler does not know, it does not write them out.)
 
+# Bytes of 255, for four words of byte_sums: a pixel that is 1.
+_WHITE = (np.uint32(0xFFFFFFFF),) * 4
 _warp_sum = lanes.summing(32)
 _arrived = ptx.copies_but(0)
 _barrier_init, _barriers_visible, _barrier_expect = ptx.barrier_init, ptx.barriers_visible, ptx.barrier_expect
 _barrier_wait, _copy_row = ptx.barrier_wait, ptx.copy_row
-_tell, _hear, _float_of, _high_product = (
-    *(ptx.tell, ptx.hear, ptx.float_of),
+_tell, _tell2, _hear, _float_of, _high_product = (
+    *(ptx.tell, ptx.tell2, ptx.hear, ptx.float_of),
     ptx.high_product,
 )
 _copies_end, _copy_4, _copy_16 = ptx.copies_end, ptx.copy_4, ptx.copy_16
 _shared_address, _global_address = ptx.shared_address, ptx.global_address
 _byte_sums, _larger, _keep_larger = ptx.byte_sums, ptx.larger, ptx.keep_larger
 _largest_of_warp = ptx.largest_of_warp
-_load2, _store2, _load4 = ptx.load2, ptx.store2, ptx.load4
+_load, _store, _load2, _store2, _load4 = ptx.load_shared, ptx.store_shared, ptx.load2, ptx.store2, ptx.load4
 _load2_words, _load4_words = ptx.load2_words, ptx.load4_words
-_divided_by = ptx.divided
+_divided_by, _bits_of = ptx.divided, ptx.bits_of
 _pixels_of_16 = ptx.fragments(2, 32, 0, False)  # images: 64 bytes of each
 _pairs_of_32 = ptx.fragments(1, 0, 0, True)  # images: a lane's two pixels beside each other, of eight images
 _even_bytes, _odd_bytes = ptx.even_bytes, ptx.odd_bytes
+_turned = ptx.turned
+_store_bytes, _store_halves, _pairs_of_bytes = ptx.store_bytes, ptx.store_halves, ptx.pairs_of_bytes
 
 
 @device
@@ -167,6 +180,12 @@ def _split(number, by, per):
     """The same, where ``per`` is :func:`_per` of ``by``, and number · by less than 2³²."""
     quotient = int32(_high_product(uint32(number + 1), uint32(per)))
     return quotient, int32(number - quotient * by)
+
+
+@device
+def _tiles(count):
+    """Of 32 of so many things."""
+    return int32(int32(count + 31) >> 5)
 
 
 @device
@@ -384,21 +403,36 @@ def _find_largest_weight(plan, memory, base):
 
 @device
 def _forget_largest(plan, words):
-    """Of all units' weights and gradients."""
-    if _thread() < 2 * plan[UNITS]:
-        words[uint32(plan[LARGEST] + _thread())] = uint32(0)
+    """Of all units' weights and of the gradients."""
+    if _last_first() <= plan[UNITS]:
+        words[uint32(plan[LARGEST] + _last_first())] = uint32(0)
+
+
+@device
+def _look_for_new_units(plan, memory, words, base):
+    """Whether some weights' digits are no longer of the unit that goes by the largest: the last warp, which
+    has nothing else to do meanwhile."""
+    unit = _last_first()
+    while unit < plan[UNITS]:
+        _, scale = unit_of(words[uint32(plan[LARGEST] + unit)])
+        if scale * float32(1 / 255) != memory[uint32(plan[SCALES] + unit)]:
+            _keep_larger(uint32(base + 4 * plan[STALE]), uint32(1))
+        unit = int32(unit + THREADS * plan[ONE])
 
 
 @device
 def _digits_of_weights(plan, memory, words):
-    """Four pixels' weights at a time, as the tensor cores want them."""
-    fours, pairs = int32(plan[PIXELS] >> 2), int32((plan[PIXELS] + 63) >> 6)
+    """Four pixels' weights at a time, as the tensor cores want them, all of them anew."""
+    if _thread() == 0:
+        words[uint32(plan[STALE])] = uint32(0)
+    fours, pairs = int32(plan[PIXELS] >> 2), plan[PIXEL_PAIRS]
     item = _thread()
     while item < int32(plan[UNITS] * fours):
         unit, four = _split(item, fours, plan[PER_FOURS])
         per_unit, scale = unit_of(words[uint32(plan[LARGEST] + unit)])
         if four == 0:
             memory[uint32(plan[SCALES] + unit)] = scale * float32(1 / 255)
+            memory[uint32(plan[SCALES] + 2 * plan[UNITS] + unit)] = per_unit
         w = _load4(memory, uint32(plan[OWN] + unit * plan[OWN_ROW] + 4 * four))
         found = digits_of(w[0], w[1], w[2], w[3], per_unit)
         of_lane = (unit & 1) * 16 + (four & 3)
@@ -411,46 +445,15 @@ def _digits_of_weights(plan, memory, words):
 
 
 @device
-def _first_image(step, half, lane):
-    """The images of a word of four bytes are this one, the next, and the two eight further: so that four
-    lanes read rows whose words are in different banks."""
-    return int32(32 * step + 16 * half + 2 * lane)
-
-
-@device
-def _slope(memory, at, image, count):
-    return memory[uint32(at + image)] if image < count else float32(0)
-
-
-@device
-def _digits_of_slopes(plan, memory, words, count):
-    """The gradients of the units' outputs, of four images at a time, a warp for each unit; zeros where there
-    are none."""
-    units, steps, unit = plan[UNITS], int32((count + 31) >> 5), _warp()
-    while unit < 2 * plan[UNIT_TILES]:
-        per_unit, scale, four = float32(0), float32(0), _lane()
-        if unit < units:
-            per_unit, scale = unit_of(words[uint32(plan[LARGEST] + units + unit)])
-            if four == 0:
-                memory[uint32(plan[SCALES] + units + unit)] = scale * float32(1 / 255)
-        row = int32(plan[SUMS] + unit * plan[Y_ROW])
-        while four < 8 * steps:
-            step, half, lane = int32(four >> 3), int32(four >> 2 & 1), int32(four & 3)
-            found, image = (uint32(0), uint32(0), uint32(0), uint32(0)), _first_image(step, half, lane)
-            if unit < units:
-                found = digits_of(
-                    _slope(memory, row, image, count),
-                    _slope(memory, row, int32(image + 1), count),
-                    _slope(memory, row, int32(image + 8), count),
-                    _slope(memory, row, int32(image + 9), count),
-                    per_unit,
-                )
-            of_lane = (unit & 1) * 16 + lane
-            at = int32(plan[DZ] + ((unit >> 1) * steps + step) * 64 + 2 * of_lane + half)
-            words[uint32(at)], words[uint32(at + 8)] = found[0], found[1]
-            words[uint32(at + 16)], words[uint32(at + 24)] = found[2], found[3]
-            four = int32(four + 32 * plan[ONE])
-        unit = int32(unit + WARPS * plan[ONE])
+def _tell_digits_of_weights(plan, base, tile, across, lane, first, second, per_unit):
+    """Those of a lane's two pixels, after their update."""
+    low, high = _pairs_of_bytes(in_digits(first, per_unit), in_digits(second, per_unit))
+    pairs, odd = plan[PIXEL_PAIRS], int32(lane & 2)
+    at = int32(plan[W_DIGITS] + (across * pairs + (tile >> 1)) * PAIR + 2 * (tile & 1))
+    at = int32(base + 4 * (at + 32 * odd + 4 * (lane >> 3) + (lane & 1)) + (lane >> 1 & 2))
+    # Words of two units are in the same bank: those of odd ones write the second digit first.
+    turn, further = uint32(8 * odd), int32(32 * odd)
+    _store_halves(uint32(at + further), uint32(at + 64 - further), _turned(low, turn), _turned(high, turn))
 
 
 # --- a step ---------------------------------------------------------------------------------------
@@ -458,29 +461,35 @@ def _digits_of_slopes(plan, memory, words, count):
 
 @device
 def _multiply_pixels(plan, memory, words, x, count, base):
-    """x·w1, in parts of the pixels: 16 images and two units at a time for a warp."""
-    units, lane, tiles = plan[UNITS], _lane(), plan[UNIT_TILES]
-    pairs, down = int32((plan[PIXELS] + 63) >> 6), int32((count + 15) >> 4)
-    item = _warp()
-    while item < int32(tiles * down * PARTS):
+    """x·w1, in parts of the pixels: 32 images and two units at a time for a warp. It takes as long as shared
+    memory is read: the digits of weights once for both sixteens of images."""
+    units, lane, tiles, pairs = plan[UNITS], _lane(), plan[UNIT_TILES], plan[PIXEL_PAIRS]
+    item, further = _warp(), uint32(64 * plan[X_ROW])
+    while item < int32(tiles * _tiles(count) * PARTS):
         part = int32(item & 1)
         tile, across = _split(int32(item >> 1), tiles, plan[PER_UNIT_TILES])
-        even, odd = no_sums(), no_sums()
-        row = int32(x + (16 * tile + (lane & 15)) * plan[X_ROW])
+        even, odd, next_even, next_odd = no_sums(), no_sums(), no_sums(), no_sums()
+        row = int32(x + (32 * tile + (lane & 15)) * plan[X_ROW])
         place = uint32(base + 4 * row + 16 * (lane >> 4) + 64 * part)
         at = int32(plan[W_DIGITS] + (across * pairs + part) * PAIR + 4 * lane)
         pair = part
         while pair < pairs:
-            a, b = _pixels_of_16(place), _load4_words(words, uint32(at))
-            even = _byte_sums(a[0:4], b[0], b[1], even)
-            odd = _byte_sums(a[4:8], b[2], b[3], odd)
+            b = _load4_words(words, uint32(at))
+            a, c = _pixels_of_16(place), _pixels_of_16(uint32(place + further))
+            even, odd = _byte_sums(a[0:4], b[0], b[1], even), _byte_sums(a[4:8], b[2], b[3], odd)
+            next_even = _byte_sums(c[0:4], b[0], b[1], next_even)
+            next_odd = _byte_sums(c[4:8], b[2], b[3], next_odd)
             place, at = uint32(place + 64 * PARTS), int32(at + PARTS * PAIR)
             pair = int32(pair + PARTS * plan[ONE])
-        total = total_of(_added(even, odd), lane)
-        image, unit = int32(16 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
-        if unit < units and image < count:
+        total, next_total = total_of(_added(even, odd), lane), total_of(_added(next_even, next_odd), lane)
+        image, unit = int32(32 * tile + (lane >> 2) + 8 * (lane & 1)), int32(2 * across + (lane >> 1 & 1))
+        if unit < units:
+            scale = memory[uint32(plan[SCALES] + unit)]
             at = int32(plan[SUMS] + (part * units + unit) * plan[Y_ROW] + image)
-            memory[uint32(at)] = total * memory[uint32(plan[SCALES] + unit)]
+            if image < count:
+                memory[uint32(at)] = total * scale
+            if int32(image + 16) < count:
+                memory[uint32(at + 16)] = next_total * scale
         item = int32(item + WARPS)
 
 
@@ -496,34 +505,31 @@ def _place_of_message(plan, block, other):
 
 
 @device
-def _tell_logits(plan, memory, told, tag):
+def _tell_logits(plan, base, told, tag):
     """The units' outputs, max(x·w1 + b1, 0), which stay here, and what they add to the logits, to who adds
     these up: two classes of an image for a thread."""
     units, classes, row, batch = plan[UNITS], plan[CLASSES], plan[Y_ROW], plan[BATCH]
-    further, share, half = int32(units * row), plan[SHARE], int32((classes + 1) >> 1)
+    further, share, half = int32(4 * units * row), plan[SHARE], int32(int32(classes + 1) >> 1)
     item = _thread()
     while item < int32(plan[SHARES] * share * half):
         image, c = _split(item, half, plan[PER_HALF])
         block, within = _split(image, share, plan[PER_SHARE])
-        c, word = int32(2 * c), int32(within * classes + 2 * c)
-        at, w2 = int32(plan[SUMS] + min(image, int32(batch - 1))), int32(plan[SMALL] + units + c)
-        keep_at = int32(plan[Y] + image if c == 0 and image < batch else -1)
-        even, odd, unit = float32(0), float32(0), int32(0)
-        while unit < units:
-            y = memory[uint32(at)] + memory[uint32(at + further)]
-            y += memory[uint32(plan[SMALL] + unit)]
+        c, word = int32(2 * c), int32(2 * (within * half + c))
+        sums = uint32(base + 4 * (plan[SUMS] + min(image, int32(batch - 1))))
+        b1, w2 = uint32(base + 4 * plan[SMALL]), uint32(base + 4 * (plan[SMALL] + units + c))
+        kept = uint32(base + 4 * (plan[Y] + image))
+        keep, even, odd, end = c == 0 and image < batch, float32(0), float32(0), uint32(b1 + 4 * units)
+        while b1 < end:
+            y = _load(sums) + _load(uint32(sums + further)) + _load(b1)
             y = float32(0) if y < float32(0) else y
-            even += y * memory[uint32(w2)]
-            odd += y * memory[uint32(w2 + 1)]  # of no class behind the last one, and told to nobody
-            if keep_at >= 0:
-                memory[uint32(keep_at)] = y
-                keep_at = int32(keep_at + row)
-            at, w2, unit = int32(at + row), int32(w2 + classes), int32(unit + plan[ONE])
+            even += y * _load(w2)
+            odd += y * _load(uint32(w2 + 4))  # behind the last one of no class, which nobody uses
+            if keep:
+                _store(kept, y)
+            sums, kept, w2 = uint32(sums + 4 * row), uint32(kept + 4 * row), uint32(w2 + 4 * classes)
+            b1 = uint32(b1 + 4 * plan[ONE])
         place = told + _place_of_message(plan, block, int32(cuda.blockIdx.x)) + uint64(uint32(8 * word))
-        _tell(place, even, tag)
-        # Two are heard at a time: the last message may have one more, of anything.
-        if c + 1 < classes or (within == share - 1 and plan[MESSAGE] > share * classes):
-            _tell(place + uint64(8), odd, tag)
+        _tell2(place, even, odd, tag)
         item = int32(item + THREADS)
 
 
@@ -548,12 +554,12 @@ def _add_up_logits(plan, memory, told, tag):
     if me >= plan[SHARES]:
         return
     further = uint64(uint32(32 * 8 * plan[MESSAGE]))
-    while 2 * pair < plan[MESSAGE]:
+    while int32(2 * pair) < plan[MESSAGE]:
         first, second, block = float32(0), float32(0), _lane()
         place = told + _place_of_message(plan, me, block) + uint64(uint32(16 * pair))
         while block < blocks:
             # Two are asked for before the first is there.
-            more = block + 32 < blocks
+            more = int32(block + 32) < blocks
             next_place = place + further if more else place
             found, next_found = _hear(place), _hear(next_place)
             got = _heard(place, found, tag)
@@ -570,24 +576,29 @@ def _add_up_logits(plan, memory, told, tag):
 
 @device
 def _warp_largest(value):
-    for distance in (16, 8, 4, 2, 1):
-        other = exchanged(value, distance)
-        value = value if value > other or value != value else other
-    return value
+    """Of a warp's lanes: NaN, as GPUs make it, if there is one."""
+    bits = _bits_of(value)
+    # As whole numbers, larger ones are then larger, those below zero, too.
+    bits ^= uint32(SIGN) if int32(bits) >= 0 else uint32(ALL)
+    bits = _largest_of_warp(bits)
+    return _float_of(bits ^ (uint32(SIGN) if int32(bits) < 0 else uint32(ALL)))
 
 
 @device
-def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, correct, told, smoothing):
-    """Of a block's share of the logits; and loss and whether it is right: a warp for each image."""
+def _tell_gradients(
+    plan, memory, words, step, count, tag, order, weight, loss, correct, told, smoothing, each
+):
+    """Of a block's share of the logits; and loss and whether it is right: a warp for each image. ``each`` is
+    what every class has of a target."""
     classes, lane, share = plan[CLASSES], _lane(), plan[SHARE]
-    each, right = smoothed(smoothing, classes)
+    right, half = float32(1) - smoothing + each, int32(int32(classes + 1) >> 1)
     begin, start = int32(int32(cuda.blockIdx.x) * share), int32(step * plan[BATCH])
-    per_image = float32(1) / float32(count)
+    per_image = _float_of(uint32(plan[PER_IMAGE] if count == plan[BATCH] else plan[PER_LAST_IMAGE]))
     end, image = min(count, int32(begin + share)), int32(begin + _warp())
     while image < end:
         z = float32(-np.inf)
         if lane < classes:
-            z = memory[uint32(plan[Z] + (image - begin) * classes + lane)]
+            z = memory[uint32(plan[Z] + 2 * (image - begin) * half + lane)]
             z += memory[uint32(plan[SMALL] + plan[UNITS] * (1 + classes) + lane)]
         target = int32(words[uint32(plan[TARGETS] + image)])
         own = weight[uint32(order[uint32(start + image)])] if plan[WEIGHTED] else float32(1)
@@ -597,7 +608,7 @@ def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, 
         slope = power / whole - (right if lane == target else each)
         slope = slope * (own * per_image) if lane < classes else float32(0)
         # To the row's end, and one more behind the last, as two are heard at a time.
-        if lane < plan[DZ_ROW] + (1 if image == count - 1 else 0):
+        if lane < int32(plan[DZ_ROW] + (1 if image == int32(count - 1) else 0)):
             _tell(told + uint64(uint32(8 * (image * plan[DZ_ROW] + lane))), slope, tag)
         depths = float32(0)
         if smoothing > float32(0):
@@ -612,55 +623,75 @@ def _tell_gradients(plan, memory, words, step, count, tag, order, weight, loss, 
 
 
 @device
-def _hear_gradients(plan, memory, count, told, tag):
-    """Of all logits, two at a time."""
-    at = int32(2 * _thread())
-    while at < count * plan[DZ_ROW]:
+def _hear_gradients(plan, memory, base, count, told, tag):
+    """Of all logits, two at a time, and the size of the largest."""
+    at, end, largest = int32(2 * _thread()), int32(count * plan[DZ_ROW]), uint32(0)
+    while at < end:
         place = told + uint64(uint32(8 * at))
-        _store2(memory, uint32(plan[DZ] + at), _heard(place, _hear(place), tag))
+        found = _heard(place, _hear(place), tag)
+        _store2(memory, uint32(plan[DZ] + at), found)
+        if int32(at + 1) < end:  # there may be one more, of anything
+            largest = _larger(largest, size_of(found[1]))
+        largest = _larger(largest, size_of(found[0]))
         at = int32(at + 2 * THREADS)
+    largest = _largest_of_warp(largest)
+    if _lane() == 0 and largest > uint32(0):
+        _keep_larger(uint32(base + 4 * (plan[LARGEST] + plan[UNITS])), largest)
 
 
 @device
-def _slopes(plan, memory, base, count):
-    """The gradients of the units' outputs before ReLU, a warp for 32 images of a unit, and the size of each
-    unit's largest."""
-    units, classes = plan[UNITS], plan[CLASSES]
-    item = _warp()
-    while item < int32(units * ((count + 31) >> 5)):
+def _slopes(plan, memory, words, base, count):
+    """The gradients of the units' outputs before ReLU, a warp for 32 images of a unit, and their digits.
+
+    These are of a unit that goes by the largest gradient that there can be: the largest of the logits' times
+    the sum of the unit's weights. So nobody has to wait for the largest that there is.
+    """
+    units, classes, lane = plan[UNITS], plan[CLASSES], _lane()
+    steps, item = _tiles(count), _warp()
+    while item < int32(units * steps):
         part, unit = _split(item, units, plan[PER_UNITS])
-        image, total = int32(32 * part + _lane()), float32(0)
-        if image < count:
-            further = int32(unit * plan[Y_ROW] + image)
-            if memory[uint32(plan[Y] + further)] > float32(0):
-                at, w2 = int32(plan[DZ] + image * plan[DZ_ROW]), int32(plan[SMALL] + units + unit * classes)
-                c = int32(0)
-                while c < classes:
-                    total += memory[uint32(at + c)] * memory[uint32(w2 + c)]
-                    c = int32(c + 1)
-            memory[uint32(plan[SUMS] + further)] = total
-        found = _largest_of_warp(size_of(total))
-        if _lane() == 0:
-            _keep_larger(uint32(base + 4 * (plan[LARGEST] + units + unit)), found)
+        image, total, weights = int32(32 * part + lane), float32(0), float32(0)
+        at = uint32(base + 4 * (plan[DZ] + min(image, int32(count - 1)) * plan[DZ_ROW]))
+        w2 = uint32(base + 4 * (plan[SMALL] + units + unit * classes))
+        end = uint32(w2 + 4 * classes)
+        while w2 < end:
+            w = _load(w2)
+            total, weights = total + _load(at) * w, weights + abs(w)
+            at, w2 = uint32(at + 4), uint32(w2 + 4)
+        most = _float_of(words[uint32(plan[LARGEST] + units)]) * weights
+        per_unit, scale = unit_of(size_of(most))
+        shown = image < count and memory[uint32(plan[Y] + unit * plan[Y_ROW] + image)] > float32(0)
+        total = total if shown else float32(0)
+        if image == 0:
+            memory[uint32(plan[SCALES] + units + unit)] = scale * float32(1 / 255)
+        # A word's four bytes are those of two images beside each other and the two eight further: so that
+        # four lanes read rows whose words are in different banks.
+        word = int32(((unit >> 1) * steps + part) * 64 + (unit & 1) * 32 + (lane & 6) + (lane >> 4))
+        byte = int32((lane & 1) + (lane >> 2 & 2))
+        _store_bytes(uint32(base + 4 * (plan[Y_DIGITS] + word) + byte), in_digits(total, per_unit))
         item = int32(item + WARPS)
 
 
 @device
-def _small_slopes(plan, memory, count):
-    """The gradients of w2 and b2, which are sums over the images: a warp for each, from the last on."""
-    units, classes, item = plan[UNITS], plan[CLASSES], int32(WARPS - 1 - _warp())
+def _small_slopes(plan, memory, base, count):
+    """The gradients of w2 and b2, which are sums over the images: a warp for each, from the last on, of those
+    that the outputs' gradients leave."""
+    units, classes, warp = plan[UNITS], plan[CLASSES], _warp()
+    busy = min(int32(units * _tiles(count)), int32(WARPS // 2))
+    item = int32(WARPS - 1 - warp if warp >= busy else plan[SMALL_WORDS])
     while item < int32(plan[SMALL_WORDS] - units):
         unit, c = _split(item, classes, plan[PER_CLASSES])
-        total, image, y = float32(0), _lane(), int32(plan[Y] + unit * plan[Y_ROW])
-        at = int32(plan[DZ] + c + image * plan[DZ_ROW])
+        total, image, further = float32(0), _lane(), int32(4 * 32 * plan[DZ_ROW])
+        y = uint32(base + 4 * (plan[Y] + unit * plan[Y_ROW] + image))
+        at = uint32(base + 4 * (plan[DZ] + c + image * plan[DZ_ROW]))
         while image < count:
-            slope = memory[uint32(at)]
-            total += slope * memory[uint32(y + image)] if unit < units else slope
-            at, image = int32(at + 32 * plan[DZ_ROW]), int32(image + 32)
+            slope = _load(at)
+            total += slope * _load(y) if unit < units else slope
+            at, y, image = uint32(at + further), uint32(y + 4 * 32), int32(image + 32)
         total = _warp_sum(total)
         if _lane() == 0:
-            memory[uint32(plan[SLOPES] + units + item)] = total
-        item = int32(item + WARPS)
+            memory[uint32(plan[SLOPES] + item)] = total
+        item = int32(item + WARPS - busy)
 
 
 @device
@@ -680,7 +711,7 @@ def _update(memory, at, states, gradient, plan, numbers):
 
 @device
 def _update2(memory, at, states, g_0, g_1, plan, numbers):
-    """The same of two parameters beside each other; the size of the larger one."""
+    """The same of two parameters beside each other, which are returned."""
     count, nesterov, zero = plan[STATES], plan[NESTEROV], float32(0)
     here, next_0, next_1 = uint32(at), uint32(at + states), uint32(at + 2 * states)
     p, state_0, state_1 = _load2(memory, here), (zero, zero), (zero, zero)
@@ -695,32 +726,33 @@ def _update2(memory, at, states, g_0, g_1, plan, numbers):
         _store2(memory, next_0, (a[1], b[1]))
     if count > 1:
         _store2(memory, next_1, (a[2], b[2]))
-    return _larger(size_of(a[0]), size_of(b[0]))
+    return a[0], b[0]
 
 
 @device
-def _slopes_of_b1(plan, memory, count):
-    """The same of b1: a warp for each, from the last on."""
-    unit = int32(WARPS - 1 - _warp())
-    while unit < plan[UNITS]:
-        at, total, image = int32(plan[SUMS] + unit * plan[Y_ROW]), float32(0), _lane()
-        while image < count:
-            total += memory[uint32(at + image)]
-            image = int32(image + 32)
-        total = _warp_sum(total)
-        if _lane() == 0:
-            memory[uint32(plan[SLOPES] + unit)] = total
-        unit = int32(unit + WARPS * plan[ONE])
-
-
-@device
-def _update_small(plan, memory, numbers):
-    """b1, w2 and b2 in turn, by their gradients: a thread for each, from the last on."""
-    item, words = _last_first(), plan[SMALL_WORDS]
-    while item < words:
-        slope = memory[uint32(plan[SLOPES] + item)]
-        _update(memory, int32(plan[SMALL] + item), words, slope, plan, numbers)
-        item = int32(item + THREADS * plan[ONE])
+def _update_small(plan, memory, words, count, numbers):
+    """b1, w2 and b2, by warps from the last on: b1 of two units for a warp, which adds their digits up as if
+    they met a pixel that is 1; then a thread for each of the others, whose gradients are there."""
+    units, rest, lane, tiles = plan[UNITS], plan[SMALL_WORDS], _lane(), plan[UNIT_TILES]
+    steps, turn = _tiles(count), int32(WARPS - 1 - _warp())
+    while turn < int32(tiles + _tiles(int32(rest - units))):
+        place, slope = int32(-1), float32(0)
+        if turn < tiles:
+            at, step, sums = int32(plan[Y_DIGITS] + turn * steps * 64 + 2 * lane), int32(0), no_sums()
+            while step < steps:
+                b = _load2_words(words, uint32(at))
+                sums = _byte_sums(_WHITE, b[0], b[1], sums)
+                at, step = int32(at + 64), int32(step + plan[ONE])
+            slope, unit = total_of(sums, lane), int32(2 * turn + (lane >> 1))
+            if lane & ~2 == 0 and unit < units:
+                place, slope = unit, slope * memory[uint32(plan[SCALES] + units + unit)]
+        else:
+            item = int32(32 * (turn - tiles) + lane)
+            if item < int32(rest - units):
+                place, slope = int32(units + item), memory[uint32(plan[SLOPES] + item)]
+        if place >= 0:
+            _update(memory, int32(plan[SMALL] + place), rest, slope, plan, numbers)
+        turn = int32(turn + WARPS * plan[ONE])
 
 
 @device
@@ -733,15 +765,15 @@ def _pixels_of_32(place):
 @device
 def _update_weights(plan, memory, words, x, count, base, numbers):
     """w1, by x turned · dy, used up as soon as it is there: 32 pixels of two units at a time for a warp, of
-    which a lane gets two pixels of one unit."""
+    which a lane gets two pixels of one unit; and the digits of what it becomes."""
     units, lane, pixels, tiles = plan[UNITS], _lane(), plan[PIXELS], plan[UNIT_TILES]
-    down, steps = int32((pixels + 31) >> 5), int32((count + 31) >> 5)
+    down, steps = plan[PIXEL_TILES], _tiles(count)
     item = _warp()
     while item < int32(tiles * down):
         tile, across = _split(item, tiles, plan[PER_UNIT_TILES])
         place = uint32(base + 4 * (x + lane * plan[X_ROW]) + 32 * tile)
-        further = uint32(16 if 32 * tile + 16 < pixels else 0)
-        at, step = int32(plan[DZ] + across * steps * 64 + 2 * lane), int32(0)
+        further = uint32(16 if int32(32 * tile + 16) < pixels else 0)
+        at, step = int32(plan[Y_DIGITS] + across * steps * 64 + 2 * lane), int32(0)
         even, odd = no_sums(), no_sums()
         while step < steps:
             a, c = _pixels_of_32(place), _pixels_of_32(uint32(place + further))
@@ -759,7 +791,10 @@ def _update_weights(plan, memory, words, x, count, base, numbers):
             scale = memory[uint32(plan[SCALES] + units + unit)]
             at = int32(plan[OWN] + unit * plan[OWN_ROW] + pixel)
             states = int32(units * plan[OWN_ROW])
-            largest = _update2(memory, at, states, g_0 * scale, g_1 * scale, plan, numbers)
+            w_0, w_1 = _update2(memory, at, states, g_0 * scale, g_1 * scale, plan, numbers)
+            largest = _larger(size_of(w_0), size_of(w_1))
+            per_unit = memory[uint32(plan[SCALES] + 2 * units + unit)]
+            _tell_digits_of_weights(plan, base, tile, across, lane, w_0, w_1, per_unit)
         first = _largest_of_warp(largest if lane & 2 == 0 else uint32(0))
         second = _largest_of_warp(largest if lane & 2 == 2 else uint32(0))
         if lane & ~2 == 0 and unit < units:
@@ -791,6 +826,7 @@ def _kernel(copies, **more):
         state_1,
         numbers,
         smoothing,
+        each,
         logits,
         gradients,
         loss,
@@ -817,19 +853,22 @@ def _kernel(copies, **more):
         _copies_end()
         _find_largest_weight(plan, memory, base)
         step = first
-        while True:
-            cuda.syncthreads()
-            if step == last:
-                break
-            _digits_of_weights(plan, memory, words)
-            count, next_step = _images_of(plan, step, last), int32(step + 1)
-            x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
+        while step < last:
             wait_for_images(plan, base, step, int32(step - first))
             cuda.syncthreads()
+            count, next_step = _images_of(plan, step, last), int32(step + 1)
+            x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
+            while True:
+                _multiply_pixels(plan, memory, words, x, count, base)
+                _look_for_new_units(plan, memory, words, base)
+                cuda.syncthreads()
+                if words[uint32(plan[STALE])] == uint32(0):
+                    break
+                cuda.syncthreads()  # as always in the first step, and seldom later
+                _digits_of_weights(plan, memory, words)
+                cuda.syncthreads()
             _forget_largest(plan, words)
-            _multiply_pixels(plan, memory, words, x, count, base)
-            cuda.syncthreads()
-            _tell_logits(plan, memory, told, tag)
+            _tell_logits(plan, base, told, tag)
             _ask_for_labels(plan, words, base, step, count, labels)
             # Each thread where it has looked up a label.
             _ask_for_places(plan, base, int32(step + plan[X_BUFFERS]), last, order)
@@ -839,18 +878,15 @@ def _kernel(copies, **more):
             _arrived()
             cuda.syncthreads()
             _tell_gradients(
-                plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing
+                plan, memory, words, step, count, tag, order, weight, loss, correct, answers, smoothing, each
             )
             if plan[X_BUFFERS] > 1:
                 ask_for_images(plan, words, next_step, last, images, base)
             _copies_end()
-            _hear_gradients(plan, memory, count, answers, tag)
+            _hear_gradients(plan, memory, base, count, answers, tag)
             cuda.syncthreads()
-            _slopes(plan, memory, base, count)
-            _small_slopes(plan, memory, count)
-            cuda.syncthreads()
-            _digits_of_slopes(plan, memory, words, count)
-            _slopes_of_b1(plan, memory, count)
+            _slopes(plan, memory, words, base, count)
+            _small_slopes(plan, memory, base, count)
             now = int32(plan[NUMBERS_NOW])
             of_step = (
                 _load4(memory, uint32(now))
@@ -858,13 +894,14 @@ def _kernel(copies, **more):
                 + _load4(memory, uint32(now + 8))
             )
             cuda.syncthreads()
-            _update_small(plan, memory, of_step)
+            _update_small(plan, memory, words, count, of_step)
             _update_weights(plan, memory, words, x, count, base, of_step)
             if plan[X_BUFFERS] == 1:
                 cuda.syncthreads()
                 ask_for_images(plan, words, next_step, last, images, base)
                 _copies_end()
             step, tag = next_step, uint32(tag + uint32(1))
+        cuda.syncthreads()
         # All have read what one of them writes: the bias of the output layer.
         met = _global_address(counter)
         grid.wait(met, grid.arrive(met))
@@ -873,7 +910,7 @@ def _kernel(copies, **more):
     return Kernel(
         steps,
         *(types.UniTuple(int32, PLAN_WORDS), INTS, BYTES, INTS, LONGS),
-        *(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32),
+        *(FLOATS, FLOATS, FLOATS, FLOATS, FLOATS, float32, float32),
         *(LONGS, LONGS, FLOATS, BYTES, WORDS),
         threads=THREADS,
         resident=1,
@@ -915,7 +952,12 @@ barriers = Kernel(
 
 def _per(by):
     """For :func:`_split`."""
-    return np.uint32((2**32 - 1) // by).view(np.int32)
+    return _bits(np.uint32((2**32 - 1) // by))
+
+
+def _bits(number):
+    """Of 32, as one of the words."""
+    return number.view(np.int32)
 
 
 @cache
@@ -948,23 +990,27 @@ def _layout_of(sizes, batch, units, buffers, states):
         (OWN, (1 + states) * units * own_row),
         (W_DIGITS, tiles * blocks_for(pixels, 64) * PAIR),
         (SMALL, (1 + states) * small),
-        (SLOPES, small),
+        (SLOPES, small - units),
         (Y, units * y_row),
-        (LARGEST, 2 * units),
-        (SCALES, 2 * units),
+        (LARGEST, units + 1),
+        (STALE, 1),
+        (SCALES, 3 * units),
         (PLACES, buffers * batch),
         (TARGETS, batch),
         (NUMBERS_NOW, NUMBERS),
         (BARRIERS, 4),
-        (Z, share * classes + 1),
-        (SUMS, units * y_row),  # of the first part; the others' lie where the gradients are later
-        (DZ, max(batch * dz_row + 1, tiles * padded * 2, (PARTS - 1) * units * y_row)),
+        (Z, share * (classes + classes % 2)),
+        # Of the first part, and digits of gradients; the others' lie where the logits' gradients are later.
+        (SUMS, max(units * y_row, tiles * padded * 2)),
+        (DZ, max(batch * dz_row + 1, (PARTS - 1) * units * y_row)),
     ):
         words[name] = at
         at += -(-count // 4) * 4  # four words are read at a time
+    words[Y_DIGITS] = words[SUMS]
     words |= {UNITS: units, UNIT_TILES: tiles, X_ROW: x_row, X_BUFFERS: buffers, X_WORDS: x_words}
     words |= {OWN_ROW: own_row, SMALL_WORDS: small, Y_ROW: y_row, DZ_ROW: dz_row, SHARED_WORDS: at}
-    words |= {MESSAGE: share * classes + share * classes % 2}
+    words |= {MESSAGE: share * (classes + classes % 2)}
+    words |= {PIXEL_TILES: blocks_for(pixels, 32), PIXEL_PAIRS: blocks_for(pixels, 64)}
     for per, by in (
         *((PER_CLASSES, classes), (PER_HALF, (classes + 1) // 2), (PER_UNITS, units)),
         *((PER_UNIT_TILES, tiles), (PER_FOURS, pixels // 4), (PER_SHARE, share)),
@@ -1026,6 +1072,8 @@ class Persistent:
             W2_ROW: tensors[2].row,
             B2: tensors[3].offset,
             STATES: len(plan.state),
+            PER_IMAGE: _bits(np.float32(1) / np.float32(batch)),
+            PER_LAST_IMAGE: _bits(np.float32(1) / np.float32(count % batch or batch)),
         }
         self.blocks = blocks_for(hidden, words[UNITS])  # those that have a unit
         self.words, self.shared = words, 4 * words[SHARED_WORDS]
@@ -1070,6 +1118,7 @@ class Persistent:
         known, known_how, _ = self.ready
         if how != known_how or any(map(operator.is_not, arrays, known)):
             memory, nothing = self.memory, plan.parameters[:0]
+            smoothing, classes = np.float32(plan.label_smoothing), plan.layout.layer_sizes[2]
             words = self.words | {NESTEROV: nesterov, WEIGHTED: plan.weight is not None}
             with recorded() as launches:
                 self.kernel(
@@ -1078,7 +1127,11 @@ class Persistent:
                     *(images.reshape(-1), labels, memory["order"]),
                     nothing if plan.weight is None else plan.weight,
                     *(plan.parameters, *[*plan.state, nothing, nothing][:2]),
-                    *(memory["given"][NUMBERS_AT:].view(np.float32), plan.label_smoothing),
+                    *(
+                        memory["given"][NUMBERS_AT:].view(np.float32),
+                        smoothing,
+                        smoothing / np.float32(classes),
+                    ),
                     *(memory["logits"], memory["gradients"], loss, correct, memory["counter"]),
                     shared=self.shared,
                 )

@@ -409,13 +409,14 @@ def _forget_largest(plan, words):
 
 
 @device
-def _look_for_new_units(plan, memory, words, base):
+def _look_for_new_units(plan, words, base):
     """Whether some weights' digits are no longer of the unit that goes by the largest: the last warp, which
     has nothing else to do meanwhile."""
     unit = _last_first()
     while unit < plan[UNITS]:
         _, scale = unit_of(words[uint32(plan[LARGEST] + unit)])
-        if scale * float32(1 / 255) != memory[uint32(plan[SCALES] + unit)]:
+        # By their bits: NaN, which is not equal to itself, would never be right.
+        if _bits_of(scale * float32(1 / 255)) != words[uint32(plan[SCALES] + unit)]:
             _keep_larger(uint32(base + 4 * plan[STALE]), uint32(1))
         unit = int32(unit + THREADS * plan[ONE])
 
@@ -860,7 +861,7 @@ def _kernel(copies, **more):
             x = int32(plan[X] + _buffer(plan, step) * plan[X_WORDS])
             while True:
                 _multiply_pixels(plan, memory, words, x, count, base)
-                _look_for_new_units(plan, memory, words, base)
+                _look_for_new_units(plan, words, base)
                 cuda.syncthreads()
                 if words[uint32(plan[STALE])] == uint32(0):
                     break

@@ -183,13 +183,27 @@ def test_digits_follow_weights_that_grow():
 
     expected = trained("numpy")
     assert np.abs(expected["w1"]).max() > 0.01
-    unchanged = with_fault(persistent, "if scale * float32(1 / 255) != memory", "if float32(0) == memory")
+    unchanged = with_fault(
+        persistent, "if _bits_of(scale * float32(1 / 255)) != words", "if uint32(0) == words"
+    )
     with emulated():
         for name, values in trained(with_persistent_epochs()).items():
             np.testing.assert_allclose(values, expected[name], atol=1e-5, err_msg=name)
         wrong = trained(with_faulty_epochs(Limits((9, 0), BLOCKS, SHARED), cuda=unchanged))
     largest = {name: np.abs(values - expected[name]).max() for name, values in wrong.items()}
     assert max(largest.values()) > 1e-3
+
+
+def test_a_training_that_diverges_ends():
+    """Weights that are no numbers have a unit that is none."""
+    random = np.random.default_rng(5)
+    images = fd.Images(
+        random.integers(0, 256, (24, 8, 8)).astype(np.uint8), random.integers(0, 5, 24).astype(np.uint8)
+    )
+    with emulated():
+        net = fd.Network([64, 10, 5], backend=with_persistent_epochs(), seed=3)
+        with pytest.raises(fd.TrainingDivergedError, match="the loss became nan in step 2"):
+            fd.fit(net, images, optimizer=fd.SGD(1e30), epochs=1, batch_size=8, seed=1)
 
 
 SHARED_RACE = "race: shared word .* was|nothing has written"
